@@ -34,7 +34,7 @@ PUBLIC = (
 MAX_IMPORTS_IN_FUNCTIONS = 60  # optional extras, and what keeps `vfm plan` and `vfm --help` quick
 MAX_TYPE_CHECKING_BLOCKS = 15
 
-STAGES = stage_types(load_plugins())
+STAGES = dict(stage_types(load_plugins()))  # imports all
 
 
 def parts_of(slot: type[Part]) -> Iterator[type[Part]]:
@@ -53,6 +53,21 @@ def test_the_work_of_a_stage_exists_and_returns_its_artifact(kind: str) -> None:
     returned = typing.get_type_hints(load_function(stage.work)).get("return")
     assert isinstance(returned, type), f"{stage.work} has no return annotation"
     assert issubclass(returned, stage.makes)
+
+
+def subclasses(base: type[Stage]) -> Iterator[type[Stage]]:
+    for stage in base.__subclasses__():
+        yield stage
+        yield from subclasses(stage)
+
+
+def test_every_stage_is_registered() -> None:
+    defined = {
+        stage
+        for stage in subclasses(Stage)
+        if typing.get_args(stage.model_fields["kind"].annotation) and stage.__module__.partition(".")[0] in PACKAGES
+    }
+    assert {stage.__name__ for stage in defined - set(STAGES.values())} == set()
 
 
 @pytest.mark.parametrize("part", [part for part in parts_of(Part) if part.work], ids=lambda part: part.__name__)

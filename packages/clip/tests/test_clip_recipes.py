@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from vfm import core as stages
 from vfm.flow.recipe.recipe import load_recipe
+from vfm.interfaces import load_plugins, stage_types
 from vfm.models import ClipModel, blueprint
 from vfm.plugin import AdamW, LambConfig, Preflight, Stage
 from vfm_clip import ClipTrain
-from vfm_clip.plugin import vfm_stages
 from vfm_clip.task import ClipTask
 from vfm_clip.towers import trained_towers
 
@@ -38,7 +37,7 @@ def recipe_stages(name: str, folder: Path) -> dict[str, Stage]:
     (folder / "a.tar").touch()
     (folder / "g.pt").touch()
     overrides = [f"data.path={folder / 'a.tar'}", *([f"eva.source={folder / 'g.pt'}"] if "g14" in name else [])]
-    known = {stage.kind_name(): stage for stage in [*stages.vfm_stages(), *vfm_stages()]}
+    known = stage_types(load_plugins())
     return {stage.name: stage for stage in load_recipe(name, known, overrides).stages}
 
 

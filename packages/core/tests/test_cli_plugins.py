@@ -25,6 +25,11 @@ def vfm_stages():
 """
 
 
+def by_address(address: str) -> str:
+    """A plugin that names its stage by its address."""
+    return STAGE.format(kind="x.y").replace("[Make]", f'{{"x.y": "{address}"}}')
+
+
 def with_plugin(tmp_path: Path, *words: str, **sources: str) -> Outcome:
     """A command, with plugins whose modules have these sources."""
     site = tmp_path / "site"
@@ -47,6 +52,14 @@ def with_plugin(tmp_path: Path, *words: str, **sources: str) -> Outcome:
         (STAGE.format(kind="x.y").replace(" -> Made", ""), "to be annotated with a"),
         (STAGE.format(kind="x.y").replace("-> Made", "-> int"), "to be annotated with a"),
         (STAGE.format(kind="x.y").replace('Literal["x.y"]', "str"), "Literal"),
+        (by_address("odd_module:Nothing"), "x.y cannot be loaded: AttributeError"),
+        (by_address("nowhere:Make"), "No module named 'nowhere'"),
+        (by_address("odd_module"), "x.y cannot be loaded"),
+        (by_address("pathlib:Path"), "x.y cannot be loaded"),
+        (
+            by_address("odd_module:Make").replace('"x.y"', '"x.z"', 2),
+            "expected a stage of kind x.y at odd_module:Make, got x.z",
+        ),
     ],
     ids=[
         "module that does not import",
@@ -59,6 +72,11 @@ def with_plugin(tmp_path: Path, *words: str, **sources: str) -> Outcome:
         "stage without an annotated result",
         "stage that makes no artifact",
         "kind that is not a literal",
+        "address of a missing name",
+        "address of a missing module",
+        "address without a name",
+        "address of another class",
+        "address of another kind",
     ],
 )
 def test_broken_plugin_is_named_in_one_line(source, said, tmp_path):
@@ -67,6 +85,23 @@ def test_broken_plugin_is_named_in_one_line(source, said, tmp_path):
     (line,) = done.errors
     assert "'odd'" in line
     assert said in line
+
+
+def test_a_stage_is_imported_from_its_address_when_its_kind_is_used(tmp_path):
+    site = tmp_path / "site"
+    install(site, "lazy", "lazy_module")
+    hook = 'import vfm\n@vfm.hookimpl\ndef vfm_stages():\n    return {"x.y": "lazy_stages:Make"}\n'
+    (site / "lazy_module.py").write_text(hook)
+    stages = STAGE.format(kind="x.y").partition("@vfm.hookimpl")[0]
+    (site / "lazy_stages.py").write_text(f"{stages}\nprint('imported')\n")
+    for name, kind in (("used", "x.y"), ("other", "shapes.pool")):
+        (tmp_path / f"{name}.yaml").write_text(f"stages:\n  - {{kind: {kind}, name: made}}\n")
+    assert "imported" not in run_alone("plan", "other.yaml", cwd=tmp_path, path=site).out
+    assert "imported" in run_alone("plan", "used.yaml", cwd=tmp_path, path=site).out
+    assert run_alone("run", "used.yaml", cwd=tmp_path, path=site).code == 0
+    (artifact,) = (tmp_path / "store").glob("x.y-*")
+    shown = run_alone("show", artifact, cwd=tmp_path, path=site)  # imports the stage for the type of its artifact
+    assert "Made" in shown.out, shown.err
 
 
 def test_kind_of_two_plugins_is_rejected_with_both_names(tmp_path):

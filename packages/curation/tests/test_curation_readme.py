@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vfm import core as stages
 from vfm.flow.recipe.recipe import load_recipe
-from vfm_curation.plugin import vfm_stages
+from vfm.interfaces import load_plugins, stage_types
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
@@ -23,6 +22,6 @@ def test_python_example_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -
 def test_recipe_of_the_readme_is_valid(tmp_path: Path) -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
     (tmp_path / "curate.yaml").write_text(text, encoding="utf-8")
-    known = {stage.kind_name(): stage for stage in [*stages.vfm_stages(), *vfm_stages()]}
+    known = stage_types(load_plugins())
     recipe = load_recipe(str(tmp_path / "curate.yaml"), known)
     assert [stage.name for stage in recipe.stages] == ["pool", "entries", "matches", "curated"]

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from vfm import core as stages
 from vfm.flow.recipe.recipe import load_recipe
+from vfm.interfaces import load_plugins, stage_types
 from vfm.models import blueprint
 from vfm_eva import EvaPretrain
-from vfm_eva.plugin import vfm_stages
 from vfm_eva.pretrain.pretrain import build_student, build_task
 from vfm_eva.targets.images import EvaInputs
 from vfm_eva.targets.teacher import StoredTargets, Teacher
@@ -57,7 +56,7 @@ def counted(recipe: str) -> dict[str, int]:
 
 def _stages(recipe: str) -> tuple[str, EvaPretrain]:
     """Load the teacher's architecture and the training stage from a recipe."""
-    known = {stage.kind_name(): stage for stage in [*stages.vfm_stages(), *vfm_stages()]}
+    known = stage_types(load_plugins())
     with TemporaryDirectory() as folder:
         file = Path(folder) / "a.tar"
         file.touch()

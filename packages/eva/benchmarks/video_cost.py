@@ -19,10 +19,9 @@ from counted import _by_block, _Kept
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from vfm import core as stages
 from vfm.flow.recipe.recipe import load_recipe
+from vfm.interfaces import load_plugins, stage_types
 from vfm.models import build_vision
-from vfm_eva.plugin import vfm_stages
 from vfm_eva.video.clips import VideoClips
 from vfm_eva.video.model import VideoTransformer
 from vfm_eva.video.stages import EvaVideo
@@ -74,7 +73,7 @@ def cost(recipe: str, num_classes: int) -> dict[str, float]:
 
 def _stage(recipe: str) -> tuple[str, EvaVideo]:
     """Load the encoder's name and the training stage from a recipe."""
-    known = {stage.kind_name(): stage for stage in [*stages.vfm_stages(), *vfm_stages()]}
+    known = stage_types(load_plugins())
     with TemporaryDirectory() as folder:
         sets = ["k400", "k600", "k700", "k400_val", "k600_val", "k700_val"]
         names = sets if recipe == "eva_g_k722" else ["train", "val"]

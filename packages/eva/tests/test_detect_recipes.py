@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from vfm import core as stages
 from vfm.eval.dense.stages import Detection
 from vfm.flow.recipe.recipe import load_recipe
+from vfm.interfaces import load_plugins, stage_types
 from vfm.models import build_vision
 from vfm.plugin import Stage
 from vfm_eva.dense.detect.checkpoint import build_detector
 from vfm_eva.dense.detect.stages import EvaDetect
-from vfm_eva.plugin import vfm_stages
 
 # recipe: side, window, number of global blocks, batch, steps, peak rate, layer decay, drop path, loss
 RELEASED = {
@@ -32,7 +31,7 @@ RELEASED = {
 
 
 def recipe_stages(name: str, folder: Path) -> dict[str, Stage]:
-    known = {stage.kind_name(): stage for stage in [*stages.vfm_stages(), *vfm_stages()]}
+    known = stage_types(load_plugins())
     paths = [f"{split}.path={folder}" for split in ("train", "val")]
     return {stage.name: stage for stage in load_recipe(name, known, paths).stages}
 

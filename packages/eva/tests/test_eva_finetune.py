@@ -19,10 +19,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from eva_toy import context
-from vfm import core as stages
 from vfm.data import FILTERS, BadSample, Sample, SampleDraw
 from vfm.data.synthetic.stages import ShapesClasses
-from vfm.interfaces import load_panels
+from vfm.interfaces import load_panels, load_plugins, stage_types
 from vfm.models import build_vision, class_names_of, load_vision, save_vision, set_class_names, vision_preprocess
 from vfm.plugin import AllWeights, LabeledDataset, Preflight, UserError, VisionCheckpoint
 from vfm_eva import EvaFinetune
@@ -254,7 +253,7 @@ def test_an_interrupted_training_resumes_to_the_bit(
 
 
 def test_evaluations_score_the_head_during_training(tmp_path: Path, train: LabeledDataset) -> None:
-    kinds = {kind.kind_name(): kind for kind in stages.vfm_stages()}
+    kinds = stage_types(load_plugins())
     evaluation = {"tasks": [{"kind": "eval.classify", "data": "train"}], "every_steps": 2}
     settings = stage().model_dump() | {"evaluation": evaluation}
     evaluated = EvaFinetune.model_validate(settings, context=kinds)

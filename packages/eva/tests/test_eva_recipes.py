@@ -6,12 +6,11 @@ import pytest
 import torch
 from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
-from vfm import core as stages
 from vfm.flow.recipe.recipe import load_recipe
+from vfm.interfaces import load_plugins, stage_types
 from vfm.models import vision_preprocess
 from vfm.plugin import AdamW, Preflight, Stage
 from vfm_eva import EvaFinetune, EvaPretrain
-from vfm_eva.plugin import vfm_stages
 from vfm_eva.pretrain.pretrain import build_student, num_masked
 from vfm_eva.video.stages import EvaVideo
 
@@ -29,7 +28,7 @@ PAPERS = {
 
 
 def recipe_stages(name: str, *overrides: str) -> tuple[Stage, ...]:
-    known = {stage.kind_name(): stage for stage in [*stages.vfm_stages(), *vfm_stages()]}
+    known = stage_types(load_plugins())
     return load_recipe(name, known, overrides).stages
 
 

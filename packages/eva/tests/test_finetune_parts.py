@@ -24,9 +24,9 @@ from test_eva_finetune import (
     stage,
     train as labelled_train,  # noqa: F401  (a fixture)
 )
-from vfm import core as stages
 from vfm.base import error_lines
 from vfm.data.labeled.tags import write_tags
+from vfm.interfaces import load_plugins, stage_types
 from vfm.models import build_vision, load_vision, save_vision
 from vfm.plugin import LabeledDataset, Preflight, TaggedImages, UserError
 from vfm_eva import EvaFinetune
@@ -183,7 +183,7 @@ def test_several_labels_an_image_are_trained_by_binary_cross_entropy(tmp_path: P
 
 def test_a_head_of_several_labels_is_scored_during_its_training(tmp_path: Path, train: LabeledDataset) -> None:
     tags, start = tagged(tmp_path / "tags", train), encoder(tmp_path / "encoder", num_classes=0)
-    kinds = {kind.kind_name(): kind for kind in stages.vfm_stages()}
+    kinds = stage_types(load_plugins())
     evaluation = {"tasks": [{"kind": "eval.classify", "data": "train"}], "every_steps": 2}
     settings = stage(**PLAIN, steps=2).model_dump() | {"evaluation": evaluation}
     config = EvaFinetune.model_validate(settings, context=kinds)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vfm import core as stages
 from vfm.flow.recipe.recipe import load_recipe
+from vfm.interfaces import load_plugins, stage_types
 from vfm.models import build_vision
 from vfm.plugin import AdamW, PolySchedule
 from vfm_eva.dense.segment.model import build_segmenter
 from vfm_eva.dense.segment.stages import EvaSegment
-from vfm_eva.plugin import vfm_stages
 
 ARCHITECTURES = {"b": "eva02_base_patch14_224", "l": "eva02_large_patch14_224"}
 
@@ -26,7 +25,7 @@ VALUES = {
 
 @pytest.mark.parametrize("name", VALUES)
 def test_values_are_those_of_the_released_files(name: str, tmp_path: object) -> None:
-    known = {stage.kind_name(): stage for stage in [*stages.vfm_stages(), *vfm_stages()]}
+    known = stage_types(load_plugins())
     _, _, encoder, stage, evaluation = load_recipe(
         name, known, [f"{part}.path={tmp_path}" for part in ("train", "val")]
     ).stages

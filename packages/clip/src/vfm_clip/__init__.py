@@ -4,10 +4,6 @@ The classes here are configurations and import no torch. As a library: `vfm_clip
 and `vfm_clip.losses` the losses.
 """
 
-from vfm_clip.loss_parts import ClipLoss, Distillation, DistinctInfoNce, InfoNce, LogitBias, Siglip
-from vfm_clip.stages import ClipLoading, ClipTrain, CropAugmentation, LogitScale, Tower, VisionTowerTraining
+import lazy_loader
 
-__all__ = [
-    "ClipLoading", "ClipLoss", "ClipTrain", "CropAugmentation", "Distillation", "DistinctInfoNce",
-    "InfoNce", "LogitBias", "LogitScale", "Siglip", "Tower", "VisionTowerTraining",
-]  # fmt: skip
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
-from vfm.plugin import Stage, hookimpl
-from vfm_clip.stages import ClipTrain
+from vfm.plugin import hookimpl
 
 
 @hookimpl
-def vfm_stages() -> Iterable[type[Stage]]:
+def vfm_stages() -> Mapping[str, str]:
     """Register the stage of CLIP training."""
-    return [ClipTrain]
+    return {"clip.train": "vfm_clip.stages:ClipTrain"}

@@ -1,40 +1,61 @@
 """The plugin of core: its stages, registered through the same hook as the stages of every other plugin.
 
-Stages are light. The code that a stage runs is in the module that its `work` names, imported when the stage runs.
+A stage's configuration is imported when its kind is used, and the code that it runs, which its `work` names, when it
+runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
-import vfm.data.annotated.stages as annotated
-import vfm.data.choices.stages as choices
-import vfm.data.labeled.stages as labeled
-import vfm.data.pairs.stages as pairs
-import vfm.data.streaming.stages as streaming
-import vfm.data.synthetic.stages as synthetic
-import vfm.data.videos.stages as videos
-import vfm.eval.choices.stages as caption_choice
-import vfm.eval.classify.stages as classify
-import vfm.eval.compare.stages as compare
-import vfm.eval.dense.stages as dense
-import vfm.eval.interpolation.stages as interpolation
-import vfm.eval.open_segmentation.stages as open_segmentation
-import vfm.eval.retrieval.stages as retrieval
-import vfm.eval.video.stages as video
-import vfm.models.stages as models
-from vfm.interfaces import Stage, hookimpl
+from vfm.interfaces import hookimpl
 
-ROOMS = (
-    pairs, streaming, labeled, choices, annotated, videos, synthetic, models, interpolation,
-    classify, retrieval, caption_choice, dense, open_segmentation, video, compare,
-)  # fmt: skip
+STAGES = {
+    "data.images": "vfm.data.pairs.stages:Images",
+    "data.pairs": "vfm.data.pairs.stages:Pairs",
+    "data.stream": "vfm.data.streaming.stages:Stream",
+    "data.labeled": "vfm.data.labeled.stages:Labeled",
+    "data.tagged": "vfm.data.labeled.stages:Tagged",
+    "data.digits": "vfm.data.labeled.stages:Digits",
+    "data.caption_labels": "vfm.data.labeled.stages:CaptionLabels",
+    "data.choices": "vfm.data.choices.stages:ChoiceFiles",
+    "data.pooled_choices": "vfm.data.choices.stages:PooledChoices",
+    "data.annotated": "vfm.data.annotated.stages:Annotated",
+    "data.videos": "vfm.data.videos.stages:Videos",
+    "data.video_union": "vfm.data.videos.stages:VideoUnion",
+    "shapes.pool": "vfm.data.synthetic.stages:ShapesPool",
+    "shapes.classes": "vfm.data.synthetic.stages:ShapesClasses",
+    "shapes.choices": "vfm.data.synthetic.stages:ShapesChoices",
+    "shapes.questions": "vfm.data.synthetic.stages:ShapesQuestions",
+    "shapes.scenes": "vfm.data.synthetic.stages:ShapesScenes",
+    "shapes.videos": "vfm.data.synthetic.stages:ShapesVideos",
+    "models.clip": "vfm.models.stages:ImportClip",
+    "models.vision": "vfm.models.stages:ImportVision",
+    "models.generator": "vfm.models.stages:ImportGenerator",
+    "models.export": "vfm.models.stages:Export",
+    "models.interpolate": "vfm.eval.interpolation.stages:Interpolate",
+    "eval.linear_probe": "vfm.eval.classify.stages:LinearProbe",
+    "eval.attentive_probe": "vfm.eval.classify.stages:AttentiveProbe",
+    "eval.knn": "vfm.eval.classify.stages:Knn",
+    "eval.few_shot": "vfm.eval.classify.stages:FewShot",
+    "eval.classify": "vfm.eval.classify.stages:Classify",
+    "eval.zero_shot": "vfm.eval.classify.stages:ZeroShot",
+    "eval.retrieval": "vfm.eval.retrieval.stages:Retrieval",
+    "eval.mmvp_vlm": "vfm.eval.choices.stages:MmvpVlm",
+    "eval.choices": "vfm.eval.choices.stages:Choices",
+    "eval.detection": "vfm.eval.dense.stages:Detection",
+    "eval.segmentation": "vfm.eval.dense.stages:Segmentation",
+    "eval.panoptic": "vfm.eval.dense.stages:Panoptic",
+    "eval.dense_probe": "vfm.eval.dense.stages:DenseProbe",
+    "eval.open_segmentation": "vfm.eval.open_segmentation.stages:OpenSegmentation",
+    "eval.video": "vfm.eval.video.stages:VideoEvaluation",
+    "eval.curves": "vfm.eval.compare.stages:CurveComparison",
+    "eval.summary": "vfm.eval.compare.stages:ReportSummary",
+    "eval.ablation": "vfm.eval.compare.stages:Ablation",
+}
 
 
 @hookimpl
-def vfm_stages() -> Iterable[type[Stage]]:
-    """List core's stage types: data, synthetic shapes, pretrained models and evaluations."""
-    stages: list[type[Stage]] = []
-    for room in ROOMS:
-        stages += room.STAGES
-    return stages
+def vfm_stages() -> Mapping[str, str]:
+    """List core's stage types by kind: data, synthetic shapes, pretrained models and evaluations."""
+    return STAGES

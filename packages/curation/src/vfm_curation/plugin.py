@@ -1,21 +1,26 @@
 """Plugin of vfm with the stages of this package."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from vfm.plugin import Stage, hookimpl
-from vfm_curation.balance.stages import MetaclipBalance, RandomSubset
-from vfm_curation.crawl.stages import ExtractLinks, RetryLinks
-from vfm_curation.export.stages import ExportSubset
-from vfm_curation.filters.stages import FilterPool
-from vfm_curation.match.stages import MatchTexts
-from vfm_curation.metadata.stages import BuildMetadata
+from vfm.plugin import hookimpl
+
+# In the order of a curation: from links of a crawl to a curated subset.
+STAGES = {
+    "curation.extract": "vfm_curation.crawl.stages:ExtractLinks",
+    "curation.retry": "vfm_curation.crawl.stages:RetryLinks",
+    "curation.filter": "vfm_curation.filters.stages:FilterPool",
+    "curation.metadata": "vfm_curation.metadata.stages:BuildMetadata",
+    "curation.match": "vfm_curation.match.stages:MatchTexts",
+    "curation.balance": "vfm_curation.balance.stages:MetaclipBalance",
+    "curation.random": "vfm_curation.balance.stages:RandomSubset",
+    "curation.export": "vfm_curation.export.stages:ExportSubset",
+}
 
 
 @hookimpl
-def vfm_stages() -> Iterable[type[Stage]]:
-    """List the stages in the order of a curation: from links of a crawl to a curated subset."""
-    before = (ExtractLinks, RetryLinks, FilterPool)
-    return *before, BuildMetadata, MatchTexts, MetaclipBalance, RandomSubset, ExportSubset
+def vfm_stages() -> Mapping[str, str]:
+    """List the stages by kind."""
+    return STAGES
 
 
 @hookimpl

@@ -5,38 +5,6 @@ of a frozen one. `generator` assembles a diffusion model from `denoiser`, `netwo
 `mllm` trains and evaluates multimodal models. As a library: `prior.prior_task` and `tune.tune_task`.
 """
 
-from vfm_diva.generator.stages import CropSettings, DivaLatents
-from vfm_diva.parts.loss_parts import ContrastiveLoss, DenoisingLoss, Loss, ViewLoss
-from vfm_diva.parts.network_parts import DenoiserNetwork, FlowTransformer, Mlp, UNet
-from vfm_diva.parts.parts import (
-    Adapter,
-    Anchor,
-    Cls,
-    Condition,
-    CosineAnchor,
-    Embedding,
-    L2SpAnchor,
-    LinearAdapter,
-    LogitNormal,
-    MlpAdapter,
-    NoAdapter,
-    NoAnchor,
-    Patches,
-    PooledPatches,
-    RasterPooled,
-    RelationalAnchor,
-    Stratified,
-    Timesteps,
-    TrainedAdapter,
-    Uniform,
-)
-from vfm_diva.prior.stages import DivaPrior, PriorCondition
-from vfm_diva.tune.stages import DivaTune, Feedback, Prompt
+import lazy_loader
 
-__all__ = [
-    "Adapter", "Anchor", "Cls", "Condition", "ContrastiveLoss", "CosineAnchor", "CropSettings", "DenoiserNetwork",
-    "DenoisingLoss", "DivaLatents", "DivaPrior", "DivaTune", "Embedding", "Feedback", "FlowTransformer", "L2SpAnchor",
-    "LinearAdapter", "LogitNormal", "Loss", "Mlp", "MlpAdapter", "NoAdapter", "NoAnchor", "Patches",
-    "PooledPatches", "PriorCondition", "Prompt", "RasterPooled", "RelationalAnchor", "Stratified", "Timesteps",
-    "TrainedAdapter", "UNet", "Uniform", "ViewLoss",
-]  # fmt: skip
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
-from vfm.plugin import Stage, hookimpl
-from vfm_diva.forecast import stages as stages_forecast
-from vfm_diva.generator.stages import DivaLatents
-from vfm_diva.mllm import stages as stages_mllm
-from vfm_diva.prior.stages import DivaPrior
-from vfm_diva.tune.stages import DivaTune
+from vfm.plugin import hookimpl
+
+# Latents, prior, tuning, predicted gains, language models.
+STAGES = {
+    "diva.latents": "vfm_diva.generator.stages:DivaLatents",
+    "diva.prior": "vfm_diva.prior.stages:DivaPrior",
+    "diva.tune": "vfm_diva.tune.stages:DivaTune",
+    "diva.predict": "vfm_diva.forecast.stages:DivaPredict",
+    "diva.law": "vfm_diva.forecast.stages:DivaLaw",
+    "mllm.train": "vfm_diva.mllm.stages:MllmTrain",
+    "mllm.questions": "vfm_diva.mllm.stages:MllmQuestions",
+    "mllm.pope": "vfm_diva.mllm.stages:MllmPope",
+    "eval.mllm": "vfm_diva.mllm.stages:EvalMllm",
+    "eval.lmms": "vfm_diva.mllm.stages:EvalLmms",
+}
 
 
 @hookimpl
-def vfm_stages() -> Iterable[type[Stage]]:
-    """List the stages of DIVA: latents, prior, tuning, predicted gains, language models."""
-    return [DivaLatents, DivaPrior, DivaTune, *stages_forecast.STAGES, *stages_mllm.STAGES]
+def vfm_stages() -> Mapping[str, str]:
+    """List the stages of DIVA by kind."""
+    return STAGES

@@ -5,28 +5,6 @@ pre-training task, `targets.teacher` for its targets, `pretrain.masks` for the m
 fine-tuning task.
 """
 
-from vfm_eva.finetune.stages import EvaFinetune, FinetuneAugmentation
-from vfm_eva.pretrain.parts import BlockExactMask, BlockMask, Decoder, Mask, RandomMask, Student
-from vfm_eva.pretrain.stages import EvaClip, EvaPretrain
-from vfm_eva.targets.parts import Codes, EvaTeacher, Features, Pixels, Target, TargetAugmentation
-from vfm_eva.targets.stages import EvaTargets
+import lazy_loader
 
-__all__ = [
-    "BlockExactMask",
-    "BlockMask",
-    "Codes",
-    "Decoder",
-    "EvaClip",
-    "EvaFinetune",
-    "EvaPretrain",
-    "EvaTargets",
-    "EvaTeacher",
-    "Features",
-    "FinetuneAugmentation",
-    "Mask",
-    "Pixels",
-    "RandomMask",
-    "Student",
-    "Target",
-    "TargetAugmentation",
-]  # fmt: skip
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -24,8 +24,6 @@ from vfm.interfaces import (
     GeneratorCheckpoint,
     VideoClassifier,
     VisionCheckpoint,
-    load_plugins,
-    stage_types,
 )
 from vfm.storage.store_files import reading
 
@@ -70,7 +68,6 @@ def list_models(name: str | None = None, *, store: AnyPath = "store") -> Listing
         if not rows:
             raise UserError(f"no model of open_clip or timm has {name!r} in its name")
         return Listing(f"models with {name} in their name", ("name", "library", "pretrained"), rows)
-    stage_types(load_plugins())  # imports the artifact types of plugins
     saved = []
     for run in kept_runs(Store(Path(store))):
         for stage in sorted(run.links):

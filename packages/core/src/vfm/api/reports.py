@@ -12,7 +12,6 @@ from vfm.base import UserError, how_to_install
 from vfm.flow.plan.store import Store
 from vfm.flow.records.run_states import failure_of, state_of
 from vfm.flow.records.runs import RUN_FILE, find_run, kept_runs
-from vfm.interfaces import load_plugins, stage_types
 from vfm.report import REPORT_FILE, is_current, present_summary, write_report
 from vfm.storage.integrity import read_sealed
 from vfm.storage.permissions import is_writable
@@ -43,7 +42,6 @@ def draw_report(
     Raises:
         UserError: If there is no such run, or the file may not be written.
     """
-    stage_types(load_plugins())  # imports the artifact types of plugins
     runs = [run] if isinstance(run, (*PATHS, Run)) else list(run)
     directories = [find_directory(word, Path(store)) for word in runs]
     for folder in directories:

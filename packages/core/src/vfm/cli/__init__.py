@@ -39,13 +39,16 @@ SHORT = ("predict", "embed", "view", "search", "data", "doctor")
 
 def main() -> None:
     """Run the command line (the entry point of the `vfm` script)."""
-    gc.set_threshold(10_000)  # imports create many objects that stay, which the collector would walk over and over
+    gc.disable()  # imports create many objects that stay, which the collector would walk over and over
     os.environ["PYTHONSAFEPATH"] = "1"  # workers and jobs import nothing from the working folder
     word = sys.argv[1] if len(sys.argv) > 1 else ""
     if word in SHORT:
         defer_unused_imports()
     files = [file for file, commands in FILES.items() if word in commands]
     import_module(f"{__name__}.{files[0] if files else 'commands'}")  # all of them for --help, a path or a wrong name
+    gc.freeze()
+    gc.set_threshold(10_000)
+    gc.enable()
     import_module(f"{__name__}.command").run_app()
 
 

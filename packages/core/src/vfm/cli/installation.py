@@ -70,12 +70,13 @@ def _print_fields(rows: list[FieldRow]) -> None:
 def plugins(debug: DebugOption = False) -> None:
     """List the installed plugins, with their hooks and stages."""
     manager = load_plugins()
+    known = stage_types(manager)
     table = Table("plugin", "package", "hooks", "stages", box=None)
     for name, plugin in manager.list_name_plugin():
         if plugin is None:
             continue
         hooks = [caller.name for caller in manager.get_hookcallers(plugin) or []]
-        kinds = [stage.kind_name() for stage in getattr(plugin, "vfm_stages", list)()]
+        kinds = [kind for kind in known if known.plugin_of(kind) == name]
         table.add_row(name, origin_of(manager, name), ", ".join(hooks), ", ".join(kinds))
     console.print(table)
 

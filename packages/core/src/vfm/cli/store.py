@@ -26,7 +26,7 @@ from vfm.cli.terminal import completion
 from vfm.flow.plan.store import Slot, Store
 from vfm.flow.records.cleaning import abandoned_slots, no_run_starts, older_runs, unused_slots
 from vfm.flow.records.runs import find_run
-from vfm.interfaces import MANIFEST_FILE, Artifact, load_plugins, stage_types
+from vfm.interfaces import MANIFEST_FILE, Artifact
 from vfm.report import REPORT_FILE
 from vfm.storage.integrity import read_sealed
 
@@ -39,7 +39,6 @@ def show(
     debug: DebugOption = False,
 ) -> None:
     """Show an artifact: its facts, how it was made, its files."""
-    stage_types(load_plugins())  # imports the artifact types of plugins
     loaded = Artifact.load(artifact)
     folder = artifact.resolve()
     if (folder / MANIFEST_FILE).is_file():
@@ -92,7 +91,6 @@ def report(
 
     For an unfinished run, the page has the finished stages and the curves of the others so far.
     """
-    stage_types(load_plugins())
     if watch:
         watch_run(run, store, out)
         return

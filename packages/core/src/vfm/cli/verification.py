@@ -21,7 +21,6 @@ from vfm.flow.records.input_changes import InputCheck, OutsideInput, behind, inp
 from vfm.flow.records.proof import proof_of
 from vfm.flow.records.runs import hash_of_record, kept_runs
 from vfm.flow.records.verification import damaged_records, places
-from vfm.interfaces import load_plugins, stage_types
 from vfm.report import changed_page
 
 
@@ -145,7 +144,6 @@ def _prove(store: Path, digest: str, key: Path | None, sign: Path | None) -> lis
     show(f"{len(proof.artifacts):,} artifacts, {num_files:,} files, {read.rate}")
     problems += _compare_inputs(store, proof.inputs)
     if proof.run:
-        stage_types(load_plugins())  # imports the artifact types of plugins
         problems += [] if problems else changed_page(proof.run)
         if not problems:
             show_results(proof.run)

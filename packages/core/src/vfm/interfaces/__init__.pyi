@@ -68,6 +68,7 @@ from .panels import (
 from .plugins import (
     extra_of as extra_of,
     find_predictor as find_predictor,
+    import_stages as import_stages,
     load_plugins as load_plugins,
     naming_extras as naming_extras,
     origin_of as origin_of,

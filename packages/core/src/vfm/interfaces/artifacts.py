@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, PrivateAttr, ValidationError
 
-from vfm.base import Config, UserError, did_you_mean, error_lines
+from vfm.base import Config, UserError, did_you_mean, error_lines, load_function
 from vfm.storage.integrity import check_folder
 from vfm.storage.store_files import read_json
 
@@ -69,6 +69,8 @@ class Artifact(Config):
         name = record.pop("type", None) if isinstance(record, dict) else None
         if not isinstance(name, str):
             raise UserError(f"{directory / FACTS_FILE}: expected the facts of an artifact, got no 'type'")
+        if name not in Artifact.types:
+            load_function("vfm.interfaces.plugins:import_stages")()  # it may be defined by a plugin's stages
         artifact_type = Artifact.types.get(name)
         if artifact_type is None:
             raise UserError(f"{directory}: unknown artifact type {name!r}; is the package that makes it installed?")

@@ -73,14 +73,15 @@ def _of_its_kind(value: Any, info: ValidationInfo) -> Any:
     """Build the evaluation that a mapping describes. The context of the validation holds the installed kinds."""
     if not isinstance(value, Mapping):
         return value
-    kinds = {kind: stage for kind, stage in (info.context or {}).items() if issubclass(stage, Evaluation)}
+    known: Mapping[str, type[Stage]] = info.context or {}
     kind = str(value.get("kind"))
-    if kind not in kinds:
+    if kind not in known or not issubclass(known[kind], Evaluation):
+        kinds = [name for name, stage in known.items() if issubclass(stage, Evaluation)]
         raise ValueError(f"expected a kind of evaluation, got {kind!r}{did_you_mean(kind, kinds)}")
     try:
-        return kinds[kind].model_validate({"name": _verb(kind), **value}, context=info.context)
+        return known[kind].model_validate({"name": _verb(kind), **value}, context=info.context)
     except ValidationError as error:
-        raise readable(error, kinds[kind]) from None
+        raise readable(error, known[kind]) from None
 
 
 AnyEvaluation = Annotated[

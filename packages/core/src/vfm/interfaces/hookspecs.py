@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pluggy
 
@@ -14,8 +14,12 @@ hookimpl = pluggy.HookimplMarker("vfm")
 
 
 @hookspec
-def vfm_stages() -> Iterable[type[Stage]]:  # type: ignore[empty-body]
-    """List the stage types that this plugin adds. The plugin's module must not import torch."""
+def vfm_stages() -> Iterable[type[Stage]] | Mapping[str, str]:  # type: ignore[empty-body]
+    """List the stage types that this plugin adds. The plugin's module must not import torch.
+
+    A mapping of addresses by kind, `{"words.count": "vfm_words.stages:CountWords"}`, names the types instead. Each is
+    imported when its kind is first used, so a plugin with many stages does not slow down commands that use few.
+    """
 
 
 @hookspec

@@ -8,7 +8,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from vfm.base import Config, UserError, error_lines, redacted
 
@@ -143,7 +143,10 @@ class TextPanel(_Titled):
 
 
 Panel = TablePanel | LinesPanel | BarsPanel | ImagesPanel | TextPanel
-_ADAPTER: TypeAdapter[Panel] = TypeAdapter(Annotated[Panel, Field(discriminator="type")])
+_ADAPTER: TypeAdapter[Panel] = TypeAdapter(
+    Annotated[Panel, Field(discriminator="type")],
+    config=ConfigDict(defer_build=True),  # a plan reads no panel
+)
 
 
 def panel_files(directory: Path) -> list[Path]:

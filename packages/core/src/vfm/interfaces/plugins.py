@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import entry_points, requires
-from typing import Any, cast
+from typing import Any
 
 import pluggy
 
@@ -48,28 +48,83 @@ def origin_of(manager: pluggy.PluginManager, name: str) -> str:
     return "vfm-core"
 
 
-def stage_types(manager: pluggy.PluginManager) -> dict[str, type[Stage]]:
+class StageTypes(Mapping[str, type[Stage]]):
+    """Stage types by kind, sorted. A type that its plugin names by an address is imported when it is first used.
+
+    Args:
+        owners: name of the plugin, and the type or its address, by kind.
+    """
+
+    def __init__(self, owners: Mapping[str, tuple[str, type[Stage] | str]]) -> None:
+        self._owners = dict(sorted(owners.items()))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._owners)
+
+    def __len__(self) -> int:
+        return len(self._owners)
+
+    def __contains__(self, kind: object) -> bool:
+        return kind in self._owners
+
+    def __getitem__(self, kind: str) -> type[Stage]:
+        plugin, stage = self._owners[kind]
+        if isinstance(stage, str):
+            stage = _import_stage(stage, kind, plugin)
+            self._owners[kind] = (plugin, stage)
+        return stage
+
+    def plugin_of(self, kind: str) -> str:
+        """Look up the name of the plugin that has a kind."""
+        return self._owners[kind][0]
+
+
+def _import_stage(address: str, kind: str, plugin: str) -> type[Stage]:
+    """Import the stage type at an address.
+
+    Raises:
+        UserError: If it cannot be imported, or has another kind.
+    """
+    try:
+        stage: Any = load_function(address)
+        name = stage.kind_name()
+    except Exception as error:
+        raise UserError(f"plugin {plugin!r}: {kind} cannot be loaded: {type(error).__name__}: {error}") from error
+    if name != kind:
+        raise UserError(f"plugin {plugin!r}: expected a stage of kind {kind} at {address}, got {name}")
+    return stage  # type: ignore[no-any-return]
+
+
+def stage_types(manager: pluggy.PluginManager) -> StageTypes:
     """Collect every stage type by its kind.
 
     Raises:
         UserError: If two plugins have the same kind, or the hook of a plugin fails.
     """
-    owners: dict[str, tuple[str, type[Stage]]] = {}
+    owners: dict[str, tuple[str, type[Stage] | str]] = {}
     for implementation in manager.hook.vfm_stages.get_hookimpls():
         plugin = implementation.plugin_name
         try:
-            types = cast("Iterable[type[Stage]]", implementation.function())
-            kinds = [(stage.kind_name(), stage) for stage in types]
+            stages: Any = implementation.function()
+            if isinstance(stages, Mapping):
+                kinds = list(stages.items())
+            else:
+                kinds = [(stage.kind_name(), stage) for stage in stages]
         except Exception as error:
             raise UserError(
                 f"plugin {plugin!r}: vfm_stages must return stage types, each with its kind as a Literal:"
                 f" {type(error).__name__}: {error}"
             ) from error
         for kind, stage in kinds:
-            if kind in owners and owners[kind][1] is not stage:
+            if kind in owners and owners[kind][1] != stage:
                 raise UserError(f"two plugins have stage kind {kind!r}: {owners[kind][0]} and {plugin}")
             owners[kind] = (plugin, stage)
-    return {kind: stage for kind, (_, stage) in sorted(owners.items())}
+    return StageTypes(owners)
+
+
+def import_stages() -> None:
+    """Import all stages of installed plugins, which defines their types of artifacts and fills `PREDICTORS`."""
+    list(stage_types(load_plugins()).values())  # each is imported when it is read
 
 
 def find_predictor(artifact: DenseCheckpoint | VideoClassifier) -> Callable[..., Any]:
@@ -78,7 +133,7 @@ def find_predictor(artifact: DenseCheckpoint | VideoClassifier) -> Callable[...,
     Raises:
         UserError: If the artifact, whose author need not be trusted, names a function that no installed stage declares.
     """
-    load_plugins()  # defines the stages, which fills PREDICTORS
+    import_stages()
     if artifact.predictor not in PREDICTORS:
         raise UserError(
             f"{artifact.path}: predictor: expected one that an installed stage declares"
@@ -113,7 +168,7 @@ def naming_extras(what: str) -> Iterator[None]:
         raise
 
 
-def unknown_kind(kind: str, known: dict[str, type[Stage]]) -> str:
+def unknown_kind(kind: str, known: Mapping[str, type[Stage]]) -> str:
     """Write the error message for a kind that no installed plugin has."""
     domain = kind.split(".", 1)[0]
     package = PACKAGES.get(domain)

@@ -143,6 +143,3 @@ def _local_paths(source: str | dict[str, Any], pretrained: str | None) -> list[s
     names = [source.removeprefix(FOLDER_PREFIX)] if isinstance(source, str) else []
     weights = None if pretrained == NO_WEIGHTS else pretrained
     return [name for name in (*names, weights) if name and Path(name).exists()]
-
-
-STAGES: tuple[type[Stage], ...] = (ImportClip, ImportVision, ImportGenerator, Export)

@@ -62,6 +62,3 @@ class DivaLaw(Stage):
         if twice:
             raise ValueError(f"arms: expected different models after the feedback, got {twice[0]!r} more than once")
         return self
-
-
-STAGES: list[type[Stage]] = [DivaPredict, DivaLaw]

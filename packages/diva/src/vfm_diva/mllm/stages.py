@@ -274,6 +274,3 @@ class EvalLmms(Evaluation):
         if not self.has_something_to_evaluate:
             raise ValueError("expected models, folders or logs, got none of them")
         return self
-
-
-STAGES: list[type[Stage]] = [MllmTrain, MllmQuestions, MllmPope, EvalMllm, EvalLmms]

@@ -58,6 +58,3 @@ class Annotated(Stage):
         if isinstance(self.names, str):
             paths.append(self.names)
         return paths
-
-
-STAGES: tuple[type[Stage], ...] = (Annotated,)

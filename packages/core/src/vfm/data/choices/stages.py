@@ -52,6 +52,3 @@ class PooledChoices(Stage):
 
     makes: ClassVar[type[Artifact]] = ChoiceDataset
     work: ClassVar[str] = "vfm.data.choices.choice_files:pool_choices"
-
-
-STAGES: tuple[type[Stage], ...] = (ChoiceFiles, PooledChoices)

@@ -152,6 +152,3 @@ class CaptionLabels(Stage):
     def sources(self) -> Iterable[str]:
         """List WordNet's folder."""
         return [self.wordnet] if self.wordnet else []
-
-
-STAGES: tuple[type[Stage], ...] = (Labeled, Tagged, Digits, CaptionLabels)

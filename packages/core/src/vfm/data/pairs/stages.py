@@ -12,7 +12,6 @@ from vfm.interfaces import (
     Artifact,
     ImageDataset,
     Pool,
-    Stage,
 )
 
 
@@ -57,6 +56,3 @@ class Pairs(ImageFiles):
         if self.header and self.images is True:
             raise ValueError("header is only valid for a table of captions: set images: false")
         return self
-
-
-STAGES: tuple[type[Stage], ...] = (Images, Pairs)

@@ -46,6 +46,3 @@ class Stream(Stage):
     def sources(self) -> Iterable[str]:
         """List the tars."""
         return expand_paths(self.path)
-
-
-STAGES: tuple[type[Stage], ...] = (Stream,)

@@ -185,13 +185,3 @@ class ShapesVideos(ShapeImages):
         if not turning_shapes(self.world.shapes) and {"turn right", "turn left"} & set(self.actions):
             raise ValueError("no shape of this world shows a turn; add one with a direction, such as arrow")
         return self
-
-
-STAGES: tuple[type[Stage], ...] = (
-    ShapesPool,
-    ShapesClasses,
-    ShapesChoices,
-    ShapesQuestions,
-    ShapesScenes,
-    ShapesVideos,
-)

@@ -64,6 +64,3 @@ class VideoUnion(Stage):
     makes: ClassVar[type[Artifact]] = VideoDataset
     work: ClassVar[str] = "vfm.data.videos.union:join_videos"
     checks: ClassVar[str] = "vfm.data.videos.union:check_union"
-
-
-STAGES: tuple[type[Stage], ...] = (Videos, VideoUnion)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from vfm.eval.base import EncodedEvaluation
-from vfm.interfaces import ChoiceDataset, Ref, Stage
+from vfm.interfaces import ChoiceDataset, Ref
 
 
 class MmvpVlm(EncodedEvaluation):
@@ -41,6 +41,3 @@ class Choices(EncodedEvaluation):
 
     data: Ref[ChoiceDataset] = Field(description="items of images and statements, of any shape")
     prompt: str = Field("", description="text before each statement")
-
-
-STAGES: tuple[type[Stage], ...] = (MmvpVlm, Choices)

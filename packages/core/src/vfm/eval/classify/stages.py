@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from vfm.base import Config
 from vfm.eval.base import EncodedEvaluation, FeatureEvaluation, ModelEvaluation, Templates
-from vfm.interfaces import LabeledDataset, Ref, Seed, Stage, TaggedImages, VisionCheckpoint
+from vfm.interfaces import LabeledDataset, Ref, Seed, TaggedImages, VisionCheckpoint
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -204,6 +204,3 @@ class ZeroShot(EncodedEvaluation):
     def sources(self) -> Iterable[str]:
         """List the file of sentences, if any."""
         return [self.prompts] if self.prompts else []
-
-
-STAGES: tuple[type[Stage], ...] = (LinearProbe, AttentiveProbe, Knn, FewShot, Classify, ZeroShot)

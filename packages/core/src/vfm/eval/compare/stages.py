@@ -84,6 +84,3 @@ class Ablation(Stage):
     work: ClassVar[str] = "vfm.eval.compare.ablation:compare_steps"
 
     steps: list[AblationStep] = Field(min_length=1, description="the steps, in their order")
-
-
-STAGES: tuple[type[Stage], ...] = (CurveComparison, ReportSummary, Ablation)

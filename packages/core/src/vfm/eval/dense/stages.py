@@ -15,7 +15,6 @@ from vfm.interfaces import (
     Evaluation,
     Ref,
     Seed,
-    Stage,
     VisionCheckpoint,
 )
 
@@ -196,6 +195,3 @@ class DenseProbe(ModelEvaluation):
         if self.resize_mode not in (None, "squash"):
             raise ValueError(f"resize_mode: expected squash, since images are squashed here, got {self.resize_mode}")
         return self
-
-
-STAGES: tuple[type[Stage], ...] = (Detection, Segmentation, Panoptic, DenseProbe)

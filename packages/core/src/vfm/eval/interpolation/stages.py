@@ -41,6 +41,3 @@ class Interpolate(Stage):
     def _evaluations_fit(self) -> Interpolate:
         check_evaluations(self.evaluation.tasks, self)
         return self
-
-
-STAGES: tuple[type[Stage], ...] = (Interpolate,)

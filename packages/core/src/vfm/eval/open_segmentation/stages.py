@@ -18,7 +18,7 @@ from vfm.eval.open_segmentation.last_block_rules import (
     Sclip,
     UnchangedClip,
 )
-from vfm.interfaces import AnnotatedImages, Preflight, Ref, Seed, Stage
+from vfm.interfaces import AnnotatedImages, Preflight, Ref, Seed
 
 Convention = Literal["voc21", "voc20", "pc60", "pc59", "object", "stuff", "city", "ade"]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -119,9 +119,6 @@ class OpenSegmentation(ModelEvaluation):
         if isinstance(self.window, int) and self.window < 8:
             raise ValueError(f"window: expected 8 pixels or more, got {self.window}")
         return self
-
-
-STAGES: tuple[type[Stage], ...] = (OpenSegmentation,)
 
 
 def check_open_segmentation(config: OpenSegmentation, ctx: Preflight) -> None:

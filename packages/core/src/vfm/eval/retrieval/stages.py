@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from vfm.eval.base import EncodedEvaluation
-from vfm.interfaces import PairDataset, Ref, Stage
+from vfm.interfaces import PairDataset, Ref
 
 
 class Retrieval(EncodedEvaluation):
@@ -29,6 +29,3 @@ class Retrieval(EncodedEvaluation):
         if min(recall_k) < 1:
             raise ValueError(f"k must be at least 1, got {min(recall_k)}")
         return sorted(set(recall_k))
-
-
-STAGES: tuple[type[Stage], ...] = (Retrieval,)

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from vfm.base import load_function
 from vfm.eval.base import ReadSettings, ResizeMode
-from vfm.interfaces import Context, Evaluation, Ref, Seed, Stage, VideoClassifier, VideoDataset
+from vfm.interfaces import Context, Evaluation, Ref, Seed, VideoClassifier, VideoDataset
 
 
 class VideoEvaluation(Evaluation):
@@ -46,6 +46,3 @@ class VideoEvaluation(Evaluation):
         """Compute the value of each metric for a model in training."""
         evaluated = load_function("vfm.eval.video.videos:evaluate_predictors")(self, ctx, {"model": encoder})
         return {score.metric: score.value for score in evaluated.results["model"].scores}
-
-
-STAGES: tuple[type[Stage], ...] = (VideoEvaluation,)

@@ -93,7 +93,7 @@ def read_step(work: Path, known: Mapping[str, type[Stage]]) -> Step:
     with reading(file, "a prepared step"):
         kind = record["given"]["kind"]
         if kind not in known:
-            raise UserError(f"{work}: {unknown_kind(kind, dict(known))}")
+            raise UserError(f"{work}: {unknown_kind(kind, known)}")
         return Step(
             stage=known[kind].model_validate(record["given"], context=known),
             identity=str(record["identity"]),

@@ -119,7 +119,7 @@ def parse_recipe(
             mistakes.add(location, _dotted("", location).lstrip("."), message)
         mistakes.raise_if_any()
         raise
-    _check_runtime_keys(keys.runtime, known, mistakes)
+    _check_runtime_keys(keys, known, mistakes)
     items = keys.stages
     if absent_path:
         items = [_with_path(item, known, absent_path) for item in items]
@@ -154,14 +154,23 @@ def runtime_of(stage: type[Stage]) -> type[Runtime]:
     return runtime
 
 
-def _check_runtime_keys(runtime: Mapping[str, Any], known: Mapping[str, type[Stage]], mistakes: Mistakes) -> None:
+def _check_runtime_keys(keys: RecipeKeys, known: Mapping[str, type[Stage]], mistakes: Mistakes) -> None:
     """Report the keys of a recipe's runtime that no installed stage type has."""
-    allowed: set[str] = set()
-    for stage in known.values():
-        allowed |= set(runtime_of(stage).model_fields)
-    for key, value in runtime.items():
+    used = [known[item["kind"]] for item in keys.stages if item.get("kind") in known]
+    # The stage types of other kinds are imported only if none of the recipe's has a key.
+    for key in keys.runtime.keys() - _runtime_keys(used):
+        allowed = _runtime_keys(known.values())
         if key not in allowed:
-            mistakes.add(("runtime", key), f"runtime.{key}", unknown_key(str(key), redacted(value), sorted(allowed)))
+            shown = redacted(keys.runtime[key])
+            mistakes.add(("runtime", key), f"runtime.{key}", unknown_key(str(key), shown, sorted(allowed)))
+
+
+def _runtime_keys(stages: Iterable[type[Stage]]) -> set[str]:
+    """List the keys of `runtime` that any of the stage types has."""
+    keys: set[str] = set()
+    for stage in stages:
+        keys |= set(runtime_of(stage).model_fields)
+    return keys
 
 
 def _stage(
@@ -173,7 +182,7 @@ def _stage(
     label = name if isinstance(name, str) and name else f"stages[{index}]"
     kind = item.get("kind")
     if not isinstance(kind, str) or kind not in known:
-        message = "is required (the kind of this stage)" if kind is None else unknown_kind(str(kind), dict(known))
+        message = "is required (the kind of this stage)" if kind is None else unknown_kind(str(kind), known)
         mistakes.add((*path, "kind"), f"{label}.kind", message)
         return None
     try:

@@ -119,7 +119,7 @@ def _check_kinds(suite: Suite, file: Path, known: Mapping[str, type[Stage]]) -> 
         used += [("scores", f"eval.{task}") for task in scores or ()]
     for key, kind in used:
         if kind not in known:
-            raise UserError(f"{file}: {key}: {unknown_kind(kind, dict(known))}")
+            raise UserError(f"{file}: {key}: {unknown_kind(kind, known)}")
 
 
 def find_datasets(

@@ -122,6 +122,3 @@ class ImportDetector(Stage):
     def sources(self) -> Iterable[str]:
         """List the file to import."""
         return [self.path]
-
-
-STAGES: list[type[Stage]] = [EvaDetect, ImportDetector]

@@ -231,6 +231,3 @@ class ImportSegmenter(Stage):
     def sources(self) -> Iterable[str]:
         """List the file to import."""
         return [self.path]
-
-
-STAGES: list[type[Stage]] = [EvaSegment, ImportSegmenter]
