@@ -195,3 +195,14 @@ def test_processor_time_of_forked_processes_is_counted(tmp_path: Path) -> None:
         [sys.executable, "-c", script, str(tmp_path / "log")], capture_output=True, text=True, check=True
     )
     assert float(done.stdout) > 0.1
+
+
+def test_the_next_process_has_the_modules_that_a_step_imported_late(tmp_path: Path) -> None:
+    code = "import sys; print('early', 'vfm.statistics' in sys.modules); import vfm.statistics"
+    variables = write_plugin(tmp_path, "early", code)
+    answers = []
+    with ForkServers() as servers:
+        for _ in range(2):
+            with fork(servers, ["stages", "shapes.pool"], tmp_path / "log", variables) as forked:
+                answers.append("early True" in forked.stdout.read())
+    assert answers == [False, True]

@@ -1,7 +1,8 @@
 """A process that imports what steps need, and forks a process for each step.
 
 A step of `--jobs` then starts in a fraction of a second, where Python with torch and diffusers takes five seconds of
-processor time. Only for machines without a GPU: CUDA cannot be used in a process that was forked after its start.
+processor time. Modules of vfm that a step has imported later are imported before the next fork. Only for machines
+without a GPU: CUDA cannot be used in a process that was forked after its start.
 
     with ForkServers() as servers:
         process = servers.start(["step", "DIR"], os.environ, ["torch"], errors=2, lock=5)
@@ -10,6 +11,7 @@ processor time. Only for machines without a GPU: CUDA cannot be used in a proces
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
@@ -184,6 +186,7 @@ def _end(process: subprocess.Popen[bytes], control: socket.socket) -> None:
 
 def serve(control: socket.socket) -> None:
     """Fork a process for each request, until the other end is closed."""
+    imported = os.memfd_create("modules")  # names of modules, from processes that have ended
     # Processes are collected by their numbers, never by a handler of SIGCHLD: modules also run commands as they load.
     forked: list[int] = []
     while True:
@@ -191,13 +194,15 @@ def serve(control: socket.socket) -> None:
         if not size:
             break
         request = json.loads(control.recv(int.from_bytes(size), socket.MSG_WAITALL))
-        for module in request["modules"]:
+        names = os.pread(imported, os.fstat(imported).st_size, 0).decode().split()
+        for module in [*request["modules"], *names]:
             with contextlib.suppress(Exception):  # the step reports it, when it imports the module itself
                 import_module(module)
         forked = [pid for pid in forked if not os.waitpid(pid, os.WNOHANG)[0]]
         pid = os.fork()
         if not pid:
             control.close()
+            atexit.register(_note_modules, imported, set(sys.modules))
             _run(request, *descriptors)
         forked.append(pid)
         for descriptor in descriptors:
@@ -205,6 +210,13 @@ def serve(control: socket.socket) -> None:
         control.send(str(pid).encode())
     for pid in forked:  # with their processor time
         os.waitpid(pid, 0)
+
+
+def _note_modules(file: int, before: set[str]) -> None:
+    """Write the names of vfm's modules that were imported since the fork, for the next one."""
+    names = sorted(name for name in sys.modules.keys() - before if name.startswith("vfm"))
+    # All forked processes share the file's position, so each writes behind the others.
+    os.write(file, "".join(f"{name}\n" for name in names).encode())
 
 
 def _run(request: dict[str, Any], output: int, errors: int, lock: int, status: int) -> NoReturn:
