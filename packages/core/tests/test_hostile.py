@@ -1,4 +1,4 @@
-"""Fifty hostile models and files: no code of theirs runs, and what is refused is refused in one line."""
+"""Hostile models and files: no code of theirs runs, and what is refused is refused in one line."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import torch
 
 import hostile
 from hostile import CASES, Case, load_with_vfm, make_case, make_layouts
+from hostile_more import MORE_CASES
 
 pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
@@ -27,7 +28,7 @@ def layouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.layout}: {case.title}")
+@pytest.mark.parametrize("case", [*CASES, *MORE_CASES], ids=lambda case: f"{case.layout}: {case.title}")
 def test_nothing_that_was_downloaded_runs(
     case: Case, layouts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

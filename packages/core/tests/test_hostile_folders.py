@@ -1,8 +1,7 @@
-"""Further hostile files: no code of theirs runs, also not of the folder in which `vfm` is started."""
+"""Hostile recipes and working folders: no code of theirs runs."""
 
 from __future__ import annotations
 
-import io
 import os
 import subprocess
 import sys
@@ -13,11 +12,8 @@ import pytest
 
 import hostile
 from cli_world import run_here
-from hostile import Case, load_with_vfm, make_case, make_layouts, photo
-from hostile_more import IN_FOLDERS, MORE_CASES, yaml_module, yaml_tag
-
-pytest.importorskip("transformers")
-pytest.importorskip("diffusers")
+from hostile import photo
+from hostile_more import IN_FOLDERS, yaml_module, yaml_tag
 
 DRAW = """
 from vfm.interfaces import LinesPanel, Series
@@ -25,28 +21,6 @@ from vfm.report.charts import lines_svg
 panel = LinesPanel(title="t", x_label="x", y_label="y", series=[Series(name="a", x=[1, 2], y=[1.0, 2.0])])
 assert lines_svg(panel, "x").startswith("<svg")
 """
-
-
-@pytest.fixture(scope="module")
-def layouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("layouts")
-    make_layouts(folder)
-    return folder
-
-
-@pytest.mark.parametrize("case", MORE_CASES, ids=lambda case: f"{case.layout}: {case.title}")
-def test_nothing_that_was_downloaded_runs(
-    case: Case, layouts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "case"
-    target = make_case(case, layouts, folder)
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr("sys.stdin", io.StringIO(hostile.YES))
-    monkeypatch.delitem(sys.modules, hostile.MODULE, raising=False)
-    outcome = load_with_vfm(case, target)
-    sys.stdout.write(f"\n{case.layout}: {case.title}: {outcome or 'loaded'}")
-    assert "\n" not in outcome
-    assert not (folder / hostile.MARK).exists()
 
 
 @pytest.mark.parametrize("content", [yaml_tag, yaml_module])
