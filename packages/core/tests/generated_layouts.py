@@ -8,7 +8,7 @@ import json
 import os
 import random
 import tarfile
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,10 +101,7 @@ def _add_strange(tar: tarfile.TarFile, rng: random.Random) -> None:
         case 7:
             _add(tar, f"{number}/{'long' * 40}.png", PNG)
         case 8:
-            inner = io.BytesIO()
-            with tarfile.open(fileobj=inner, mode="w") as nested:
-                _add(nested, "0.png", PNG)
-            _add(tar, f"{number}.tar", inner.getvalue())
+            _add(tar, f"{number}.tar", tar_with([("0.png", PNG)]))
 
 
 def _add_sparse(tar: tarfile.TarFile, number: int) -> None:
@@ -112,6 +109,15 @@ def _add_sparse(tar: tarfile.TarFile, number: int) -> None:
     data = b"1\n0\n600\n".ljust(512, b"\0") + bytes(600)
     headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": f"s{number}.png"}
     _add(tar, f"GNUSparseFile.0/s{number}.png", data, pax_headers={**headers, "GNU.sparse.realsize": str(1 << 30)})
+
+
+def tar_with(members: Iterable[tuple[str, bytes]]) -> bytes:
+    """Write a tar of members in memory."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as tar:
+        for name, data in members:
+            _add(tar, name, data)
+    return stream.getvalue()
 
 
 def tar_bytes(rng: random.Random) -> bytes:
@@ -171,6 +177,19 @@ def tars(path: Path, rng: random.Random) -> Drawn:
         sizes[str(file)] = len(data)
     kind = rng.choice(["data.images", "data.pairs"])
     return Drawn(kind, {"path": list(sizes)}, sizes)
+
+
+def tar_folder(path: Path, rng: random.Random) -> Drawn:
+    """Draw a folder with tars and other files."""
+    layout = tars(path, rng)
+    others = rng.sample(["notes.txt", ".DS_Store", "deep/x.png", "deep/.x.png"], rng.randrange(5))
+    for name in others:
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_bytes(b"x")
+    if rng.random() < 0.3:
+        (path / "linked").symlink_to(path.parent)
+    num_entries = sum(_num_entries(folder, names, subfolders) for folder, subfolders, names in os.walk(path))
+    return Drawn(layout.kind, {"path": str(path)}, {str(path): num_entries, **layout.sizes})
 
 
 def _rows(path: Path, rng: random.Random) -> list[dict[str, object]]:
@@ -247,15 +266,3 @@ def caption_table(path: Path, rng: random.Random) -> Drawn:
     """Draw a table of captions without images."""
     layout = table(path, rng)
     return Drawn("data.pairs", {**layout.fields, "images": False, "texts": "caption"}, layout.sizes)
-
-
-KINDS: tuple[Callable[[Path, random.Random], Drawn], ...] = (folder, tars, tars, table, parquet, coco, caption_table)
-
-
-def draw(path: Path, seed: int) -> Drawn:
-    """Write the layout of a seed into a folder."""
-    rng = random.Random(seed)
-    layout = KINDS[seed % len(KINDS)](path, rng)
-    if rng.random() < 0.15:
-        layout.fields["num_samples"] = rng.randrange(1, 4)
-    return layout

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -14,7 +15,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 from data_samples import context, members
-from generated_layouts import Drawn, draw
+from generated_layouts import Drawn, caption_table, coco, folder, parquet, table, tar_folder, tars
+from generated_videos import video_list, video_tars
 from vfm.base import UserError
 from vfm.data import write_tar
 from vfm.data.labeled.stages import Labeled
@@ -23,12 +25,17 @@ from vfm.data.ledger.tiling import check_tiling
 from vfm.data.pairs.stages import Images, Pairs
 from vfm.data.samples.sample import REASONS, Sample
 from vfm.data.samples.shards import ShardReader
+from vfm.data.videos.stages import Videos
 
 NUM_LAYOUTS = int(os.environ.get("VFM_NUM_LAYOUTS", "350"))
 PARTS = 5
-STAGES = {stage.kind_name(): stage for stage in (Images, Pairs, Labeled)}
+STAGES = {stage.kind_name(): stage for stage in (Images, Pairs, Labeled, Videos)}
+KINDS: tuple[Callable[[Path, random.Random], Drawn], ...] = (
+    folder, tars, tar_folder, table, parquet, coco, caption_table, video_list, video_tars,
+)  # fmt: skip
 NOT_USED = {
-    "hidden", "not_read", "no_file", "blank", "header", "counted", "end_of_archive", "incomplete_block", BEYOND,
+    "hidden", "not_read", "no_file", "blank", "header", "counted", "end_of_archive", "incomplete_block",
+    "other_split", BEYOND,
 }  # fmt: skip
 SUMS: dict[tuple[str, str], Counter[str]] = {}
 
@@ -41,23 +48,32 @@ def table() -> Iterator[None]:
         sys.stdout.write(f"\n{unit:12}{use:24}{sums['layouts']:>8,}{sums['units']:>16,}")
 
 
-def index(folder: Path, layout: Drawn) -> dict[str, int] | None:
+def draw(path: Path, seed: int) -> Drawn:
+    """Write the layout of a seed into a folder."""
+    rng = random.Random(seed)
+    layout = KINDS[seed % len(KINDS)](path, rng)
+    if layout.kind != "data.videos" and rng.random() < 0.15:
+        layout.fields["num_samples"] = rng.randrange(1, 4)
+    return layout
+
+
+def index(directory: Path, layout: Drawn) -> dict[str, int] | None:
     """Index a layout, and return the counts of bad samples, or None if it is refused for having no sample."""
     fields = {**layout.fields, "max_bad_fraction": 1.0}
     try:
         stage = STAGES[layout.kind](kind=layout.kind, name="d", **fields)
-        return dict(stage.run(context(folder)).bad_samples)
+        return dict(stage.run(context(directory)).bad_samples)
     except UserError as error:
         if "accounted" in str(error):
             raise
         return None
 
 
-def unledgered(folder: Path, layout: Drawn, bad: dict[str, int]) -> int:
+def unledgered(directory: Path, layout: Drawn, bad: dict[str, int]) -> int:
     """Count the units that a ledger lacks, has twice or invents, by a plain loop over all units."""
     sources: dict[str, Counter[int]] = {source: Counter() for source in layout.sizes}
     reasons: set[str] = set()
-    for row in pq.read_table(folder / "ledger.parquet").to_pylist():
+    for row in pq.read_table(directory / "ledger.parquet").to_pylist():
         assert row["source"] in sources
         sources[row["source"]].update(range(row["start"], row["stop"]))
         reasons.add(row["use"])

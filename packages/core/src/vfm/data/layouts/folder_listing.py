@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from vfm.base import UserError
-from vfm.data.ledger.account import Account
+from vfm.data.ledger.account import USED, Account
 from vfm.data.samples.images import IMAGE_EXTENSIONS
 from vfm.data.samples.sample import CURES
 from vfm.storage import files
@@ -82,12 +82,33 @@ class FolderListing:
         """Account for a link to a folder, which is a bad sample."""
         self.account.give(self._link_numbers[index], self._link_numbers[index] + 1)
 
+    def leave_link(self, index: int) -> None:
+        """Account for a link to a folder, which is no sample here."""
+        self.account.leave(self._link_numbers[index], self._link_numbers[index] + 1, "linked_folder")
+
+    def use(self, index: int) -> None:
+        """Account for a file whose samples have an account of their own."""
+        self._given[index] = True
+        self.account.leave(self._numbers[index], self._numbers[index] + 1, USED)
+
     def finish(self) -> None:
         """Account for the names that belong to no sample."""
         for index in np.flatnonzero(np.frombuffer(self._given, dtype=np.uint8) == 0).tolist():
             number = self._numbers[index]
             self.account.leave(number, number + 1, "not_read")
         self.account.size = self._size
+
+
+def shards_in_folder(folder: str, shards: Sequence[str]) -> Account:
+    """Create the account of a folder in which some files are shards."""
+    listing = FolderListing(folder)
+    for index, name in enumerate(listing.names):
+        if listing.path(name) in shards:
+            listing.use(index)
+    for index in range(len(listing.links)):
+        listing.leave_link(index)
+    listing.finish()
+    return listing.account
 
 
 def extension(name: str) -> str:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from vfm.base import UserError
 from vfm.data.layouts.coco_captions import CAPTION, captions_in_folder, coco_entries, is_coco_captions
 from vfm.data.layouts.folder import caption_folder, class_folders, image_folder, image_names
+from vfm.data.layouts.folder_listing import shards_in_folder
 from vfm.data.ledger.account import Account, Unit
 from vfm.data.prompts.clip_benchmark import CLASS_NAMES_FILE, benchmark_shards, lines_beside, type_beside
 from vfm.data.samples.caption_templates import columns_of, is_template, locations_in
@@ -51,6 +52,7 @@ class Layout:
     kind: str  # a `Kind`, or the shard format of a plugin
     paths: list[str]
     image_root: str
+    folder: str = ""  # in which the paths were found, unless the user named them
 
     @property
     def reader(self) -> type[ShardReader] | None:
@@ -140,6 +142,8 @@ class Layout:
         check_addresses([*self.paths, self.image_root])
         reader = self.reader
         if reader:
+            if self.folder and not files.is_remote(self.folder) and accounts is not None:
+                accounts.append(shards_in_folder(self.folder, self.paths))
             for path in self.paths:
                 yield UnreadShard(path, reader)
         else:
@@ -194,14 +198,16 @@ def find_layout(
         raise UserError(f"{missing[0]}: no such file or folder")
     for file in paths:
         files.check_regular(file)
+    folder = ""
     if len(paths) == 1 and files.is_directory(paths[0]) and kind != "folder":
-        paths = _inside(paths[0], kind, split)
+        folder = paths[0]
+        paths = _inside(folder, kind, split)
     guessed = _guess(paths) if kind == "auto" else kind
     if guessed != "folder":
         for file in paths:
             if files.is_directory(file):
                 raise UserError(f"{file}: expected files of the format {guessed}, got a folder")
-    return Layout(guessed, paths, image_root or "")
+    return Layout(guessed, paths, image_root or "", folder)
 
 
 def _inside(folder: str, kind: Kind | Literal["auto"], split: str | None) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Literal, Self
 
@@ -52,10 +52,10 @@ class Account:
     reasons: list[str] = field(default_factory=list)
 
     @classmethod
-    def of_rows(cls, source: str, size: int) -> Self:
+    def of_rows(cls, source: str, size: int, unit: Unit = "rows") -> Self:
         """Create the account of a file with a sample in each row."""
         rows = list(range(size))
-        return cls(source, "rows", size=size, starts=rows, stops=[row + 1 for row in rows], owners=rows)
+        return cls(source, unit, size=size, starts=rows, stops=[row + 1 for row in rows], owners=rows)
 
     @classmethod
     def whole(cls, source: str, unit: Unit, size: int, use: str) -> Self:
@@ -74,6 +74,11 @@ class Account:
             account.leave(start, stop, use)
             start = stop
         return account
+
+    def shifted(self, samples: int) -> Self:
+        """Create the account of this source where so many samples come before its first."""
+        owners = [owner if owner < 0 else owner + samples for owner in self.owners]
+        return replace(self, owners=owners)
 
     def give(self, start: int, stop: int, sample: int | None = None) -> None:
         """Write that units belong to a sample. Default: the sample that is being read."""

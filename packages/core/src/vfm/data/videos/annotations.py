@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from vfm.base import UserError
+from vfm.data.ledger.account import Account
 from vfm.data.samples.images import VIDEO_EXTENSIONS
 from vfm.data.samples.sample import BadSample
 from vfm.data.videos.listing import ListedVideo, Listing
@@ -51,8 +52,9 @@ def recognise_annotations(path: str) -> str:
 def kinetics(config: Videos, root: str) -> Listing:
     """List the videos of a csv `label,youtube_id,time_start,time_end,split`, with files `ID_000010_000020.mp4`."""
     files_by_stem = _by_stem(root)
-    videos = []
-    for row in csv.DictReader(io.StringIO(files.read_text(str(config.annotations)))):
+    videos: list[ListedVideo] = []
+    account = Account(str(config.annotations), "lines")
+    for row in _csv_rows(account):
         try:
             start, end = int(float(row["time_start"])), int(float(row["time_end"]))
             identity = row["youtube_id"]
@@ -63,13 +65,15 @@ def kinetics(config: Videos, root: str) -> Listing:
         stem = f"{identity}_{start:06d}_{end:06d}"
         file = files_by_stem.get(stem) or files_by_stem.get(identity)
         videos.append(_listed(stem, file and f"{root}/{file}", label, f"{root}/{stem}", identity))
-    return Listing("kinetics", videos, _names(config))
+    return Listing("kinetics", videos, _names(config), [account])
 
 
 def path_label_list(config: Videos, root: str) -> Listing:
     """List the videos of lines `path label`, or frames `folder count label` (mmaction), separated by space or comma."""
-    videos = []
-    for number, line in enumerate(_lines(str(config.annotations)), 1):
+    videos: list[ListedVideo] = []
+    account = Account(str(config.annotations), "lines")
+    for number, line in _numbered_lines(account):
+        account.give(number - 1, number, sample=len(videos))
         words = re.split(r"[\s,]+(?=\d+$)", line)
         if len(words) != 2:
             raise UserError(f"{config.annotations}: line {number}: expected `path label`, got {line[:80]!r}")
@@ -78,7 +82,7 @@ def path_label_list(config: Videos, root: str) -> Listing:
         if counted and not files.exists(f"{root}/{path}"):
             path = counted[1]
         videos.append(_of_path(root, path, int(words[1])))
-    return Listing("list", videos, _names(config))
+    return Listing("list", videos, _names(config), [account])
 
 
 def ucf(config: Videos, root: str) -> Listing:
@@ -88,8 +92,12 @@ def ucf(config: Videos, root: str) -> Listing:
     names = []
     if files.exists(class_file):
         names = [line.split(maxsplit=1)[-1] for line in _lines(class_file)]
-    videos = [_of_path(root, line.split()[0], line.split("/")[0]) for line in _lines(path)]
-    return Listing("ucf", videos, _names(config) or names)
+    account = Account(path, "lines")
+    videos: list[ListedVideo] = []
+    for number, line in _numbered_lines(account):
+        account.give(number - 1, number, sample=len(videos))
+        videos.append(_of_path(root, line.split()[0], line.split("/")[0]))
+    return Listing("ucf", videos, _names(config) or names, [account])
 
 
 def hmdb(config: Videos, root: str) -> Listing:
@@ -101,16 +109,22 @@ def hmdb(config: Videos, root: str) -> Listing:
         raise UserError(f"split: expected train1 to train3 or test1 to test3 of HMDB, got {name!r}")
     part = match[1]
     number = match[2] or "1"
-    videos = []
+    videos: list[ListedVideo] = []
+    accounts = []
     for file in files.names_in(folder):
         match = HMDB_FILE.fullmatch(file)
         if not match or match[2] != number:
             continue
-        for line in _lines(f"{folder}/{file}"):
+        account = Account(f"{folder}/{file}", "lines")
+        accounts.append(account)
+        for place, line in _numbered_lines(account):
             words = line.split()
             if len(words) == 2 and words[1] == HMDB_SPLITS[part]:
+                account.give(place - 1, place, sample=len(videos))
                 videos.append(_of_path(root, f"{match[1]}/{words[0]}", match[1]))
-    return Listing("hmdb", videos, _names(config))
+            else:
+                account.leave(place - 1, place, "other_split")
+    return Listing("hmdb", videos, _names(config), accounts)
 
 
 def something(config: Videos, root: str) -> Listing:
@@ -129,7 +143,7 @@ def something(config: Videos, root: str) -> Listing:
         stem = str(entry["id"])
         file = files_by_stem.get(stem)
         videos.append(_listed(stem, file and f"{root}/{file}", label, f"{root}/{stem}"))
-    return Listing("something", videos, _names(config) or names)
+    return Listing("something", videos, _names(config) or names, [Account.of_rows(path, len(videos), "records")])
 
 
 def _template_names(path: str) -> list[str]:
@@ -196,6 +210,43 @@ def _numbered(path: str, row: int, line: str) -> tuple[int, str]:
     if not number.strip().isdecimal() or not name.strip():
         raise UserError(f"{path}: line {row}: expected `id,name`, got {line[:80]!r}")
     return int(number), name.strip()
+
+
+def _csv_rows(account: Account) -> Iterator[dict[str, str]]:
+    """Yield the rows of a csv below its header, each given to the next sample."""
+    reader = csv.reader(io.StringIO(files.read_text(account.source)))
+    header: list[str] = []
+    start = 0
+    for row in _until_error(reader, account.source):
+        if not row:
+            account.leave(start, reader.line_num, "blank")
+        elif not header:
+            header = row
+            account.leave(start, reader.line_num, "header")
+        else:
+            account.give(start, reader.line_num)
+            account.sample += 1
+            yield dict(zip(header, row, strict=False))
+        start = reader.line_num
+    account.size = start
+
+
+def _until_error(reader: Iterator[list[str]], path: str) -> Iterator[list[str]]:
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise UserError(f"{path}: not readable as csv: {error}") from None
+
+
+def _numbered_lines(account: Account) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a list that are not blank, with their numbers from 1 on."""
+    lines = files.read_text(account.source).splitlines()
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield number, line.strip()
+        else:
+            account.leave(number - 1, number, "blank")
+    account.size = len(lines)
 
 
 def _lines(path: str) -> Iterator[str]:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from vfm.base import UserError
-from vfm.data.layouts.folder_listing import FolderListing
+from vfm.data.layouts.folder_listing import FolderListing, shards_in_folder
+from vfm.data.ledger.account import Account
 from vfm.data.prompts.clip_benchmark import CLASS_NAMES_FILE, lines_beside
 from vfm.data.samples.images import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from vfm.data.samples.sample import BadSample, Sample
@@ -115,9 +116,11 @@ def _in_class(root: str, name: str, media: Media) -> ListedVideo:
 def webdataset(config: Videos) -> Listing:
     """List the videos in tars: members `mp4`, `webm`, ... with the class in `cls` or a field of `json`."""
     paths = files.expand_paths(config.path)
+    accounts = []
     if len(paths) == 1 and files.is_directory(paths[0]):
         root = paths[0].rstrip("/")
         paths = [f"{root}/{name}" for name in files.names_in(root) if name.endswith(".tar")]
+        accounts.append(shards_in_folder(root, paths))
     names = list(config.class_names) or lines_beside(paths[0], CLASS_NAMES_FILE)
     # Without class names, labels are read as texts, because they may be names.
     spec = DatasetSpec(image_key=",".join(VIDEO_EXTENSIONS), class_names=names, label_key=config.label_key)
@@ -125,15 +128,23 @@ def webdataset(config: Videos) -> Listing:
         spec = spec.model_copy(update={"label_key": None, "texts": {"label": config.label_key}})
     videos: list[ListedVideo] = []
     for path in paths:
-        videos += list_tar(path, spec)
+        videos += list_tar(path, spec, accounts, len(videos))
     if not names and all(str(video.label).isdecimal() for video in videos):  # numbers of classes, not names
         videos = [replace(video, label=int(video.label)) for video in videos]
-    return Listing("webdataset", videos, names)
+    return Listing("webdataset", videos, names, accounts)
 
 
-def list_tar(path: str, spec: DatasetSpec) -> Iterator[ListedVideo]:
-    """Yield the videos of a tar with their classes. Unusable videos have a `problem`."""
+def list_tar(path: str, spec: DatasetSpec, accounts: list[Account], first: int) -> Iterator[ListedVideo]:
+    """Yield the videos of a tar with their classes. Unusable videos have a `problem`.
+
+    Args:
+        path: the tar.
+        spec: parts to read of each sample.
+        accounts: receives the account of the tar's bytes.
+        first: number of the tar's first video among all videos.
+    """
     shard = TarShard(path, Shard.of(path, 0).size, spec)
+    accounts.append(shard.account().shifted(first))
     for row in range(len(shard)):
         start, size = shard.places(row)[0]
         media = Media(path, max(start, 0), size)

@@ -39,7 +39,7 @@ class Listing:
         format: name of the layout.
         videos: the videos.
         class_names: class names in the order of the labels. Empty: the sorted labels, or their numbers.
-        accounts: the video of each entry of a folder, for the ledger. Empty for lists and tars.
+        accounts: the video of each entry of a folder, line of a list or byte of a tar, for the ledger.
     """
 
     format: str
