@@ -87,7 +87,7 @@ class FolderListing:
         self.account.leave(self._link_numbers[index], self._link_numbers[index] + 1, "linked_folder")
 
     def use(self, index: int) -> None:
-        """Account for a file whose samples have an account of their own."""
+        """Account for a file whose samples are in another account."""
         self._given[index] = True
         self.account.leave(self._numbers[index], self._numbers[index] + 1, USED)
 
