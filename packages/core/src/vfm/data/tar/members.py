@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Literal
@@ -220,11 +221,20 @@ def plain_member(header: bytes) -> tarfile.TarInfo | None:
         expected = int(checksum[:6], 8)
     except ValueError:
         return None
-    if sum(header) - sum(checksum) + 8 * ord(" ") != expected or checksum[6:] != b"\0 " or header[135] not in b"\0 ":
+    if checksum[6:] != b"\0 " or header[135] not in b"\0 ":
+        return None
+    if _byte_sum(header[: CHECKSUM_FIELD.start]) + 8 * ord(" ") + _byte_sum(header[CHECKSUM_FIELD.stop :]) != expected:
         return None
     member = tarfile.TarInfo(name.decode("utf-8", "backslashreplace"))
     member.size = size
     return member
+
+
+def _byte_sum(data: bytes) -> int:
+    """Sum at most 512 bytes."""
+    # The lower 16 bits of Adler-32 are 1 plus the sum modulo 65521, which 256 bytes cannot reach. Python's `sum` takes
+    # ten times as long, a third of a scan.
+    return (zlib.adler32(data[:256]) & 0xFFFF) + (zlib.adler32(data[256:]) & 0xFFFF) - 2
 
 
 def _is_header(block: bytes) -> bool:
