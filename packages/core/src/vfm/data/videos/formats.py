@@ -134,7 +134,9 @@ def webdataset(config: Videos) -> Listing:
     return Listing("webdataset", videos, names, accounts)
 
 
-def list_tar(path: str, spec: DatasetSpec, accounts: list[Account], first: int) -> Iterator[ListedVideo]:
+def list_tar(
+    path: str, spec: DatasetSpec, accounts: list[Account] | None = None, first: int = 0
+) -> Iterator[ListedVideo]:
     """Yield the videos of a tar with their classes. Unusable videos have a `problem`.
 
     Args:
@@ -144,7 +146,8 @@ def list_tar(path: str, spec: DatasetSpec, accounts: list[Account], first: int) 
         first: number of the tar's first video among all videos.
     """
     shard = TarShard(path, Shard.of(path, 0).size, spec)
-    accounts.append(shard.account().shifted(first))
+    if accounts is not None:
+        accounts.append(shard.account().shifted(first))
     for row in range(len(shard)):
         start, size = shard.places(row)[0]
         media = Media(path, max(start, 0), size)
