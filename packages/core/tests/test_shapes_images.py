@@ -19,7 +19,7 @@ from vfm.data.synthetic.drawing import GROUPS, PALETTE, PLACES, draw
 from vfm.data.synthetic.outline import EXTENT, distance_table, outline, signed_distance
 from vfm.data.synthetic.pairs import sample_pair
 from vfm.data.synthetic.render import class_names, render_labeled, render_shard
-from vfm.data.synthetic.sampling import generator
+from vfm.data.synthetic.sampling import generator, sample_scene
 from vfm.data.synthetic.scene import (
     COLOURS,
     DIRECTED,
@@ -232,3 +232,18 @@ def test_tar_is_a_webdataset_with_the_same_bytes_each_time(tmp_path: Path) -> No
         assert record["label"] == sample.label
         assert members[f"{sample.key}.txt"].decode() == sample.texts["en"][0]
         assert Image.open(io.BytesIO(members[f"{sample.key}.jpg"])).size == (32, 32)
+
+
+def test_clutter_is_behind_the_object_and_changes_no_other_draw() -> None:
+    for number in range(20):
+        scenes = [sample_scene(World(clutter=count), generator(3, number)) for count in (0, 12)]
+        scene, cluttered = scenes
+        assert len(cluttered.nuisance.clutter) == 12
+        assert replace(cluttered, nuisance=replace(cluttered.nuisance, clutter=())) == scene
+        before, after = draw(scene, 48), draw(cluttered, 48)
+        assert changed_pixels(before, after) > 20
+        grounds = [replace(scene.nuisance, ground=ground, waves=()) for ground in ((0, 1, 0), (1, 0, 1))]
+        green, purple = (draw(replace(scene, nuisance=nuisance), 48) for nuisance in grounds)
+        covered = (green == purple).all(axis=2)  # pixels that show none of the ground
+        assert covered.any()
+        assert (before[covered] == after[covered]).all()

@@ -58,6 +58,8 @@ def draw(scene: Scene, size: int) -> NDArray[np.uint8]:
     """
     nuisance = scene.nuisance
     channels = draw_ground(nuisance, size)
+    for distractor in nuisance.clutter:
+        draw_objects(channels, distractor.look, [distractor.centre], distractor.radius)
     if scene.presence != "alone":
         _blend(channels, _extra(scene, size), INK)
     base, places = GROUPS[scene.count]

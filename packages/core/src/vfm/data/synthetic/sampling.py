@@ -9,12 +9,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm.data.synthetic.scene import ATTRIBUTES, DIRECTED, RGB, Attribute, Colour, Nuisance, Scene, Shape, Wave
+from vfm.data.synthetic.scene import (
+    ATTRIBUTES,
+    COLOURS,
+    DIRECTED,
+    RGB,
+    SHAPES,
+    Attribute,
+    Colour,
+    Nuisance,
+    Orientation,
+    PlacedObject,
+    Scene,
+    Shape,
+    Wave,
+)
 from vfm.data.synthetic.world import World
 
 SURFACE: tuple[Attribute, ...] = ("texture", "structure", "state")
 """Attributes of the surface. At most one differs from its default, because small objects would be illegible."""
 NUM_WAVES = 2
+CLUTTER_RADII = (0.04, 0.1)
+"""Smallest and largest radius of an object of the clutter, in image widths. A small object of a scene has 0.17."""
 
 
 class Stream(IntEnum):
@@ -105,14 +121,25 @@ def sample_nuisance(world: World, rng: np.random.Generator) -> Nuisance:
     """Draw jitter of position, tilt, size and colour, and a background by the world's variety."""
     jitter = rng.uniform(-1, 1, 7).tolist()
     return Nuisance(
-        shift=(0.015 * jitter[0], 0.015 * jitter[1]),
-        angle=7 * jitter[2],
+        shift=(world.max_shift * jitter[0], world.max_shift * jitter[1]),
+        angle=world.max_tilt * jitter[2],
         scale=1 + 0.06 * jitter[3],
         tint=(0.05 * jitter[4], 0.05 * jitter[5], 0.05 * jitter[6]),
         corner=int(4 * rng.random()),
         ground=_ground(world.variety, rng.uniform(-1, 1, 4).tolist()),
         waves=_waves(world.variety, rng.uniform(-1, 1, (NUM_WAVES, 6)).tolist()) if world.variety else (),
+        # Drawn last, so that worlds without clutter keep their draws.
+        clutter=tuple(_distractor(draws) for draws in rng.random((world.clutter, 6)).tolist()),
     )
+
+
+def _distractor(draws: list[float]) -> PlacedObject:
+    """Create a small object of any shape and colour anywhere in the image."""
+    shape = SHAPES[int(draws[0] * len(SHAPES))]
+    colour = COLOURS[int(draws[1] * len(COLOURS))]
+    orientation: Orientation | None = "up" if shape in DIRECTED else None
+    look = Scene(shape, colour, orientation=orientation, nuisance=Nuisance(angle=360 * draws[2]))
+    return PlacedObject(look, (draws[3], draws[4]), CLUTTER_RADII[0] + draws[5] * (CLUTTER_RADII[1] - CLUTTER_RADII[0]))
 
 
 def _ground(variety: float, draws: list[float]) -> RGB:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vfm.data.synthetic.drawing import draw_ground, draw_objects, draw_silhouette, to_pixels
 from vfm.data.synthetic.sampling import combination_probabilities, sample_nuisance
-from vfm.data.synthetic.scene import DIRECTED, Nuisance, Scene
+from vfm.data.synthetic.scene import DIRECTED, Nuisance, PlacedObject, Scene
 from vfm.data.synthetic.world import World
 
 Vocabulary = Literal[12, 120, 1080]
@@ -28,15 +28,6 @@ TILT = 25.0  # degrees
 SPACING = 0.85  # smallest distance of two objects, in sums of their radii. Below 1, they may overlap a little
 PLACE_DRAWS = 20  # draws of a position before an object without room is left out
 MIN_VISIBLE = 6  # pixels. Objects with fewer visible pixels are ignored
-
-
-@dataclass(frozen=True, slots=True)
-class PlacedObject:
-    """An object: its look as a scene of a single object, with centre and radius in image widths."""
-
-    look: Scene
-    centre: tuple[float, float]
-    radius: float
 
 
 @dataclass(frozen=True, slots=True)

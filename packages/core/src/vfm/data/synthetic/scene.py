@@ -62,6 +62,15 @@ class Wave:
 
 
 @dataclass(frozen=True, slots=True)
+class PlacedObject:
+    """An object: its look as a scene of a single object, with centre and radius in image widths."""
+
+    look: Scene
+    centre: tuple[float, float]
+    radius: float
+
+
+@dataclass(frozen=True, slots=True)
 class Nuisance:
     """Variation that no caption names: lengths in image widths, angles in degrees, colours in [0, 1]."""
 
@@ -72,6 +81,7 @@ class Nuisance:
     corner: int = 0
     ground: RGB = (0.5, 0.5, 0.5)
     waves: tuple[Wave, ...] = ()
+    clutter: tuple[PlacedObject, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

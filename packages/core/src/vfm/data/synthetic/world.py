@@ -40,6 +40,9 @@ class World(Config):
     max_count: int = Field(3, ge=1, le=MAX_COUNT, description="largest number of objects in a scene")
     zipf: float = Field(1.0, ge=0, description="exponent of the long tail of shapes and colours (0: uniform)")
     variety: Fraction = Field(0.5, description="variation of the background (0: the same plain grey in every image)")
+    clutter: int = Field(0, ge=0, le=50, description="small objects behind the scene, which no caption names")
+    max_tilt: float = Field(7.0, ge=0, le=180, description="largest tilt of the objects in degrees")
+    max_shift: float = Field(0.015, ge=0, le=0.2, description="largest shift of the objects in image widths")
     attribute_share: Fraction = Field(
         0.3, description="fraction of true captions that name an attribute, drawn independently for each attribute"
     )
