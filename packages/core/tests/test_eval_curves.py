@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 
 from eval_world import tiny_clip
 from vfm import Context, UserError
-from vfm.eval.compare.curves import TrainingCurves, loss_spikes, samples_to_reach
+from vfm.eval.compare.curves import TrainingCurves, loss_spikes, mean_over_log_samples, samples_to_reach
 from vfm.eval.compare.stages import CurveComparison
 from vfm.interfaces import Preflight, load_panels
 
@@ -37,6 +37,15 @@ def test_samples_to_reach_a_score(goal, samples):
     assert samples_to_reach([(100, 0.1), (200, 0.2), (300, 0.3)], goal) == (samples and pytest.approx(samples))
 
 
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=9), st.integers(1, 50))
+def test_the_mean_over_log_samples_is_one_over_a_fine_grid(scores, step):
+    samples = [step * 3**number for number in range(len(scores))]
+    grid = np.linspace(np.log(samples[0]), np.log(samples[-1]), 20_001)
+    mean = np.interp(grid, np.log(samples), scores).mean()
+    assert mean_over_log_samples([(0, 0.5), *zip(samples, scores, strict=True)]) == pytest.approx(mean, abs=1e-3)
+    assert mean_over_log_samples([(0, 0.5), (samples[0], scores[0])]) is None
+
+
 def trained(folder: Path, scores: list[float], loss: float = 1.0) -> Path:
     checkpoint = tiny_clip(folder, 0)
     lines: list[dict[str, object]] = []
@@ -56,6 +65,10 @@ def test_stage_compares_trainings_with_the_first(tmp_path):
     found = {(m.model, m.name): m.value for m in report.metrics}
     assert found["slow", "samples_to_reach"] == 640
     assert found["fast", "samples_to_reach"] == 160
+    assert found["fast", "mean_over_log_samples"] == pytest.approx(0.4)
+    # Doublings count alike: from 160 to 320 samples the mean is 0.15, then 0.25 and 0.35 for shorter stretches.
+    widths = np.log([2, 1.5, 4 / 3])
+    assert found["slow", "mean_over_log_samples"] == pytest.approx(widths @ [0.15, 0.25, 0.35] / widths.sum())
     assert found["slow", "loss_spikes"] == pytest.approx(1 / 29)
     assert {panel.title for panel in load_panels(tmp_path / "out")} == {"Losses", "Scores"}
     assert TrainingCurves.read(inputs["slow"] / "metrics.jsonl").steps == list(range(1, 81))
@@ -82,5 +95,5 @@ def test_spikes_are_reported_only_where_every_step_was_logged(tmp_path):
     (folder / "metrics.jsonl").write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] % 2 == 0))
     ctx = Context("curves", tmp_path / "out", tmp_path / "work", {"a": folder}, messages.append)
     report = CurveComparison(name="c", models=["a"], window=5).run(ctx)
-    assert [metric.name for metric in report.metrics] == ["samples_to_reach"]
+    assert [metric.name for metric in report.metrics] == ["samples_to_reach", "mean_over_log_samples"]
     assert "train with log_every: 1" in messages[0].data["message"]

@@ -40,6 +40,7 @@ def compare_curves(config: CurveComparison, ctx: Context) -> Report:
         metrics += _spikes(ctx, name, curves, window=config.window, num_mads=config.num_mads)
     if score:
         metrics += _samples_to_reach(runs, score, goal=first.scores[score][-1][1])
+        metrics += _means_over_training(runs, score)
     for panel in _panels(runs, score):
         ctx.panel(panel)
     return Report.create(ctx.directory, task="curves", dataset=score or "train/loss", metrics=metrics)
@@ -106,6 +107,26 @@ def samples_to_reach(curve: Sequence[tuple[int, float]], goal: float) -> float |
     return None
 
 
+def mean_over_log_samples(curve: Sequence[tuple[int, float]]) -> float | None:
+    """Compute the area under a score over the logarithm of the samples, divided by its width.
+
+    It is large for a run that learns early, and does not depend on a goal that other runs may never reach.
+
+    Args:
+        curve: numbers of samples and scores, in the order of training.
+
+    Returns:
+        The mean score, or None with fewer than two evaluations after the start.
+    """
+    points = [(samples, score) for samples, score in curve if samples > 0]
+    if len(points) < 2:
+        return None
+    samples, scores = np.array(points).T
+    widths = np.diff(np.log(samples))
+    heights = (scores[1:] + scores[:-1]) / 2
+    return float((widths * heights).sum() / widths.sum())
+
+
 def _spikes(ctx: Context, name: str, curves: TrainingCurves, *, window: int, num_mads: float) -> list[Metric]:
     """Compute the share of spikes among the steps. The list is empty if the run is too short or skipped steps."""
     if curves.steps != list(range(1, len(curves.steps) + 1)):
@@ -126,6 +147,16 @@ def _samples_to_reach(runs: Mapping[str, TrainingCurves], score: str, goal: floa
         if samples is not None:
             interval = {"value": samples, "low": samples, "high": samples}
             metrics.append(Metric(name="samples_to_reach", unit="samples", n=1, model=name, **interval))
+    return metrics
+
+
+def _means_over_training(runs: Mapping[str, TrainingCurves], score: str) -> list[Metric]:
+    """Compute the mean score of each run over its training. A single run has no interval."""
+    metrics = []
+    for name, curves in runs.items():
+        mean = mean_over_log_samples(curves.scores.get(score, []))
+        if mean is not None:
+            metrics.append(Metric(name="mean_over_log_samples", value=mean, low=mean, high=mean, n=1, model=name))
     return metrics
 
 

@@ -11,9 +11,12 @@ from vfm.interfaces import Artifact, ClipCheckpoint, Evaluation, Ref, Report, St
 
 
 class CurveComparison(Evaluation):
-    """Compare training runs by loss spikes, and by the samples needed to reach the final score of the first run."""
+    """Compare training runs by loss spikes, the samples needed to reach the first run's final score, and mean scores.
 
-    version: ClassVar[int] = 2  # since spikes are reported only if the loss of every step was logged
+    The mean is over the logarithm of the samples, so that learning early counts as much as ending high.
+    """
+
+    version: ClassVar[int] = 3  # since the mean score over training is reported
     kind: Literal["eval.curves"] = "eval.curves"
     work: ClassVar[str] = "vfm.eval.compare.curves:compare_curves"
 
