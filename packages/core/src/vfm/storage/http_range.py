@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import time
 from typing import Any
 
 from vfm.storage.remote_spans import IsExpected, RemoteError, any_version
@@ -73,15 +72,18 @@ async def _bounded(response: Any, limit: int) -> tuple[bytes, str]:
     """Read at most `limit` bytes, and describe what is wrong with the body; empty if nothing is."""
     parts: list[bytes] = []
     size = 0
-    begun = time.monotonic()
-    while chunk := await asyncio.wait_for(response.content.readany(), CHUNK_TIMEOUT):
-        size += len(chunk)
-        if size > limit:
-            return b"", f"expected at most {limit:,} bytes, got more"
-        parts.append(chunk)
-        seconds = time.monotonic() - begun
-        if seconds > MEASURED_AFTER and size < LEAST_RATE * seconds:
-            return b"", f"too slow: {size:,} bytes in {seconds:.0f} s"
+    now = asyncio.get_running_loop().time
+    begun = now()
+    async with asyncio.timeout(CHUNK_TIMEOUT) as patience:  # wait_for would create a task for each chunk
+        while chunk := await response.content.readany():
+            size += len(chunk)
+            if size > limit:
+                return b"", f"expected at most {limit:,} bytes, got more"
+            parts.append(chunk)
+            seconds = now() - begun
+            if seconds > MEASURED_AFTER and size < LEAST_RATE * seconds:
+                return b"", f"too slow: {size:,} bytes in {seconds:.0f} s"
+            patience.reschedule(now() + CHUNK_TIMEOUT)
     return b"".join(parts), ""
 
 
