@@ -11,12 +11,11 @@ from vfm.storage import files
 from vfm.storage.remote import begin_span
 from vfm.storage.remote_spans import RemoteError, Span
 
-PART = 4 << 20  # bytes of one request
-AHEAD = 2  # parts that are requested before the reader needs them
+PART = 1 << 20  # bytes of one request
 
 
 class Arriving(io.RawIOBase):
-    """A file as a seekable stream. Parts behind the last one that was read are requested, and old parts are dropped.
+    """A file as a seekable stream, whose parts can be requested before they are needed, and are dropped after it.
 
     Args:
         whole: all bytes of the file, with its version.
@@ -30,16 +29,10 @@ class Arriving(io.RawIOBase):
         self._coming: dict[int, Future[bytes | RemoteError]] = {}
         self._parts: dict[int, bytes] = {}
 
-    @property
-    def is_requested(self) -> bool:
-        """Whether the end of the file has been requested."""
-        return self._next * PART >= self.size
-
     def request(self, stop: int) -> None:
-        """Request the parts before this one that have not been requested."""
-        while self._next < stop and not self.is_requested:
-            self._coming[self._next] = self._begin(self._next)
-            self._next += 1
+        """Request the parts that begin before a byte and have not been requested."""
+        for number in range(self._next, -(-min(stop, self.size) // PART)):
+            self._want(number)
 
     def between(self, start: int, stop: int) -> bytes:
         """Read bytes, fewer at the end of the file.
@@ -52,6 +45,8 @@ class Arriving(io.RawIOBase):
         if stop <= (number + 1) * PART:
             return self._part(number)[offset : offset + stop - start] if start < stop else b""
         numbers = range(number, -(-stop // PART))
+        for each in numbers:  # all are requested before the first one is awaited
+            self._want(each)
         return b"".join(map(self._part, numbers))[offset : offset + stop - start]
 
     def drop(self, before: int) -> None:
@@ -91,13 +86,17 @@ class Arriving(io.RawIOBase):
     def _part(self, number: int) -> bytes:
         part = self._parts.get(number)
         if part is None:
-            coming = self._coming.pop(number, None) or self._begin(number)
-            self._next = max(self._next, number + 1)
-            self.request(number + 1 + AHEAD)
-            part = _bytes(coming.result())
+            self._want(number)
+            part = _bytes(self._coming.pop(number).result())
             if number >= self._first:
                 self._parts[number] = part
         return part
+
+    def _want(self, number: int) -> None:
+        """Request a part, unless it was requested and is not dropped."""
+        if number not in self._parts and number not in self._coming:
+            self._coming[number] = self._begin(number)
+        self._next = max(self._next, number + 1)
 
     def _begin(self, number: int) -> Future[bytes | RemoteError]:
         start, stop = number * PART, min(self.size, (number + 1) * PART)

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 GROUP = 8  # tars of a lane that are read together
-ROWS = 64  # rows of each tar of a group whose order is shuffled together
+ROWS = 64  # rows of each tar of a group whose order is shuffled together: a block
+FIRST_ROWS = 32  # in the first block of a group, so that the first samples need fewer bytes
 _LANES = 5  # separates the draws of blocks from the draws of groups
 
 
@@ -59,6 +60,10 @@ class Lanes:
         epoch, number = divmod(turn * self.number + lane, self.groups_in_epoch)
         shards = _permuted(self.num_shards, self.seed, epoch)[number * GROUP : (number + 1) * GROUP]
         return Group(epoch, number, tuple(shards.tolist()))
+
+    def first_row(self, block: int) -> int:
+        """Find the first row of each tar in a block of a group."""
+        return FIRST_ROWS + (block - 1) * ROWS if block else 0
 
     def shuffled(self, group: Group, block: int, size: int) -> NDArray[np.int64]:
         """Draw the order of the entries of a block."""

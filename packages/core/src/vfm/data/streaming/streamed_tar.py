@@ -18,6 +18,8 @@ from vfm.data.tar.scan import TarContent, TarScan
 from vfm.data.tar.webdataset import TarShard, slots_of
 from vfm.storage.remote_spans import Span
 
+FEW = 4  # rows by whose size the size of the next ones is estimated
+
 
 class StreamedTar(TarShard):
     """A tar that is parsed from its first byte to its last one. Rows have the numbers of a scan.
@@ -35,11 +37,19 @@ class StreamedTar(TarShard):
         self.arriving = Arriving(Span(shard.path, 0, shard.size, shard.size, shard.mtime))
         self._read_bytes = self.arriving.between
         self.ended = False
+        self._stop = 0  # byte after the last member that was parsed
         self._parsed = self._parse()
 
-    def request(self) -> None:
-        """Request the beginning of the tar, without waiting for them."""
-        self.arriving.request(1)
+    @property
+    def bytes_of_row(self) -> int:
+        """Mean size of the known rows, 1 if there are none."""
+        return self._stop // max(1, self._len) or 1
+
+    def request(self, before: int) -> None:
+        """Request the bytes of the rows before this one. It waits for the first rows, whose size says how many."""
+        self.advance(FEW)
+        if not self.ended:
+            self.arriving.request(self._stop + (before - self._len) * self.bytes_of_row)
 
     def advance(self, num_rows: int) -> int:
         """Parse the tar until so many rows are known, or to its end. Count the known rows, at most `num_rows`.
@@ -84,6 +94,7 @@ class StreamedTar(TarShard):
             content.add(member)
             if len(content.rows) > len(keys):
                 keys.append(next(reversed(content.rows)))
+                self._stop = members.stop
                 if len(keys) > 1:
                     yield len(keys) - 1
         self.complete, self.ended = members.complete, True
