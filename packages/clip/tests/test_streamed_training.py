@@ -65,4 +65,5 @@ def test_workers_that_read_the_same_tars_are_named(tmp_path: Path) -> None:
     settings = plan(steps=1, global_batch_size=16, runtime={"device": "cpu", "workers": 2})
     run_stage(settings, tmp_path / "run", send=events.append, pool=tars)
     warnings = [event.data["message"] for event in events if event.type == "warning"]
-    assert any("pool: each tar is read by 2 workers: set lanes to a multiple of" in line for line in warnings)
+    expected = "clip: each tar is read by 2 workers: set lanes of its data to a multiple of"
+    assert any(expected in line for line in warnings)

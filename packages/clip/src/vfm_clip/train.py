@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vfm.data import TarStream
+from vfm.data import warn_of_readers
 from vfm.models import (
     ClipModel,
     build_clip,
@@ -50,8 +50,7 @@ def train_clip(config: ClipTrain, ctx: Context) -> ClipCheckpoint:
     )
     weights = language_weights(config.language, next(iter(datasets.values())))
     data, make = training_data(config, list(datasets.values()), clip, weights)
-    if isinstance(data.source, TarStream):
-        _warn_of_readers(data.source.readers(config), config, ctx)
+    warn_of_readers(data.source, config, ctx)
     if is_main():
         ctx.panel(first_samples_panel(data, make, ctx.directory))
     fit(task, data, config, replace(ctx, send=_diagnosis(config, ctx)))
@@ -62,14 +61,6 @@ def train_clip(config: ClipTrain, ctx: Context) -> ClipCheckpoint:
     if incompatibility:
         ctx.warn(incompatibility)
     return checkpoint
-
-
-def _warn_of_readers(readers: int, config: ClipTrain, ctx: Context) -> None:
-    if readers > 1:
-        name = config.portions[0].data
-        ctx.warn(
-            f"{name}: each tar is read by {readers} workers: set lanes to a multiple of the workers of all processes"
-        )
 
 
 def initial_model(config: ClipTrain, ctx: Context) -> tuple[ClipModel, Sequence[TrainedTower], Callable[[], None]]:

@@ -72,6 +72,12 @@ from .samples.sample import REASONS as REASONS, BadSample as BadSample, Sample a
 from .samples.shards import Shard as Shard, ShardReader as ShardReader
 from .samples.spec import DatasetSpec as DatasetSpec
 from .samples.texts import is_text as is_text, texts_schema as texts_schema
-from .streaming.source import TarStream as TarStream, open_stream as open_stream
+from .streaming.source import (
+    TarStream as TarStream,
+    open_head as open_head,
+    open_samples as open_samples,
+    open_stream as open_stream,
+    warn_of_readers as warn_of_readers,
+)
 from .tables.parquet import ParquetShard as ParquetShard, open_parquet as open_parquet
 from .tar.writer import write_tar as write_tar

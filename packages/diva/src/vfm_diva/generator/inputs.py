@@ -284,9 +284,9 @@ def usable_samples(data: TrainingData[Inputs]) -> Iterator[tuple[Sample, Inputs]
     """Yield the usable samples, in the shuffled order of training, with their inputs."""
     order = data.order()
     for position in range(len(data.source)):
-        index = int(order(position, position + 1)[0])
+        [(epoch, index)] = order.of_epochs(position, position + 1)
         try:
-            sample = data.source[index]
+            sample = data.source.sample(index, epoch)
             yield sample, data.make(sample, SampleDraw.of(data.seed, 0, index))
         except BadSample:
             continue

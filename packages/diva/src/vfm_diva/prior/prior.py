@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from vfm.data import ImageTransform, TrainingData, load_choices, open_dataset
+from vfm.data import ImageTransform, TrainingData, load_choices, open_samples
 from vfm.models import ClipModel, blueprint, load_clip
 from vfm.plugin import Context, GeneratorCheckpoint, ImageDataset, PairDataset, Preflight, UserError
 from vfm.train import fit, prepare_device, show_panels
@@ -52,7 +52,8 @@ def train_prior(config: DivaPrior, ctx: Context) -> GeneratorCheckpoint:
         generator.denoiser.network.enable_gradient_checkpointing()
     task = PriorTask(clip, generator, condition_noise=config.condition.noise)
     task.to(prepare_device(config.runtime))  # before the data are measured with its models
-    data = TrainingData.of(config, open_dataset(images), _make_inputs(config, ctx, task, images, language))
+    samples = open_samples(images, config, ctx)
+    data = TrainingData.of(config, samples, _make_inputs(config, ctx, task, images, language))
     measure_data(task, data, with_gap=config.condition.source in ("text", "both"))
     fit(task, data, config, ctx)
     checkpoint = task.export(ctx.directory)

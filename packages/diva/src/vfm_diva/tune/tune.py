@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vfm.data import BadSample, ImageTransform, TrainingData, decode_image, open_dataset
+from vfm.data import BadSample, ImageTransform, TrainingData, decode_image, open_head, open_samples
 from vfm.models import blueprint, load_clip, open_clip_incompatibility
 from vfm.plugin import ClipCheckpoint, Context, EvaluationPolicy, ImageDataset, Preflight, UserError
 from vfm.train import exporting, fit, show_panels
@@ -56,7 +56,7 @@ def check_readable(data: ImageDataset) -> None:
     Raises:
         UserError: If none can. The message names the first.
     """
-    source = open_dataset(data)
+    source = open_head(data)
     bad: list[str] = []
     for index in range(min(NUM_CHECKED, len(source))):
         try:
@@ -132,7 +132,7 @@ def build_data(config: DivaTune, ctx: Context, task: TuneTask) -> TrainingData[T
             ratio=config.loss.view_ratio,
             interpolation=preprocess.interpolation,
         )
-    return TrainingData.of(config, open_dataset(images), MakeTuneInputs(make, num_draws, view))
+    return TrainingData.of(config, open_samples(images, config, ctx), MakeTuneInputs(make, num_draws, view))
 
 
 def _train_adapter(config: DivaTune, ctx: Context, task: TuneTask, data: TrainingData[TuneInputs]) -> None:

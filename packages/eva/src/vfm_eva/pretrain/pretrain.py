@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vfm.data import CachedTensors, Make, TrainingData, open_dataset
+from vfm.data import CachedTensors, Make, TrainingData, open_head, open_samples
 from vfm.eval import pca_sheet
 from vfm.models import (
     VISION_WEIGHTS_FILE,
@@ -52,8 +52,8 @@ def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
     else:
         task, make = task_from_teacher(config, ctx)
     check_held_out(config, ctx.load)
-    source, masks = open_dataset(data), Masks(config.mask, task.grid, task.num_masked)
-    batches = MaskedData(TrainingData.of(config, source, make), masks)
+    masks = Masks(config.mask, task.grid, task.num_masked)
+    batches = MaskedData(TrainingData.of(config, open_samples(data, config, ctx), make), masks)
     fit_statistics(task, batches, config, ctx)  # before `start`, whose heads are standardised with them
     with weights_from_first(config.runtime):
         init_weights(task, config.student.init, config.seed)
@@ -62,6 +62,7 @@ def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
     fit(task, batches, config, with_alarms(task, config, ctx))
     with exporting(config.runtime, ctx):
         checkpoint = task.export(ctx.directory)
+    source = open_head(data)
     panels = [lambda: pca_sheet(task.encoder(), source, ctx.directory)]
     # Other targets have no cosine that could be drawn for each patch.
     if task.teacher.is_cosine:

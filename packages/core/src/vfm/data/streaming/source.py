@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vfm.base import UserError
 from vfm.data.index.index import read_index
+from vfm.data.index.source import Samples, Source, open_dataset
 from vfm.data.samples.sample import BadSample, Sample
 from vfm.data.streaming.lane import HELD_BACK, Lane, Tars
 from vfm.data.streaming.lanes import Lanes, StreamOrder
 from vfm.data.streaming.streamed_tar import StreamedTar
-from vfm.interfaces import TarList, Training
+from vfm.interfaces import Context, ImageDataset, TarList, Training
+
+UNCOUNTED = 1 << 62  # stands for the number of samples, which is not known
+HEAD = 64  # samples of a stream that are shown
+
+
+def open_samples(artifact: ImageDataset, config: Training, ctx: Context) -> Source | TarStream:
+    """Open the samples of a training, from an index or from a list of tars as they arrive."""
+    if not isinstance(artifact, TarList):
+        return open_dataset(artifact)
+    stream = open_stream(artifact)
+    warn_of_readers(stream, config, ctx)
+    return stream
+
+
+def open_head(artifact: ImageDataset) -> Source:
+    """Open a dataset to look at its first samples. Of a list of tars only the first samples are there."""
+    if not isinstance(artifact, TarList):
+        return open_dataset(artifact)
+    return cast("Source", StreamHead(artifact.path.resolve(), artifact.lanes, artifact.lane_samples))
+
+
+def warn_of_readers(source: Samples, config: Training, ctx: Context) -> None:
+    """Warn if several workers of a training read the same tars of a stream."""
+    readers = source.readers(config) if isinstance(source, TarStream) else 1
+    if readers > 1:
+        ctx.warn(
+            f"{config.name}: each tar is read by {readers} workers: set lanes of its data to a multiple of the workers"
+            " of all processes"
+        )
 
 
 def open_stream(artifact: TarList) -> TarStream:
@@ -42,11 +72,11 @@ class TarStream:
         self._sizes: dict[int, int] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TarStream, (self.directory, self.lanes, self.run)
+        return type(self), (self.directory, self.lanes, self.run)
 
     def __len__(self) -> int:
-        """Count the tars, since the number of samples is not known."""
-        return len(self.index.shards)
+        """Give a number larger than any that is needed: samples are not counted, and a stream has no end."""
+        return UNCOUNTED
 
     def __getitem__(self, index: int) -> Sample:
         """Read a sample in the order of seed 0.
@@ -121,3 +151,13 @@ class TarStream:
         if number not in self._sizes:
             self._sizes[number] = len(tar) + len(tar.lost)
             self.index.save_offsets(number, tar.packed)
+
+
+class StreamHead(TarStream):
+    """The first samples of the first lane of a stream, in the order of seed 0, numbered from 0."""
+
+    def __len__(self) -> int:
+        return HEAD
+
+    def _entry(self, index: int, seed: int) -> tuple[Sample | BadSample, str]:
+        return super()._entry(index * self.lanes, 0)
