@@ -17,7 +17,8 @@ from vfm.flow.recipe.recipe import load_recipe
 from vfm.interfaces import load_plugins, stage_types
 from vfm.models import blueprint
 from vfm_eva import EvaPretrain
-from vfm_eva.pretrain.pretrain import build_student, build_task
+from vfm_eva.pretrain.building import build_student
+from vfm_eva.pretrain.pretrain import build_task
 from vfm_eva.targets.images import EvaInputs
 from vfm_eva.targets.teacher import StoredTargets, Teacher
 

@@ -16,13 +16,15 @@ import torch
 from vfm.models import load_vision
 from vfm.plugin import Preflight, UserError
 from vfm_eva import EvaPretrain
-from vfm_eva.pretrain.pretrain import build_student, build_task
+from vfm_eva.pretrain.building import build_student
+from vfm_eva.pretrain.pretrain import build_task
 from vfm_eva.pretrain.task import EvaInputs
 from vfm_eva.pretrain.weight_init import init_weights
 from vfm_eva.targets.teacher import StoredTargets
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 TARGET_WIDTH = 8
+GRID = (3, 3)  # patches of the targets, to which feature maps are resized
 DECODER = {"width": 16, "depth": 1, "num_heads": 2}
 
 
@@ -75,10 +77,17 @@ FAMILIES = {
     "Swin": Family("swin_tiny_patch4_window7_224", None, {"embed_dim": 24, "depths": (1, 1, 1, 1)}),
     "ConvNeXt": Family("convnext_atto", None, {"depths": (1, 1, 1, 1)}),
     "ResNet": Family("resnet18", None, {}),
+    "RepViT": Family("repvit_m0_9", 64, {"embed_dim": (8, 16, 24, 32), "depth": (1, 1, 1, 1)}),
+    "FastViT": Family("fastvit_t8", 64, {"layers": (1, 1, 1, 1), "embed_dims": (16, 32, 64, 128)}),
+    "MobileNetV3": Family("mobilenetv3_small_050", 64, {}),
+    "MobileNetV4": Family("mobilenetv4_conv_small_035", 64, {}),
+    "EfficientNet": Family("efficientnet_b0", 64, {}),
+    "RegNet": Family("regnetx_002", 64, {}),
 }
 MODES: dict[str, dict[str, Any]] = {
     "all": {"encode": "all", "mask": {"type": "block"}},
     "visible": {"encode": "visible", "mask": {"type": "random", "ratio": 0.5}, "decoder": DECODER},
+    "unmasked": {"mask": {"ratio": 0}},
 }
 INITS = ("timm", "eva01", "eva02", "mae")
 
@@ -115,11 +124,13 @@ def step_and_reload(config: EvaPretrain, folder: Path) -> float:
         AssertionError: if the loss or a gradient is not finite, or the loaded encoder has other features.
     """
     student = build_student(config)
-    task = build_task(config, student, StoredTargets(TARGET_WIDTH))
+    task = build_task(config, student, StoredTargets(TARGET_WIDTH, grid=GRID))
     init_weights(task, config.student.init, 0)
     generator = torch.Generator().manual_seed(0)
     num_patches, side = task.grid[0] * task.grid[1], task.preprocess.image_size
-    masks = config.mask.build(torch.arange(2), task.grid, task.num_masked)
+    masks = torch.zeros(2, num_patches, dtype=torch.bool)
+    if config.mask.ratio:
+        masks = config.mask.build(torch.arange(2), task.grid, task.num_masked)
     images = torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, generator=generator)
     targets = torch.randn(2, num_patches, TARGET_WIDTH, generator=generator)
     loss, _ = task(EvaInputs(images, masks, targets=targets))
@@ -150,7 +161,10 @@ def row(family: Family, folder: Path) -> dict[str, str]:
 
 def table(rows: dict[str, dict[str, str]]) -> str:
     """Format the table as Markdown."""
-    lines = ["| family | timm name | `encode: all` | `encode: visible` | `student.init` |", "|---" * 5 + "|"]
+    lines = [
+        "| family | timm name | `encode: all` | `encode: visible` | `mask.ratio: 0` | `student.init` |",
+        "|---" * 6 + "|",
+    ]
     for name, found in rows.items():
         cells = [found[mode] if found[mode] == "yes" else "no" for mode in MODES]
         lines.append(f"| {name} | `{FAMILIES[name].model}` | {' | '.join(cells)} | {found['init']} |")

@@ -48,8 +48,9 @@ def test_a_flat_folder_becomes_an_encoder_and_a_probe(here: Path) -> None:
     assert "lp_acc1" in done.output or "linear_probe" in done.output
     stages = {stage["name"]: stage for stage in yaml.safe_load((here / "distill.yaml").read_text())["stages"]}
     assert stages["student"]["target"] == {"projected": False}
-    assert stages["linear_probe"]["models"] == ["teacher", "student"]
-    (weights,) = {file.resolve() for file in (here / "store").rglob("masked_modelling.safetensors")}
+    assert stages["student"]["mask"] == {"ratio": 0}
+    assert stages["linear_probe"]["models"] == ["student", "untrained", "teacher"]
+    (weights,) = (here / "store/runs").glob("distill@1/artifacts/student/masked_modelling.safetensors")
     assert isinstance(Artifact.load(weights.parent), VisionCheckpoint)
     longer = [*words, "--steps", "3"]  # another recipe under the same name
     assert distill(*longer).exit_code == 0
@@ -60,6 +61,22 @@ def test_a_flat_folder_becomes_an_encoder_and_a_probe(here: Path) -> None:
     assert refused.exit_code == 2
     assert "is not as a command wrote it" in refused.output
     assert (here / "distill.yaml").read_text().endswith("# mine\n")
+
+
+def test_a_network_without_patches_is_taught_by_its_feature_map_and_its_pooled_feature(here: Path) -> None:
+    probe = ["--probe", "labelled/test", "--train", "labelled/train", "--image-size", "32", *SMALL]
+    done = distill("pictures", "--teacher", "teacher", "--student", "mobilenetv3_small_050", *probe)
+    assert done.exit_code == 0, done.output
+    stages = {stage["name"]: stage for stage in yaml.safe_load((here / "distill.yaml").read_text())["stages"]}
+    taught = {"teacher": "teacher", "target": {"projected": False}, "class_weight": 1.0}
+    assert stages["student"]["teachers"] == [taught]
+    assert stages["untrained"]["image_size"] == 32
+    (weights,) = (here / "store/runs").glob("distill@1/artifacts/student/model.safetensors")
+    assert Artifact.load(weights.parent).image_size == 32  # type: ignore[attr-defined]
+    words = ["pictures", "--teacher", "teacher", "--student", str(weights.parent), *SMALL, "--recipe", "again.yaml"]
+    assert distill(*words).exit_code == 0
+    again = {stage["name"]: stage for stage in yaml.safe_load((here / "again.yaml").read_text())["stages"]}
+    assert again["student"]["teachers"] == [taught]
 
 
 def test_a_student_with_weights_starts_from_them(here: Path) -> None:
@@ -78,7 +95,7 @@ def test_an_earlier_student_teaches_under_a_name_of_its_own(here: Path) -> None:
     done = distill("pictures", "--teacher", "made/student", "--student", STUDENT, *probe, "--dry-run", *SMALL)
     assert done.exit_code == 0, done.output
     stages = {stage["name"]: stage for stage in yaml.safe_load((here / "distill.yaml").read_text())["stages"]}
-    assert stages["knn"]["models"] == ["teacher", "student"]
+    assert stages["knn"]["models"] == ["student", "untrained", "teacher"]
     assert stages["student"]["target"] == {"projected": False}
 
 

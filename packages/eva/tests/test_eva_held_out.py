@@ -26,7 +26,7 @@ from vfm_eva import EvaPretrain, EvaTargets
 from vfm_eva.pretrain.alarm import HeldOutAlarm
 from vfm_eva.pretrain.held_out import MeanScore, every_second_patch
 from vfm_eva.pretrain.held_out_stages import MaskedPatches
-from vfm_eva.pretrain.student import masked
+from vfm_eva.pretrain.students.masking import masked
 from vfm_eva.targets.teacher import load_teacher
 
 

@@ -11,7 +11,7 @@ from vfm.interfaces import load_plugins, stage_types
 from vfm.models import vision_preprocess
 from vfm.plugin import AdamW, Preflight, Stage
 from vfm_eva import EvaFinetune, EvaPretrain
-from vfm_eva.pretrain.pretrain import build_student, num_masked
+from vfm_eva.pretrain.building import build_student, num_masked
 from vfm_eva.video.stages import EvaVideo
 
 IN_21K = 14_197_122

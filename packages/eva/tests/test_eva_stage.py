@@ -34,8 +34,9 @@ from vfm.plugin import (
 )
 from vfm.train import fit
 from vfm_eva import BlockMask, EvaPretrain
+from vfm_eva.pretrain.building import build_student
 from vfm_eva.pretrain.masks import MaskedData, Masks
-from vfm_eva.pretrain.pretrain import build_student, build_task, teacher_in_bf16
+from vfm_eva.pretrain.pretrain import build_task, teacher_in_bf16
 from vfm_eva.targets.images import MakeViews
 from vfm_eva.targets.teacher import Teacher, load_teacher
 

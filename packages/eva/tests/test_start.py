@@ -23,7 +23,8 @@ from vfm.models import (
     vision_features,
 )
 from vfm.plugin import Event, Preflight, UserError, VisionCheckpoint
-from vfm_eva.pretrain.pretrain import build_student, build_task, start_from
+from vfm_eva.pretrain.building import build_student
+from vfm_eva.pretrain.pretrain import build_task, start_from
 from vfm_eva.targets.teacher import StoredTargets
 
 ADDED = "masked_modelling.safetensors"

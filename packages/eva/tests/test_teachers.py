@@ -35,7 +35,7 @@ from vfm_eva import EvaClip, EvaTargets
 from vfm_eva.pretrain.held_out_stages import MaskedPatches
 from vfm_eva.pretrain.objective import Objective, image_loss, squared_error
 from vfm_eva.pretrain.pretrain import build_task
-from vfm_eva.pretrain.student import masked
+from vfm_eva.pretrain.students.masking import masked
 from vfm_eva.pretrain.task import EvaTask
 from vfm_eva.targets.images import EvaInputs, TeacherInputs
 from vfm_eva.targets.phi_s import PhiS, equal_variances

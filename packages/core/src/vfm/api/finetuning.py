@@ -76,6 +76,7 @@ def distill(
     steps: int = 2000,
     batch_size: int = 64,
     lr: float = 1e-3,
+    image_size: int | None = None,
     probe: Place = "",
     train: Place = "",
     set: Mapping[str, Any] | None = None,  # noqa: A002  (as the option of `vfm distill`)
@@ -88,11 +89,13 @@ def distill(
     Args:
         images: your images: a folder, a list, tars or a table; no labels needed.
         teacher: artifact or folder of a checkpoint, open_clip name and tag, timm name, or `hf-hub:org/model`.
-        student: timm name, to start from random weights, or a name with a tag, or a checkpoint, to start from weights.
+        student: timm name of any network, to start from random weights, or a name with a tag, or a checkpoint, to start
+            from weights.
         steps: number of training steps.
         batch_size: images per step, over all processes.
         lr: peak learning rate.
-        probe: labelled images to evaluate teacher and student on, as features.
+        image_size: pixels of the student's images. Default: its own.
+        probe: labelled images to evaluate teacher and student on, before and after.
         train: labelled training images of the probe.
         set: values by `NAME.FIELD` that override the recipe.
         store: folder of artifacts and runs.
@@ -104,7 +107,7 @@ def distill(
     """
     known = stage_types(load_plugins())
     inputs = as_place(images), model_input(as_place(teacher)), student_input(as_place(student))
-    request = DistillationRequest(*inputs, steps, batch_size, lr, as_place(probe), as_place(train))
+    request = DistillationRequest(*inputs, steps, batch_size, lr, as_place(probe), as_place(train), image_size)
     text = distillation_recipe(request, known)
     return _run_text("distill", text, known, set, store, name, progress=progress)
 

@@ -24,14 +24,19 @@ def distill(
     student: Annotated[
         str,
         typer.Option(
-            help="timm name, to start from random weights; or a timm name with a tag, or a folder of an encoder, to"
-            " start from its weights."
+            help="timm name of any network, to start from random weights; or a timm name with a tag, or a folder of an"
+            " encoder, to start from its weights."
         ),
     ],
     steps: Annotated[int, typer.Option(min=1, help="Number of training steps.")] = 2000,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per step, over all processes.")] = 64,
     lr: Annotated[float, typer.Option(min=0, help="Peak learning rate.")] = 1e-3,
-    probe: Annotated[str, typer.Option(help="Labelled images to evaluate teacher and student on, as features.")] = "",
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Pixels of the student's images; default: its own.")
+    ] = None,
+    probe: Annotated[
+        str, typer.Option(help="Labelled images to evaluate teacher and student on, before and after.")
+    ] = "",
     train: Annotated[str, typer.Option(help="Labelled training images of the probe.")] = "",
     recipe: RecipeOption = Path("distill.yaml"),
     set: SetOption = None,  # noqa: A002
@@ -43,6 +48,6 @@ def distill(
     """Teach an encoder another model's features on your own images. An interrupted run resumes."""
     manager = load_plugins()
     models = model_input(teacher), student_input(student)
-    request = DistillationRequest(images, *models, steps, batch_size, lr, probe, train)
+    request = DistillationRequest(images, *models, steps, batch_size, lr, probe, train, image_size)
     text = distillation_recipe(request, stage_types(manager))
     run_written(manager, recipe, text, set or (), store, dry_run=dry_run, quiet=quiet)

@@ -41,7 +41,10 @@ from .interchange.export_formats import (
 from .interchange.vision_import import import_vision as import_vision
 from .low_rank import LowRank as LowRank, change_matrices as change_matrices
 from .preprocess import Preprocess as Preprocess
-from .vision.architectures import check_vision_transformer as check_vision_transformer
+from .vision.architectures import (
+    check_vision_transformer as check_vision_transformer,
+    has_patch_tokens as has_patch_tokens,
+)
 from .vision.attention_maps import attention_map as attention_map, attention_weights as attention_weights
 from .vision.planned import (
     known_checkpoint as known_checkpoint,

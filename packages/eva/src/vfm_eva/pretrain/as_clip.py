@@ -24,7 +24,7 @@ from vfm.models import (
     vision_preprocess,
 )
 from vfm.plugin import ClipCheckpoint, Context, Preflight, Stage, UserError, VisionCheckpoint, store_files
-from vfm_eva.pretrain.pretrain import build_student
+from vfm_eva.pretrain.building import build_student
 from vfm_eva.pretrain.stages import EvaClip, EvaPretrain
 
 __all__ = ["check_eva_clip", "clip_of_student", "join_eva_clip"]

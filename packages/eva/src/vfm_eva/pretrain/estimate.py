@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from vfm.models import planned_encoder
 from vfm.plugin import Cost, Preflight, Ref, SampleCache
 from vfm.train import estimate_training
-from vfm_eva.pretrain.pretrain import build_student, build_task, num_masked
+from vfm_eva.pretrain.building import build_student
+from vfm_eva.pretrain.pretrain import build_task
 from vfm_eva.pretrain.stages import EvaPretrain
 from vfm_eva.targets.images import EvaInputs, TeacherInputs
 from vfm_eva.targets.parts import EvaTeacher
@@ -36,7 +37,7 @@ def eva_pretrain_cost(config: EvaPretrain, ctx: Preflight) -> Cost:
         for teacher in teachers:  # after the task, which finds widths on the meta device, where autocast is missing
             if isinstance(teacher, Teacher) and in_bf16:
                 teacher.use_bf16()
-    size, grid, masked = task.preprocess.image_size, task.grid, num_masked(config, student)
+    size, grid = task.preprocess.image_size, task.grid
 
     def teacher_inputs(teacher: PatchTarget, number: int) -> tuple[Tensor | None, Tensor | None]:
         if isinstance(teacher, StoredTargets):
@@ -52,7 +53,6 @@ def eva_pretrain_cost(config: EvaPretrain, ctx: Preflight) -> Cost:
         bool_mask = torch.zeros(number, grid[0] * grid[1], dtype=torch.bool)
         return EvaInputs(images, bool_mask, *first, others=tuple(TeacherInputs(*tensors) for tensors in others))
 
-    assert masked
     return estimate_training(task, inputs, config)
 
 
@@ -71,11 +71,11 @@ def _teacher(entry: EvaTeacher, student: nn.Module, ctx: Preflight) -> PatchTarg
 def _stored(ref: Ref[SampleCache], ctx: Preflight) -> StoredTargets | None:
     cache = ctx.artifact(ref)
     if cache:
-        return StoredTargets(cache.shape[-1])
+        return StoredTargets(cache.shape[-1], grid=cache.shape[:-1])
     stage = ctx.stage(ref)
     if not isinstance(stage, EvaTargets):
         return None
     model = planned_encoder(ctx, stage.teacher)
     if model is None:
         return None
-    return StoredTargets(stage.components or stage.target.build(None, model).width)
+    return StoredTargets(stage.components or stage.target.build(None, model).width, grid=stage.grid)

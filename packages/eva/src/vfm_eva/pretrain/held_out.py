@@ -143,7 +143,7 @@ def _fitted(images: Sequence[Image.Image], preprocess: Preprocess) -> Tensor:
 
 
 def _task_of(encoder: PooledVision, added: Mapping[str, Tensor], teacher: Teacher) -> EvaTask:
-    task = EvaTask(encoder.module, teacher)
+    task = EvaTask(encoder.module, teacher, is_masked="mask_token" in added)
     task.load_masked_modelling(added)
     return task.to(next(encoder.module.parameters()).device)
 
@@ -152,7 +152,8 @@ def _token_and_head(added: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     if not added or any(key.startswith("decoder.") for key in added):
         problem = _HAS_DECODER if added else "has no mask token and head"
         raise UserError(f"{name}: {problem}; {_EXPECTED}")
-    return {key: added[key] for key in ("mask_token", "head.weight", "head.bias")}  # the first teacher's head
+    names = ("mask_token", "head.weight", "head.bias")  # the first teacher's head
+    return {key: added[key] for key in names if key in added}  # no mask token after a training without masks
 
 
 @dataclass(frozen=True)

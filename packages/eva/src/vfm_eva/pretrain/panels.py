@@ -37,7 +37,10 @@ def cosine_sheet(task: EvaTask, source: Source, make: Make[EvaViews], masks: Mas
     sheets = []
     for number, (image, bool_mask, cosine) in enumerate(zip(inputs.images, inputs.bool_mask, cosines, strict=True)):
         drawn = triptych(image, bool_mask, (cosine - low) / (high - low), task.grid)
-        caption = f"mean cosine {cosine[bool_mask].mean():.2f} of masked patches"
+        if task.is_masked:
+            caption = f"mean cosine {cosine[bool_mask].mean():.2f} of masked patches"
+        else:
+            caption = f"mean cosine {cosine.mean():.2f} of all patches"
         sheets.append(PanelImage(file=_saved(drawn, directory, f"cosine-{number}"), caption=caption))
     note = (
         "The student's input, its mask (striped), and the cosine between prediction and target of every patch:"

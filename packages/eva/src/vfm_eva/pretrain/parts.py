@@ -16,7 +16,12 @@ class Mask(Part):
 
     equal_counts: ClassVar[bool] = True  # every mask hides exactly `num_masked` patches
 
-    ratio: float = Field(105 / 256, gt=0, lt=1, description="fraction of the patches that are masked; block: at most")
+    ratio: float = Field(
+        105 / 256,
+        ge=0,
+        lt=1,
+        description="fraction of the patches that are masked; block: at most; 0: no mask, every patch is predicted",
+    )
 
 
 class BlockMask(Mask):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
+from vfm.models import has_patch_tokens
 from vfm.plugin import Preflight, Ref, SampleCache, UserError
+from vfm_eva.pretrain.building import build_student, num_masked
 from vfm_eva.pretrain.held_out_checks import check_held_out
-from vfm_eva.pretrain.pretrain import build_student, build_task, num_masked
+from vfm_eva.pretrain.pretrain import build_task
 from vfm_eva.pretrain.stages import EvaPretrain
-from vfm_eva.pretrain.student import student_grid
+from vfm_eva.pretrain.students.masking import student_grid
+from vfm_eva.pretrain.students.networks import freeze_unused
 from vfm_eva.pretrain.weight_init import check_init
 from vfm_eva.targets.images import EvaInputs, TeacherInputs
 from vfm_eva.targets.stages import EvaTargets
@@ -31,7 +35,7 @@ def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
         return
     with torch.device("meta"):  # shapes without weights, whatever the model's size
         student = build_student(config, start)
-    grid = student_grid(student, num_masked(config, student), visible_only=config.encode == "visible")
+    grid = _grid(config, student)
     check_init(student, config.student.init)
     targets = [entry.targets for entry in config.taught_by if entry.targets]
     for ref in targets:
@@ -50,33 +54,45 @@ def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
     for entry, checkpoint in zip(config.taught_by, checkpoints, strict=True):
         encoder = load_encoder(checkpoint) if checkpoint else None
         teachers.append(entry.target.build(student, encoder))
-    _run_once(config, student, teachers, grid)
+    _run_once(config, student, teachers)
 
 
-def _run_once(
-    config: EvaPretrain, student: torch.nn.Module, teachers: list[PatchTarget], grid: tuple[int, int]
-) -> None:
+def _grid(config: EvaPretrain, student: nn.Module) -> tuple[int, int] | None:
+    """Check the student's patches, and return their rows and columns. None: its feature map takes any grid."""
+    is_masked = config.mask.ratio > 0
+    if not has_patch_tokens(student) and not is_masked:
+        freeze_unused(student, with_image=any(entry.class_weight for entry in config.taught_by))  # finds its map
+        return None
+    visible_only = config.encode == "visible"
+    return student_grid(student, num_masked(config, student), visible_only=visible_only, is_masked=is_masked)
+
+
+def _run_once(config: EvaPretrain, student: nn.Module, teachers: list[PatchTarget]) -> None:
     """Run the task once on the meta device, which exposes every mismatch of widths."""
-    task = build_task(config, student, *teachers).to("meta")
+    task = build_task(config, student, *teachers).to("meta").eval()  # a batch norm cannot train on one image
     preprocesses = [task.preprocess, *(teacher.preprocess or task.preprocess for teacher in teachers)]
     sizes = [preprocess.image_size for preprocess in preprocesses]
     student_images, first, *others = (torch.zeros(1, 3, size, size, dtype=torch.uint8, device="meta") for size in sizes)
-    bool_mask = torch.zeros(1, grid[0] * grid[1], dtype=torch.bool, device="meta")
+    bool_mask = torch.zeros(1, task.grid[0] * task.grid[1], dtype=torch.bool, device="meta")
     other_inputs = tuple(TeacherInputs(images) for images in others)
     task(EvaInputs(student_images, bool_mask, first, others=other_inputs))
 
 
-def _check_targets(config: EvaPretrain, ctx: Preflight, targets: Ref[SampleCache], grid: tuple[int, int]) -> None:
+def _check_targets(
+    config: EvaPretrain, ctx: Preflight, targets: Ref[SampleCache], grid: tuple[int, int] | None
+) -> None:
     """Check stored targets if they exist, otherwise the configuration of the stage that makes them."""
     cache = ctx.artifact(targets)
     data = ctx.artifact(config.data)
     maker = ctx.stage(targets)
     if cache:
-        check_grid(cache.shape[:-1], grid)
+        if grid:
+            check_grid(cache.shape[:-1], grid)
         if data:
             check_data(cache, data)
     elif isinstance(maker, EvaTargets):
-        check_grid(maker.grid, grid)
+        if grid:
+            check_grid(maker.grid, grid)
         if maker.data != config.data:
             raise UserError(f"targets {targets!r} are made from {maker.data!r}, expected data {config.data!r}")
 

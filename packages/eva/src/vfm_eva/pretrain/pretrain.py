@@ -15,9 +15,6 @@ from vfm.models import (
     VISION_WEIGHTS_FILE,
     KeyReport,
     TransferRules,
-    build_vision,
-    check_vision_transformer,
-    grid_size,
     load_state_dict,
     read_masked_modelling,
     transfer_weights,
@@ -25,13 +22,14 @@ from vfm.models import (
 from vfm.plugin import Context, ImageDataset, VisionCheckpoint
 from vfm.train import exporting, fit, is_main, resolve_device, show_panels, weights_from_first
 from vfm_eva.pretrain.alarm import PretrainAlarm
+from vfm_eva.pretrain.building import build_student, left_out, num_masked
 from vfm_eva.pretrain.decoder import MaskDecoder
 from vfm_eva.pretrain.held_out_checks import check_held_out
 from vfm_eva.pretrain.masks import MaskedData, Masks
 from vfm_eva.pretrain.objective import Objective
 from vfm_eva.pretrain.panels import cosine_sheet
 from vfm_eva.pretrain.stages import EvaPretrain
-from vfm_eva.pretrain.student import check_class_token, student_grid
+from vfm_eva.pretrain.students.masking import student_grid
 from vfm_eva.pretrain.task import EvaTask
 from vfm_eva.pretrain.weight_init import init_weights
 from vfm_eva.targets.images import EvaViews, MakeViews, MakeWithTargets, crop_transform
@@ -39,7 +37,6 @@ from vfm_eva.targets.phi_s import PhiS
 from vfm_eva.targets.target_checks import check_data, check_grid, check_same_crops
 from vfm_eva.targets.teacher import PatchTarget, load_encoder, load_targets
 
-_DROPPED = {"head.": "the encoder's own head", "attn_pool.": "the student pools by the mean over its patches"}
 _NEW = {"fc_norm.": "new, after the mean over patches"}
 
 
@@ -63,7 +60,7 @@ def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
     with exporting(config.runtime, ctx):
         checkpoint = task.export(ctx.directory)
     source = open_head(data)
-    panels = [lambda: pca_sheet(task.encoder(), source, ctx.directory)]
+    panels = [lambda: pca_sheet(task.encoder(), source, ctx.directory)] if task.has_patches else []
     # Other targets have no cosine that could be drawn for each patch.
     if task.teacher.is_cosine:
         panels.insert(0, lambda: cosine_sheet(task, source, make, masks, ctx.directory))
@@ -138,6 +135,7 @@ def build_task(config: EvaPretrain, student: nn.Module, *teachers: PatchTarget) 
         student,
         objectives,
         num_masked=num_masked(config, student),
+        is_masked=config.mask.ratio > 0,
         decoder=decoder,
         patch_embed_grad=config.student.patch_embed_grad,
         seed=config.seed,
@@ -186,41 +184,6 @@ def _decoder(config: EvaPretrain, student: Any) -> MaskDecoder:
         )
 
 
-def build_student(config: EvaPretrain, start: VisionCheckpoint | None = None) -> nn.Module:
-    """Build the student with timm's initial weights, from `config.model` or the architecture of `start`.
-
-    Unless the model's configuration sets a pooling, the student pools by the mean over its patches: no loss trains a
-    pooling head. If a teacher teaches the class token, the default is to pool by the class token.
-    """
-    mapping = _mapping(config.model)
-    image_size = config.image_size
-    if start:
-        mapping = _mapping(f"local-dir:{start.path}")
-        image_size = image_size or start.image_size
-
-    check_vision_transformer(mapping)
-
-    def build(global_pool: str) -> nn.Module:
-        return build_vision(
-            {"global_pool": global_pool, **mapping},
-            image_size=image_size,
-            num_classes=0,
-            seed=config.seed,
-            drop_path_rate=config.student.drop_path,
-        )
-
-    teaches_class_token = any(entry.class_weight for entry in config.taught_by)
-    if teaches_class_token:
-        with torch.device("meta"):  # a student without a class token cannot be built to pool by it
-            check_class_token(build("avg"))
-        model = build("token")
-    else:
-        model = build("avg")
-    if config.grad_checkpointing:
-        model.set_grad_checkpointing()  # type: ignore[operator]
-    return model
-
-
 def start_from(task: EvaTask, start: VisionCheckpoint, ctx: Context) -> None:
     """Load the encoder of `start` into the student, and its mask token, head and decoder if they fit this task.
 
@@ -229,7 +192,7 @@ def start_from(task: EvaTask, start: VisionCheckpoint, ctx: Context) -> None:
     """
     weights = load_state_dict(start.path / VISION_WEIGHTS_FILE)
     report = KeyReport()
-    rules = TransferRules(_DROPPED, _NEW, where="start", target="the student")
+    rules = TransferRules(left_out(task.student, weights), _NEW, where="start", target="the student")
     transfer_weights(weights, task.student, rules, report)
     fits = task.load_masked_modelling(read_masked_modelling(start.path))
     if is_main():
@@ -242,15 +205,3 @@ def _start(config: EvaPretrain, ctx: Context) -> VisionCheckpoint | None:
     if not config.start:
         return None
     return ctx.load(config.start)
-
-
-def _mapping(model: str | dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(model, str):
-        return model
-    return {"architecture": model}
-
-
-def num_masked(config: EvaPretrain, student: nn.Module) -> int:
-    """Compute the number of patches that a mask hides."""
-    rows, columns = grid_size(student)
-    return round(config.mask.ratio * rows * columns)

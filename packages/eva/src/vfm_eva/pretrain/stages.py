@@ -36,7 +36,8 @@ class EvaPretrain(VisionPretraining):
     kind: Literal["eva.pretrain"] = "eva.pretrain"
     model: str | dict[str, Any] = Field(
         "eva02_nano_patch4_32",
-        description="timm name of an Eva or a plain ViT; or a mapping of architecture and its other arguments",
+        description="timm name of an Eva or a plain ViT, or, with mask.ratio: 0, of any network; or a mapping of"
+        " architecture and its other arguments",
     )
     start: Ref[VisionCheckpoint] | None = Field(
         None,
@@ -118,6 +119,9 @@ class EvaPretrain(VisionPretraining):
 
     @model_validator(mode="after")
     def _decodable(self) -> EvaPretrain:
+        if not self.mask.ratio and (self.encode == "visible" or not self.target.needs_teacher):
+            setting = "encode: visible" if self.encode == "visible" else f"target: {self.target.type}"
+            raise ValueError(f"{setting} needs masks: expected a mask.ratio above 0")
         if self.encode == "visible" and not self.mask.equal_counts:
             raise ValueError(
                 f"encode: visible needs masks of equal counts; use random or block_exact, not {self.mask.type}"

@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,15 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from vfm.data import Batch
-from vfm.models import PooledVision, save_vision, vision_preprocess
-from vfm.plugin import VisionCheckpoint
+from vfm.models import PooledVision, has_patch_tokens, save_vision, vision_preprocess
+from vfm.plugin import UserError, VisionCheckpoint
 from vfm.train import Metrics, Task, relative_weights
 from vfm_eva.pretrain.alarm import HeldOutAlarm
 from vfm_eva.pretrain.decoder import MaskDecoder
 from vfm_eva.pretrain.objective import Objective, image_loss
-from vfm_eva.pretrain.student import check_class_token, masked, student_grid, visible_only
+from vfm_eva.pretrain.saved_heads import heads_of, load_added, saved_added
+from vfm_eva.pretrain.students.masking import check_class_token, masked, student_grid, visible_only
+from vfm_eva.pretrain.students.networks import freeze_unused, map_tokens, target_grid
 from vfm_eva.targets.images import EvaInputs
-from vfm_eva.targets.phi_s import PhiS
 from vfm_eva.targets.teacher import PatchTarget
 from vfm_kernels import Kernels, accelerated, gather_tokens, masked_index, padded, token_cosine
 
@@ -42,17 +43,21 @@ class EvaTask(Task[EvaInputs]):
     """EVA's pre-training: the negative cosine between prediction and target on masked patches.
 
     The encoder takes all tokens, with a mask token for masked patches. With a `decoder` the encoder takes only visible
-    patches, and the decoder predicts the others (EVA-L). For any masks, shapes are static and nothing synchronises
-    with the device. With several teachers, each has its own head, and the loss is the weighted sum of their losses.
+    patches, and the decoder predicts the others (EVA-L). Without masks it is distillation: every patch is predicted
+    from the whole image, and the student may be any network, whose feature map is resized to the teacher's grid. For
+    any masks, shapes are static and nothing synchronises with the device. With several teachers, each has its own head,
+    and the loss is the weighted sum of their losses.
 
     Args:
-        student: a timm vision transformer (`Eva` or `VisionTransformer`) of fixed image size, without a head.
+        student: a timm vision transformer (`Eva` or `VisionTransformer`) of fixed image size, without a head. Without
+            masks, any network of timm.
         teacher: computes the target, and is neither trained nor saved. Or a list with an objective for each teacher.
         num_masked: K, the most patches that a mask hides. K patches go through the head, and visible patches among
             them do not count. Patches that a mask hides beyond K are left out of the loss. Default: all patches.
         decoder: for a student that encodes only visible patches. Masks must then hide exactly `num_masked` patches.
         patch_embed_grad: factor on the patch embedding's gradient (EVA-02's `stop_grad_conv1`: 0.1).
         seed: seed of the initial mask token and head.
+        is_masked: False: masks are ignored, and every patch is predicted.
 
     Raises:
         UserError: if the student cannot be masked, `num_masked` leaves nothing, or the teacher has no such target.
@@ -71,34 +76,44 @@ class EvaTask(Task[EvaInputs]):
         decoder: MaskDecoder | None = None,
         patch_embed_grad: float = 1.0,
         seed: int = 0,
+        is_masked: bool = True,
     ) -> None:
         super().__init__()
-        self.grid = student_grid(student, num_masked, visible_only=decoder is not None)
-        self.num_masked = num_masked or self.grid[0] * self.grid[1]
         self.student = student
         self.decoder = decoder
+        self.is_masked = is_masked
+        self.has_patches = has_patch_tokens(student)
         objectives = teacher if isinstance(teacher, Sequence) else [Objective(teacher)]
         self.objectives: Any = nn.ModuleList(objectives)
+        if self.has_patches or is_masked:
+            self.grid = student_grid(student, num_masked, visible_only=decoder is not None, is_masked=is_masked)
+        else:
+            self.grid = target_grid(self.teacher, student)
+            freeze_unused(student, with_image=self.teaches_class_token)
+        self.num_masked = num_masked or self.grid[0] * self.grid[1]
         self.preprocess = vision_preprocess(student)
         width: Any = decoder.width if decoder else student.num_features
-        class_width: Any = student.num_features
-        self.mask_token = nn.Parameter(torch.zeros(width))  # a vector, so that it is not decayed
+        class_width: Any = student.num_features if self.has_patches else student.head_hidden_size
+        # A vector, so that it is not decayed. Without masks nothing trains it, and DDP would wait for its gradient.
+        self.mask_token = nn.Parameter(torch.zeros(width), requires_grad=is_masked)
         for objective in objectives:
             objective.add_heads(width, class_width)
-        if self.teaches_class_token:
+        if self.teaches_class_token and self.has_patches:
             check_class_token(student)
         generator = torch.Generator().manual_seed(seed + 1)  # not `seed`, from which the student may be drawn
         # The usual standard deviation of tokens, which `student.init` may replace by a paper's.
         nn.init.trunc_normal_(self.mask_token, std=0.02, generator=generator)
-        for head in dict(self._heads()).values():
+        for _, head in heads_of(self):
             nn.init.trunc_normal_(head.weight, std=0.02, generator=generator)
             nn.init.zeros_(head.bias)
         self.held_out_alarm = HeldOutAlarm()  # for `eval.masked_patches`, which runs several times during training
         pooling = getattr(student, "attn_pool", None)
-        if pooling:  # unused here, and DDP would wait for its gradient
+        if pooling and self.has_patches:  # unused here, and DDP would wait for its gradient
             pooling.requires_grad_(False)
         if patch_embed_grad != 1:
-            embedding: Any = student.patch_embed
+            embedding: Any = getattr(student, "patch_embed", None)
+            if embedding is None:
+                raise UserError(f"student.patch_embed_grad: {type(student).__name__} has no patch embedding")
             embedding.register_forward_hook(partial(_scale_gradient, patch_embed_grad))
 
     @property
@@ -112,15 +127,6 @@ class EvaTask(Task[EvaInputs]):
         """Whether a teacher teaches the class token."""
         return any(objective.class_weight for objective in self.objectives)
 
-    def _heads(self) -> Iterator[tuple[str, nn.Linear]]:
-        """Yield the heads for patches, then the heads for the class token, with their names in saved files."""
-        for number, objective in enumerate(self.objectives):
-            name = f"other_heads.{number - 1}" if number else "head"
-            yield name, objective.head
-        for number, objective in enumerate(self.objectives):
-            if objective.class_head is not None:
-                yield f"class_heads.{number}", objective.class_head
-
     def forward(self, inputs: EvaInputs) -> tuple[Tensor, Metrics]:
         """Compute the loss of a batch, and metrics.
 
@@ -129,10 +135,11 @@ class EvaTask(Task[EvaInputs]):
         are reported for each teacher with its name as suffix, and `class_loss` is the loss of the class token.
         """
         bool_mask = inputs.bool_mask
+        predicted = self._predicted(bool_mask)
         # As many rows as the mask may hide, whatever it hides, so that shapes are static. `counted` leaves out the
         # surplus.
-        index = masked_index(bool_mask, self.num_masked)  # (B, K)
-        counted = bool_mask.gather(1, index)  # (B, K)
+        index = masked_index(predicted, self.num_masked)  # (B, K)
+        counted = predicted.gather(1, index)  # (B, K)
         # Run the teachers first: their temporary memory is free again before the student's activations are stored.
         targets = []
         for number, objective in enumerate(self.objectives):
@@ -159,13 +166,17 @@ class EvaTask(Task[EvaInputs]):
         """Whether the loss has a single teacher and covers only masked patches, as in EVA."""
         return len(self.objectives) == 1 and not self.teaches_class_token and self.objectives[0].weight == 1
 
+    def _predicted(self, bool_mask: Tensor) -> Tensor:
+        """Select the patches that are predicted, (B, N): the masked ones, or all without masks."""
+        return bool_mask if self.is_masked else torch.ones_like(bool_mask)
+
     @torch.no_grad()
     def masked_cosines(self, inputs: EvaInputs, target: Tensor) -> Tensor:
-        """Compute the mean cosine of each image's masked patches, (B,). All masks must hide the same number."""
+        """Compute the mean cosine of each image's predicted patches, (B,). All masks must hide the same number."""
         bool_mask = inputs.bool_mask
-        num_masked = int(bool_mask[0].sum())
-        prediction = self.predictions(self.student_tokens(inputs.images, bool_mask, num_masked))
-        return (token_cosine(prediction, target) * bool_mask).sum(dim=1) / num_masked
+        predicted = self._predicted(bool_mask)
+        prediction = self.predictions(self.student_tokens(inputs.images, bool_mask, int(bool_mask[0].sum())))
+        return (token_cosine(prediction, target) * predicted).sum(dim=1) / predicted.sum(dim=1)
 
     def predictions(self, tokens: Tensor) -> Tensor:
         """Predict the features of the first teacher, (..., T), from the head's inputs."""
@@ -187,6 +198,8 @@ class EvaTask(Task[EvaInputs]):
         """Compute the normed class token, (B, D), if a teacher teaches it, and the tokens of `student_tokens`."""
         student: Any = self.student
         pixels = self.preprocess.pixels(images)
+        if not self.has_patches:
+            return map_tokens(student, pixels, self.grid, with_image=self.teaches_class_token)
         if self.decoder:
             num_visible = bool_mask.shape[1] - (num_masked or self.num_masked)
             index = masked_index(~bool_mask, num_visible)  # (B, V)
@@ -195,7 +208,7 @@ class EvaTask(Task[EvaInputs]):
             tokens = student.fc_norm(tokens)
             class_token = tokens[:, 0] if self.teaches_class_token else None
             return class_token, self.decoder(tokens, index, self.mask_token)
-        with masked(student, self.mask_token, bool_mask):
+        with masked(student, self.mask_token, bool_mask) if self.is_masked else nullcontext():
             tokens = student.forward_features(pixels)
         class_token = student.fc_norm(tokens[:, 0]) if self.teaches_class_token else None
         return class_token, student.fc_norm(tokens[:, student.num_prefix_tokens :])
@@ -207,7 +220,7 @@ class EvaTask(Task[EvaInputs]):
         equal those for a single large batch (up to rounding and the draws of drop path), although `block` masks vary in
         size. EVA's code weights micro-batches and processes equally instead.
         """
-        masks = [batch.inputs.bool_mask for batch in micro_batches]
+        masks = [self._predicted(batch.inputs.bool_mask) for batch in micro_batches]
         # EVA's loss is a mean over the masked patches of the whole batch, so a micro-batch counts by its masked
         # patches.
         counts = torch.stack([mask.sum(dim=1).clamp(max=self.num_masked).sum() for mask in masks])
@@ -232,36 +245,12 @@ class EvaTask(Task[EvaInputs]):
         return TaskEncoder(self.student, self.preprocess, task=self)
 
     def masked_modelling(self) -> dict[str, Tensor]:
-        """Collect the mask token, heads and decoder by name. Heads are converted to predict unstandardised features."""
-        state = self.state_dict()
-        added = {key: value for key, value in state.items() if not key.startswith(("student.", "objectives."))}
-        for name, head in self._heads():
-            added |= {f"{name}.weight": head.weight.detach(), f"{name}.bias": head.bias.detach()}
-        for name, phi_s in self._heads_of_standardised():
-            weight, bias = phi_s.to_features(added[f"{name}.weight"], added[f"{name}.bias"])
-            added |= {f"{name}.weight": weight, f"{name}.bias": bias}
-        return added
+        """Collect the mask token, heads and decoder by name, as `saved_added` does."""
+        return saved_added(self)
 
     def load_masked_modelling(self, added: Mapping[str, Tensor]) -> bool:
         """Load the mask token, head and decoder of an earlier run if all of them fit, and return whether they did."""
-        expected = self.masked_modelling()
-        fits = expected.keys() == added.keys()
-        fits = fits and all(expected[key].shape == value.shape for key, value in added.items())
-        if fits:
-            added = dict(added)
-            for name, phi_s in self._heads_of_standardised():
-                weight, bias = phi_s.from_features(added[f"{name}.weight"], added[f"{name}.bias"])
-                added |= {f"{name}.weight": weight, f"{name}.bias": bias}
-            for name, head in self._heads():
-                head.load_state_dict({key: added.pop(f"{name}.{key}") for key in ("weight", "bias")})
-            self.load_state_dict(added, strict=False)
-        return fits
-
-    def _heads_of_standardised(self) -> Iterator[tuple[str, PhiS]]:
-        """Yield the name of each head that predicts standardised features, and its standardisation."""
-        for (name, _), objective in zip(self._heads(), self.objectives, strict=False):
-            if objective.phi_s:
-                yield name, objective.phi_s
+        return load_added(self, added)
 
     def export(self, directory: Path) -> VisionCheckpoint:
         """Write the student in timm's layout, and the mask token, head and decoder in a separate file."""

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn.init import normal_, trunc_normal_, xavier_normal_, xavier_uniform_, zeros_
 
+from vfm.models import has_patch_tokens
 from vfm.plugin import UserError
 from vfm_eva.pretrain.decoder import sincos_positions
 from vfm_eva.pretrain.parts import Init
@@ -24,6 +25,10 @@ def check_init(student: nn.Module, init: Init) -> None:
     Raises:
         UserError: if eva01 or eva02 is chosen and the student's blocks lack `attn` or `mlp`, whose weights they scale.
     """
+    if init == "timm":
+        return
+    if not has_patch_tokens(student):
+        raise UserError(f"student.init: {init} is for vision transformers, got {type(student).__name__}; use timm")
     blocks: Any = student.blocks
     if init in ("eva01", "eva02") and not all(hasattr(block, "attn") and hasattr(block, "mlp") for block in blocks):
         raise UserError(

@@ -68,6 +68,7 @@ class CodeTarget(PatchTarget):
         self.teacher = teacher
         self.statistics = codebook
         self.preprocess = teacher.preprocess
+        self.grid = teacher.grid
         self.width = len(codebook.centres)
 
     @torch.no_grad()

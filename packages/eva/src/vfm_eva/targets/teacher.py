@@ -46,12 +46,14 @@ class PatchTarget(Frozen[nn.Module]):
         preprocess: preprocessing of the images that the target is computed from. None: the student's.
         is_cosine: whether the loss is a negative cosine.
         statistics: statistics to fit to the target's features of the first images before training starts.
+        grid: rows and columns of the patches, before they are interpolated to a student's. None: there are no patches.
     """
 
     width: int
     preprocess: Preprocess | None = None
     is_cosine: bool = True
     statistics: Statistics | None = None
+    grid: tuple[int, int] | None = None
 
     def targets(self, inputs: EvaInputs, grid: tuple[int, int]) -> Tensor:
         """Compute the targets of a batch, (B, N, ...)."""
@@ -100,6 +102,7 @@ class Teacher(PatchTarget):
     """
 
     preprocess: Preprocess
+    grid: tuple[int, int]
 
     def __init__(
         self,
@@ -119,6 +122,7 @@ class Teacher(PatchTarget):
         self.projected = projected
         self.normalize = normalize
         self.bf16 = bf16
+        self.grid = grid_size(model)
         if bf16:
             self.use_bf16()
 
@@ -150,7 +154,7 @@ class Teacher(PatchTarget):
             image, patches = cls_and_patch_tokens(self.model, pixels, layer=self.layer, projected=self.projected)
             if self.normalize:
                 patches = F.normalize(patches, dim=-1)
-            patches = resample_grid(patches, grid_size(self.model), grid)
+            patches = resample_grid(patches, self.grid, grid)
         return patches.clone(), image.clone()
 
     def features(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -167,7 +171,7 @@ class Teacher(PatchTarget):
                 projected=self.projected,
                 normalize=self.normalize,
             )
-            target = resample_grid(features, grid_size(self.model), grid)
+            target = resample_grid(features, self.grid, grid)
         return target.clone()  # a normal tensor: a backward pass cannot use tensors made in inference mode
 
     def _pixels(self, images: Tensor) -> Tensor:
@@ -190,11 +194,13 @@ class StoredTargets(PatchTarget):
     Args:
         width: channels of the target, T.
         decode: converts stored values to (B, N, T), such as a `Pca`. Default: the values are the target.
+        grid: rows and columns of the stored patches.
     """
 
-    def __init__(self, width: int, decode: nn.Module | None = None) -> None:
+    def __init__(self, width: int, decode: nn.Module | None = None, grid: tuple[int, ...] | None = None) -> None:
         super().__init__(decode or nn.Identity())
         self.width = width
+        self.grid = (grid[0], grid[1]) if grid else None
 
     @torch.no_grad()
     def targets(self, inputs: EvaInputs, grid: tuple[int, int]) -> Tensor:
@@ -206,9 +212,9 @@ class StoredTargets(PatchTarget):
 def load_targets(cache: SampleCache) -> StoredTargets:
     """Load the decoder for the stored targets of a cache."""
     if not cache.basis:
-        return StoredTargets(cache.shape[-1])
+        return StoredTargets(cache.shape[-1], grid=cache.shape[:-1])
     pca = Pca.load(cache.path)
-    return StoredTargets(len(pca.mean), pca)
+    return StoredTargets(len(pca.mean), pca, cache.shape[:-1])
 
 
 def features_of(

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vfm.base import UserError, how_to_install
+from vfm.base import UserError, how_to_install, load_function
 from vfm.flow.recipe.yaml_lines import dump
 from vfm.flow.requests.inputs import Fields, Input, model_input, named_apart, saved_artifact, split_name
 from vfm.interfaces import Stage, VisionCheckpoint
+from vfm.models.stages import FOLDER_PREFIX, HUB_PREFIX
 
 METHOD = "eva.pretrain"
 STUDENT = "student"  # name of the model that the recipe makes
+BEFORE = "untrained"  # name of the student with its first weights, with which the probe compares
 WARMUP = 0.1  # fraction of the steps
 MIN_LR = 1e-5  # learning rate at the end of the schedule
 EVALUATIONS = ("eval.linear_probe", "eval.knn")
@@ -31,6 +33,7 @@ class DistillationRequest:
         lr: peak learning rate.
         probe: labelled images to evaluate on; empty: no evaluation.
         train: labelled training images of the probe.
+        image_size: pixels of the student's images. None: its own.
     """
 
     images: str
@@ -41,6 +44,7 @@ class DistillationRequest:
     lr: float
     probe: str = ""
     train: str = ""
+    image_size: int | None = None
 
 
 def distillation_recipe(request: DistillationRequest, known: Mapping[str, type[Stage]]) -> str:
@@ -54,18 +58,18 @@ def distillation_recipe(request: DistillationRequest, known: Mapping[str, type[S
     if bool(request.probe) != bool(request.train):
         raise UserError("a probe needs two sets of labelled images: give both --probe and --train")
     start = request.student if isinstance(request.student, Input) else None
-    teacher = named_apart(request.teacher, [STUDENT], "teacher")  # an earlier result may be named like the student
+    teacher = named_apart(request.teacher, [STUDENT, BEFORE], "teacher")  # an earlier result may have the name
     stages: list[Fields] = [{"kind": "data.images", "name": "images", "path": request.images}]
     stages += [model.stage for model in (teacher, start) if model and model.stage]
-    training: Fields = {
-        "kind": METHOD,
-        "name": STUDENT,
-        "data": "images",
-        "teacher": teacher.ref,
-    }
+    training: Fields = {"kind": METHOD, "name": STUDENT, "data": "images"}
+    taught: Fields = {"teacher": teacher.ref}
     if issubclass(teacher.makes, VisionCheckpoint):
-        training["target"] = {"projected": False}
+        taught["target"] = {"projected": False}
+    # Only a loss on the pooled feature reaches the layers after a network's feature map.
+    training |= taught if _has_patches(request.student) else {"teachers": [taught | {"class_weight": 1.0}]}
     training |= {"start": start.ref} if start else {"model": request.student}
+    training |= {"image_size": request.image_size} if request.image_size else {}
+    training["mask"] = {"ratio": 0}
     training |= {
         "steps": request.steps,
         "global_batch_size": request.batch,
@@ -76,11 +80,30 @@ def distillation_recipe(request: DistillationRequest, known: Mapping[str, type[S
     if request.probe:
         stages += [{"kind": "data.labeled", "name": "probe_train", "path": request.train}]
         stages += [{"kind": "data.labeled", "name": "probe", "path": request.probe}]
-        models = {"models": [teacher.ref, STUDENT], "train": "probe_train", "data": "probe"}
+        if not start:
+            stages.append({**training, "name": BEFORE, "steps": 1, "lr": 0, "schedule": {"min_lr": 0}})
+        before = start.ref if start else BEFORE
+        models = {"models": [STUDENT, before, teacher.ref], "train": "probe_train", "data": "probe"}
         stages += [{"kind": kind, "name": kind.rsplit(".", 1)[-1], **models} for kind in EVALUATIONS]
     name = start.name if start else request.student
-    record = {"description": f"{name} learns {request.teacher.name}'s features of masked patches.", "stages": stages}
+    record = {"description": f"{name} learns {request.teacher.name}'s features of patches.", "stages": stages}
     return dump(record)
+
+
+def _has_patches(student: str | Input) -> bool:
+    """Check whether a student is a vision transformer, by its name or folder. Unknown ones count as such."""
+    if isinstance(student, str):
+        source = student
+    else:
+        source = str(student.stage["source"]) if student.stage else f"{FOLDER_PREFIX}{student.ref}"
+    if Path(source).is_dir():
+        source = f"{FOLDER_PREFIX}{source}"
+    if source.startswith(HUB_PREFIX):  # its architecture is known after the download
+        return True
+    try:
+        return bool(load_function("vfm.models.vision.architectures:is_vision_transformer")(source))
+    except UserError:  # a mistake that the preflight reports
+        return True
 
 
 def student_input(word: str) -> str | Input:

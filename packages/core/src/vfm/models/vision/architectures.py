@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
 from vfm.base import UserError
 from vfm.models.vision.vision import build_vision
@@ -19,7 +20,11 @@ def is_vision_transformer(name: str) -> bool:
         UserError: If timm has no such model.
     """
     with torch.device("meta"):
-        model = build_vision(name)
+        return has_patch_tokens(build_vision(name))
+
+
+def has_patch_tokens(model: nn.Module) -> bool:
+    """Check whether an encoder of timm is a transformer over patches, as `vision_tower` takes."""
     try:
         vision_tower(model)
     except UserError:

@@ -13,7 +13,7 @@ from timm.layers import PatchEmbed
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from vfm.models import grid_size
+from vfm.models import grid_size, has_patch_tokens
 from vfm.plugin import UserError
 from vfm_kernels import gather_tokens, mask_tokens
 
@@ -69,21 +69,28 @@ class _Keep(nn.Module):
         return (visible, self.index)
 
 
-def student_grid(student: nn.Module, num_masked: int | None = None, *, visible_only: bool = False) -> tuple[int, int]:
+def student_grid(
+    student: nn.Module, num_masked: int | None = None, *, visible_only: bool = False, is_masked: bool = True
+) -> tuple[int, int]:
     """Check that a student's patches can be masked, and return its rows and columns of patches.
 
     Args:
         student: a timm vision transformer.
         num_masked: number of patches that a mask hides. None: not checked.
         visible_only: the student must also be able to encode a subset of its patches (`encode: visible`).
+        is_masked: False: its patches are not masked, and may overlap.
 
     Raises:
         UserError: if it is no vision transformer for square colour images, its patches overlap, are dropped or do not
             fill the image, the mask hides none or all of them, or it cannot encode a subset of its patches.
     """
-    rows, columns = grid_size(student)
     name = type(student).__name__
+    if is_masked and not has_patch_tokens(student):
+        raise UserError(f"{name} has no patch tokens that could be masked; set mask: {{ratio: 0}}")
+    rows, columns = grid_size(student)
     embed = student.patch_embed
+    if not isinstance(embed, PatchEmbed) and not is_masked:
+        return rows, columns
     if not isinstance(embed, PatchEmbed):  # a convolutional stem sees beyond the patch
         raise UserError(f"{name}: expected a plain patch embedding; with overlapping patches, masked ones stay visible")
     if embed.img_size[0] != embed.img_size[1]:
@@ -102,7 +109,7 @@ def student_grid(student: nn.Module, num_masked: int | None = None, *, visible_o
             f"{name}: the image size must be a multiple of the patch size {embed.patch_size[0]},"
             f" got {embed.img_size[0]} pixels"
         )
-    if min(rows, columns) < 2:
+    if min(rows, columns) < 2 and is_masked:
         raise UserError(
             f"{name}: masks need at least 2 x 2 patches, got {rows} x {columns} of {embed.patch_size[0]} pixels"
             f" ({embed.img_size[0]} pixels)"

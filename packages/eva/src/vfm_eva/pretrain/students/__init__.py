@@ -1,0 +1,1 @@
+"""The students of `eva.pretrain`: vision transformers whose patches are masked, and other networks."""
