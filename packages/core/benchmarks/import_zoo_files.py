@@ -156,7 +156,7 @@ def outcome(entry: Entry, folder: Path) -> tuple[str, dict[str, float]]:
         return f"refused: {error}", {}
     values = [event.data["values"] for event in events if event.type == "metrics"]
     if values:
-        return "equal", values[0]
+        return "equal", {name.rpartition("/")[2]: value for name, value in values[0].items()}
     said = [str(event.data["message"]) for event in events if event.type in ("log", "warning")]
     return f"not compared: {next((line for line in said if 'not compared' in line), 'no library')}", {}
 
@@ -177,9 +177,9 @@ def main() -> None:
         counts = [sum(word.startswith(each) for word, _ in results) for each in words]
         largest = []
         for names in (
-            ("import/features", "import/text_features", "import/tokens"),
-            ("import/pixels",),
-            ("import/resized_pixels",),
+            ("features", "text_features", "tokens"),
+            ("pixels",),
+            ("resized_pixels",),
         ):
             values = [differences[name] for _, differences in results for name in names if name in differences]
             largest.append(f"{max(values):.0e}" if values else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tarfile
 from pathlib import Path
 
@@ -288,3 +289,24 @@ def test_the_type_of_a_model_follows_from_its_folder_file_or_name(world: Path, t
         True,
         False,
     ]
+
+
+@pytest.mark.parametrize("compare", [True, False])
+def test_what_an_import_differed_by_is_shown_by_looks_and_views(world: Path, tmp_path: Path, compare: bool) -> None:
+    stage = {"kind": "models.clip", "name": "clip", "source": str(world / "clip"), "compare": compare}
+    (tmp_path / "r.yaml").write_text(json.dumps({"stages": [stage]}))
+    assert run_here("run", tmp_path / "r.yaml", "--store", tmp_path / "store", "--quiet").code == 0
+    folder = next((tmp_path / "store").glob("models.clip-*"))
+    numbers = json.loads((folder / "manifest.json").read_text())["numbers"]
+    expected = "not compared with the library that wrote it when it was imported"
+    if compare:
+        assert set(numbers) >= {"import/open_clip/features", "import/open_clip/pixels", "import/open_clip/ids"}
+        shown = (f"{name.rpartition('/')[2].replace('_', ' ')} {value:.2g}" for name, value in numbers.items())
+        expected = f"differences to open_clip when it was imported: {', '.join(shown)}"
+    doctor = run_here("doctor", folder)
+    assert f"  {expected}\n" in doctor.out
+    assert f"  image_size: {Artifact.load(folder).image_size}\n" in doctor.out
+    drawn = run_here("view", folder, world / "flat" / "red.png", "--out", tmp_path / "views")
+    assert f"{folder}: {expected}\n" in drawn.out
+    plain = run_here("view", world / "clip", world / "flat" / "red.png", "--out", tmp_path / "views")
+    assert "imported" not in plain.out + run_here("doctor", world / "clip").out

@@ -10,11 +10,21 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from vfm.api.inputs import AnyImage, AnyModel, image_names, open_device, open_encoder, read_images, with_folders
+from vfm.api.inputs import (
+    ENCODERS,
+    AnyImage,
+    AnyModel,
+    image_names,
+    open_device,
+    open_encoder,
+    read_images,
+    with_folders,
+)
 from vfm.api.paths import PATHS, AnyPath, as_place
 from vfm.api.results import Results, as_table
 from vfm.eval import compute_patch_maps
 from vfm.models import PooledVision
+from vfm.models.oracle.record import recorded_differences
 
 
 @dataclass(frozen=True, repr=False)
@@ -24,10 +34,12 @@ class Views(Results):
     Attributes:
         images: names of the images.
         files: the PNG file of each.
+        compared: how an imported model differed from the library that wrote it, or empty.
     """
 
     images: list[str]
     files: list[Path]
+    compared: str = ""
 
     @property
     def title(self) -> str:
@@ -70,12 +82,13 @@ def view(
         name = type(model.module).__name__
     else:
         name = str(getattr(model, "path", model))
+    compared = "" if isinstance(model, ENCODERS) else recorded_differences(Path(name))
     folder = Path(as_place(out))
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / file for file in _file_names(names)]
     for file, maps in zip(files, compute_patch_maps(encoder, opened, names, name), strict=True):
         Image.fromarray(maps.sheet()).save(file)
-    return Views(names, files)
+    return Views(names, files, compared)
 
 
 def _file_names(names: Sequence[str]) -> list[str]:

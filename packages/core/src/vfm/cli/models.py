@@ -175,8 +175,11 @@ def view(
     feature, and the attention, each with its name.
     """
     draw = load_function("vfm.api.viewing:view")  # imports torch
-    for file in draw(model, images, out, pretrained=pretrained, device=device).files:
+    views = draw(model, images, out, pretrained=pretrained, device=device)
+    for file in views.files:
         show(str(file))
+    if views.compared:
+        show(f"{model}: {views.compared}")
 
 
 @command

@@ -16,14 +16,16 @@ from vfm.flow.looks.facts import Look
 from vfm.flow.recipe.recipe import parse_recipe
 from vfm.flow.recognition.annotations import annotated_fields
 from vfm.flow.requests.inputs import saved_artifact
-from vfm.interfaces import ClipCheckpoint, Event, Stage, VideoClassifier, VisionCheckpoint
+from vfm.interfaces import Artifact, ClipCheckpoint, Event, Stage, VideoClassifier, VisionCheckpoint
 from vfm.models.model_description import ModelDescription
+from vfm.models.oracle.record import recorded_differences
 from vfm.storage import files
 
 WEIGHTS = (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".pth.tar", ".pt.tar")
 MODEL_FILES = ("model_index.json", "open_clip_config.json", "config.json")
 RECIPE_KEYS = ("stages:", "base:")
 MODELS = (ClipCheckpoint, VisionCheckpoint, VideoClassifier)
+SHOWN = ("architecture", "model", "image_size", "embed_dim", "width", "context_length", "num_classes", "num_frames")
 
 
 def look_at(path: str, known: Mapping[str, type[Stage]], folder: Path, send: Callable[[Event], None]) -> Look:
@@ -44,7 +46,7 @@ def look_at(path: str, known: Mapping[str, type[Stage]], folder: Path, send: Cal
         return _look_at_recipe(path, known)
     artifact = None if files.is_remote(path) else saved_artifact(path)
     if isinstance(artifact, MODELS):
-        return _with_model(Look(f"a {type(artifact).__name__} of vfm"), path)
+        return _look_at_saved(artifact, path)
     if path.endswith(WEIGHTS) and Path(path).is_file():
         return _look_at_model(load_function("vfm.models.interchange.descriptions:describe_weights")(path))
     if path.endswith(".onnx"):
@@ -83,6 +85,16 @@ def _look_at_onnx(path: str) -> Look:
     )
     problem = "an exported program, which can be run and not trained; look at the weights that it was made of"
     return Look("ONNX", problems=[problem], commands=[f"python -c {shlex.quote(script)}"])
+
+
+def _look_at_saved(artifact: Artifact, path: str) -> Look:
+    """Describe a model of a store by its facts, and by the comparison when it was imported."""
+    look = Look(f"a {type(artifact).__name__} of vfm")
+    facts = artifact.model_dump(mode="json")
+    look.facts += [f"{key}: {facts[key]}" for key in SHOWN if facts.get(key)]
+    compared = recorded_differences(artifact.path)
+    look.facts += [compared] if compared else []
+    return _with_model(look, path)
 
 
 def _look_at_model(description: ModelDescription) -> Look:

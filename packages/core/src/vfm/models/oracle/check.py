@@ -20,6 +20,7 @@ from vfm.interfaces import Context
 from vfm.models.clip.clip import ClipModel
 from vfm.models.clip.model_sources import first_line
 from vfm.models.oracle.open_clip_peer import open_clip_differences
+from vfm.models.oracle.record import metric_name
 from vfm.models.oracle.timm_peer import timm_differences
 from vfm.models.oracle.transformers_peer import transformers_differences
 from vfm.models.transformers_folders.encoders import MODEL_TYPES, transformers_record
@@ -89,7 +90,8 @@ def check_import(ctx: Context, model: ClipModel | nn.Module, origin: Origin | No
         report = ctx.log if origin.weights else ctx.warn  # a file may have a layout that the library does not read
         report(f"not compared with {origin.library}: {first_line(error)}")
         return
-    ctx.emit("metrics", step=0, samples=0, values={f"import/{name}": value for name, value in differences.items()})
+    values = {metric_name(origin.library, name): value for name, value in differences.items()}
+    ctx.emit("metrics", step=0, samples=0, values=values)
     shown = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
     ctx.log(f"differences to {origin.library}: {shown}")
     check_differences(differences, origin)
