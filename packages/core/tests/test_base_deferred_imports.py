@@ -33,6 +33,15 @@ import open_clip.hf_model as models, transformers
 class Mine(models.PretrainedConfig): pass
 assert issubclass(Mine, transformers.PretrainedConfig)
 """,
+    "parts of torchvision": """
+import torch, torchvision
+from timm.utils.model import freeze_batch_norm_2d
+from torch import nn
+assert torchvision.models.resnet18(num_classes=2).fc.out_features == 2
+assert issubclass(torchvision.datasets.MNIST, torch.utils.data.Dataset)
+assert isinstance(freeze_batch_norm_2d(nn.BatchNorm2d(2)), torchvision.ops.FrozenBatchNorm2d)
+assert torchvision.ops.nms(torch.tensor([[0., 0, 2, 2], [0, 0, 2, 2]]), torch.tensor([1., 2]), 0.5).tolist() == [1]
+""",
     "a function that the compiler leaves alone": """
 from timm.models.naflexvit import NaFlexRopeIterator
 assert NaFlexRopeIterator.__next__._torchdynamo_disable

@@ -17,7 +17,8 @@ HEAVY = ("torch", "timm", "open_clip", "scipy", "matplotlib")  # of a command th
 LIGHT = ("plan r.yaml", "plan files.yaml", "stages", "stages shapes.pool", "plugins", "schema", "--help", "eval --help")
 # What timm and open_clip import where it is installed, and what only other commands need.
 UNUSED: tuple[str, ...] = ("torch._dynamo", "torch.distributed.tensor", "wandb", "transformers", "peft", "sympy")
-UNUSED += ("scipy.stats", "matplotlib", "sklearn", "faster_coco_eval", "ray")
+UNUSED += ("scipy.special", "matplotlib", "sklearn", "faster_coco_eval", "ray")
+UNUSED += ("torchvision.datasets", "torchvision.io", "torchvision.models", "torchvision.ops")
 
 
 @pytest.fixture(scope="module")

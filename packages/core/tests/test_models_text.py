@@ -10,7 +10,7 @@ from hypothesis import given, settings, strategies as st
 from vfm.base import UserError
 from vfm.models import WordTokenizer, build_clip
 from vfm.models.clip import text as text_module
-from vfm.models.clip.text import check_tokenizer, encode_text, encode_unpadded
+from vfm.models.clip.text import build_tokenizer, check_tokenizer, encode_text, encode_unpadded
 
 PEER = open_clip.SimpleTokenizer(context_length=16)
 OURS = WordTokenizer(PEER)
@@ -131,3 +131,12 @@ def test_encode_texts_equals_encoding_with_padding():
         padded = torch.nn.functional.normalize(model.module.encode_text(model.tokenize(TEXTS)), dim=-1)
     torch.testing.assert_close(model.encode_texts(TEXTS), padded, rtol=0, atol=1e-6)
     assert model.module.positional_embedding.shape[0] == model.module.attn_mask.shape[0] == 32
+
+
+def test_tokenizers_that_share_the_tables_of_open_clip_have_a_context_and_a_cache_of_their_own() -> None:
+    short, whole = (build_tokenizer({}, length, "clip", None) for length in (5, 77))
+    texts = ["a photo of a dog on a mat", "<end_of_text> naïve façade"]
+    for tokenizer, length in ((short, 5), (whole, 77)):
+        assert torch.equal(tokenizer(texts), open_clip.SimpleTokenizer(context_length=length)(texts))
+    assert open_clip.tokenizer._tokenizer.context_length == 77
+    assert "naïve" not in " ".join(open_clip.tokenizer._tokenizer.cache)

@@ -1,7 +1,8 @@
 """Import timm and open_clip without the libraries that they import but that most models never use.
 
 torchvision's operators import torch's compiler, timm's optimizers distributed tensors, and where they are installed,
-timm imports wandb, and open_clip transformers: half of the CPU seconds of a short command.
+timm imports wandb, and open_clip transformers: half of the CPU seconds of a short command. Of torchvision itself most
+models use the transforms alone.
 While the importers are imported, these libraries are stand-ins. Whatever was taken from a stand-in imports the true
 module when it is first used. Only the command line does this, for commands that train nothing.
 """
@@ -19,7 +20,10 @@ from types import ModuleType
 from typing import Any
 
 IMPORTERS = ("torchvision", "timm", "timm.optim", "open_clip")
-DEFERRED = ("torch._dynamo", "torch.distributed.tensor", "wandb", "transformers", "scipy.stats")
+DEFERRED = (
+    "torch._dynamo", "torch.distributed.tensor", "wandb", "transformers", "scipy.stats",
+    "torchvision.datasets", "torchvision.io", "torchvision.models", "torchvision.ops",
+)  # fmt: skip
 
 
 def defer_unused_imports() -> None:
@@ -60,10 +64,10 @@ def _stand_ins() -> Iterator[None]:
 
 
 def _forget(module: str) -> None:
-    """Remove a stand-in from the loaded modules, and from the package that it is in."""
+    """Remove a stand-in from the loaded modules, and from its package, unless the package itself always imports it."""
     stand_in = sys.modules.pop(module, None)
     package, _, name = module.rpartition(".")
-    if vars(sys.modules.get(package, sys)).get(name) is stand_in:
+    if package not in IMPORTERS and vars(sys.modules.get(package, sys)).get(name) is stand_in:
         delattr(sys.modules[package], name)
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import scipy  # imports `scipy.special` when it is used
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
 from vfm.interfaces import Comparison, Score
 from vfm.statistics.accuracy import compare
@@ -59,4 +59,4 @@ def effective_tests(gaps: NDArray[np.float64]) -> float:
         return 1.0
     largest = np.abs(centred[moving] / deviation[moving]).max(axis=0)
     limit = np.quantile(largest, CONFIDENCE)
-    return float(np.clip((1 - CONFIDENCE) / (2 * ndtr(-limit)), 1, len(gaps)))
+    return float(np.clip((1 - CONFIDENCE) / (2 * scipy.special.ndtr(-limit)), 1, len(gaps)))

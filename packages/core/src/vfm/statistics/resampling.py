@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import scipy  # imports `scipy.special` when it is used
 from numpy.typing import NDArray
-from scipy.special import ndtr
 
 from vfm.interfaces import Difference
 from vfm.statistics.intervals import CONFIDENCE
@@ -56,7 +56,7 @@ def paired_bootstrap(gaps: NDArray[np.float64], num_units: int) -> Difference:
     # If no resample crosses zero, their number limits p from below. A normal tail goes on, but not beyond the sign test
     # of as many units.
     if not beyond and deviation > 1e-9 * mean:  # without a deviation, only rounding differs
-        p_value = min(p_value, max(2 * float(ndtr(-mean / deviation)), 2.0 ** (1 - num_units)))
+        p_value = min(p_value, max(2 * float(scipy.special.ndtr(-mean / deviation)), 2.0 ** (1 - num_units)))
     return Difference(low, high, p_value, "paired bootstrap")
 
 

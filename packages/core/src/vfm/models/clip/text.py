@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def build_tokenizer(
     tokenizer: Callable[..., Tensor]
     try:
         if not name:
-            return WordTokenizer(open_clip.SimpleTokenizer(**options))
+            return WordTokenizer(_simple_tokenizer(options))
         with without_custom_code(f"{model}: tokenizer {name!r}"):
             tokenizer = open_clip.tokenizer.HFTokenizer(
                 str(source), tokenizer_mode=text.get("tokenizer_mode"), **options
@@ -115,6 +116,17 @@ def build_tokenizer(
         raise UserError(f"{model}: its tokenizer {name!r} needs transformers: {first_line(error)}") from None
     except Exception as error:  # for damaged files, the libraries raise errors of many types, and plain exceptions
         raise UserError(f"{model}: cannot load its tokenizer {name or ''!r}: {first_line(error)}") from None
+    return tokenizer
+
+
+def _simple_tokenizer(options: Mapping[str, Any]) -> Any:
+    """Build CLIP's own tokenizer. Without further options it shares the tables that open_clip reads on its import."""
+    if options.keys() != {"context_length"}:
+        return open_clip.SimpleTokenizer(**options)
+    tokenizer: Any = copy(open_clip.tokenizer._tokenizer)
+    tokenizer.context_length = options["context_length"]
+    special = [tokenizer.decoder[number] for number in tokenizer.all_special_ids]
+    tokenizer.cache = {token: token for token in special}
     return tokenizer
 
 
