@@ -33,11 +33,12 @@ from vfm.plugin import (
 from vfm.storage.integrity import seal
 from vfm_eva import EvaClip, EvaTargets
 from vfm_eva.pretrain.held_out_stages import MaskedPatches
-from vfm_eva.pretrain.objective import Objective, image_loss, squared_error
+from vfm_eva.pretrain.objective import Objective, image_loss
 from vfm_eva.pretrain.pretrain import build_task
 from vfm_eva.pretrain.students.masking import masked
 from vfm_eva.pretrain.task import EvaTask
 from vfm_eva.targets.images import EvaInputs, TeacherInputs
+from vfm_eva.targets.losses import squared_error
 from vfm_eva.targets.phi_s import PhiS, equal_variances
 from vfm_eva.targets.teacher import Teacher, load_teacher
 

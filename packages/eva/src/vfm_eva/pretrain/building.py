@@ -27,13 +27,15 @@ def build_student(config: EvaPretrain, start: VisionCheckpoint | None = None) ->
     networks keep their pooling.
     """
     mapping = _mapping(config.model)
-    image_size = config.image_size
+    image_size = config.image_sizes[-1] if config.image_sizes else config.image_size
     if start:
         mapping = _mapping(f"local-dir:{start.path}")
         image_size = image_size or start.image_size
     with torch.device("meta"):
         default = build_vision(mapping)
     if has_patch_tokens(default):
+        if config.image_sizes:
+            mapping = {**mapping, "dynamic_img_size": True}
         model = _transformer(config, mapping, image_size)
     else:
         model = _network(config, mapping, image_size, takes_size=hasattr(default, "set_input_size"))

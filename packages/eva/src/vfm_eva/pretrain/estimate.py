@@ -42,7 +42,7 @@ def eva_pretrain_cost(config: EvaPretrain, ctx: Preflight) -> Cost:
     def teacher_inputs(teacher: PatchTarget, number: int) -> tuple[Tensor | None, Tensor | None]:
         if isinstance(teacher, StoredTargets):
             return None, torch.zeros(number, grid[0] * grid[1], teacher.width, dtype=torch.float16)
-        side = (teacher.preprocess or task.preprocess).image_size
+        side = teacher.preprocess_for(task.preprocess).image_size
         if side == size:
             return None, None
         return torch.zeros(number, 3, side, side, dtype=torch.uint8), None

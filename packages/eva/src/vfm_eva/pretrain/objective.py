@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from vfm.train import Metrics
 from vfm_eva.targets.images import EvaInputs
+from vfm_eva.targets.losses import gram_loss, mean_target, squared_error
 from vfm_eva.targets.phi_s import PhiS, Statistics
-from vfm_eva.targets.teacher import PatchTarget, Teacher, mean_target, squared_error
+from vfm_eva.targets.teacher import PatchTarget, Teacher
 from vfm_kernels import gather_tokens, resultant_length, token_cosine
 
 
@@ -31,6 +32,7 @@ class Objective(nn.Module):
         teacher: computes the targets.
         weight: weight of this teacher's loss.
         class_weight: weight of the class token's loss relative to the masked patches. 0: it is not taught.
+        gram_weight: weight of the Gram anchor relative to the masked patches. 0: none.
         phi_s: standardises the targets. The loss is then their squared error. None: the loss of the target.
         name: suffix of its metrics' names if the student has several losses.
 
@@ -48,11 +50,13 @@ class Objective(nn.Module):
         class_weight: float = 0.0,
         phi_s: PhiS | None = None,
         name: str = "",
+        gram_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.teacher = teacher
         self.weight = weight
         self.class_weight = class_weight
+        self.gram_weight = gram_weight
         self.name = name
         self.phi_s = phi_s
 
@@ -87,6 +91,31 @@ class Objective(nn.Module):
         with torch.autocast(device, enabled=False):  # autocast would round the matrix product to bf16
             standardised: Tensor = self.phi_s(target)
         return standardised
+
+    def compare(
+        self, tokens: Tensor, class_token: Tensor | None, target: TeacherFeatures, counted: Tensor, *, log: bool
+    ) -> tuple[Tensor, Metrics]:
+        """Compute the loss of a batch, and its parts with further metrics if they are logged.
+
+        Args:
+            tokens: the student's patch tokens, (B, K, D).
+            class_token: the student's class token, (B, D), if it is taught.
+            target: what the student predicts.
+            counted: (B, K) booleans.
+            log: compute metrics beside the losses.
+        """
+        compared = (self.head(tokens), self.standardised(target.patches), counted)
+        total = self.patch_loss(*compared)
+        parts = {"loss": total}
+        if log:
+            parts |= self.metrics(*compared)
+        if target.image is not None and self.class_head is not None:
+            parts["class_loss"] = image_loss(self.class_head(class_token), target.image, counted)
+            total = total + self.class_weight * parts["class_loss"]
+        if self.gram_weight:
+            parts["gram_loss"] = gram_loss(tokens, target.patches, counted)
+            total = total + self.gram_weight * parts["gram_loss"]
+        return total, parts
 
     def patch_loss(self, prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
         """Compute the mean loss over the counted patches. Arguments are as in `PatchTarget.patch_loss`."""

@@ -9,7 +9,7 @@ from vfm.models import has_patch_tokens
 from vfm.plugin import Preflight, Ref, SampleCache, UserError
 from vfm_eva.pretrain.building import build_student, num_masked
 from vfm_eva.pretrain.held_out_checks import check_held_out
-from vfm_eva.pretrain.pretrain import build_task
+from vfm_eva.pretrain.pretrain import build_task, preprocesses_by_size
 from vfm_eva.pretrain.stages import EvaPretrain
 from vfm_eva.pretrain.students.masking import student_grid
 from vfm_eva.pretrain.students.networks import freeze_unused
@@ -70,12 +70,11 @@ def _grid(config: EvaPretrain, student: nn.Module) -> tuple[int, int] | None:
 def _run_once(config: EvaPretrain, student: nn.Module, teachers: list[PatchTarget]) -> None:
     """Run the task once on the meta device, which exposes every mismatch of widths."""
     task = build_task(config, student, *teachers).to("meta").eval()  # a batch norm cannot train on one image
-    preprocesses = [task.preprocess, *(teacher.preprocess or task.preprocess for teacher in teachers)]
-    sizes = [preprocess.image_size for preprocess in preprocesses]
-    student_images, first, *others = (torch.zeros(1, 3, size, size, dtype=torch.uint8, device="meta") for size in sizes)
     bool_mask = torch.zeros(1, task.grid[0] * task.grid[1], dtype=torch.bool, device="meta")
-    other_inputs = tuple(TeacherInputs(images) for images in others)
-    task(EvaInputs(student_images, bool_mask, first, others=other_inputs))
+    for preprocesses in preprocesses_by_size(config, task, teachers):
+        shapes = [(1, 3, preprocess.image_size, preprocess.image_size) for preprocess in preprocesses]
+        student_images, first, *others = (torch.zeros(shape, dtype=torch.uint8, device="meta") for shape in shapes)
+        task(EvaInputs(student_images, bool_mask, first, others=tuple(TeacherInputs(images) for images in others)))
 
 
 def _check_targets(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,12 +14,13 @@ from vfm.eval import pca_sheet
 from vfm.models import (
     VISION_WEIGHTS_FILE,
     KeyReport,
+    Preprocess,
     TransferRules,
     load_state_dict,
     read_masked_modelling,
     transfer_weights,
 )
-from vfm.plugin import Context, ImageDataset, VisionCheckpoint
+from vfm.plugin import Context, ImageDataset, UserError, VisionCheckpoint
 from vfm.train import exporting, fit, is_main, resolve_device, show_panels, weights_from_first
 from vfm_eva.pretrain.alarm import PretrainAlarm
 from vfm_eva.pretrain.building import build_student, left_out, num_masked
@@ -32,11 +33,12 @@ from vfm_eva.pretrain.stages import EvaPretrain
 from vfm_eva.pretrain.students.masking import student_grid
 from vfm_eva.pretrain.task import EvaTask
 from vfm_eva.pretrain.weight_init import init_weights
-from vfm_eva.targets.images import EvaViews, MakeViews, MakeWithTargets, crop_transform
-from vfm_eva.targets.phi_s import PhiS
+from vfm_eva.targets.images import EvaViews, MakeSizes, MakeViews, MakeWithTargets, crop_transform
+from vfm_eva.targets.phi_s import GlobalScale, PhiS
 from vfm_eva.targets.target_checks import check_data, check_grid, check_same_crops
 from vfm_eva.targets.teacher import PatchTarget, load_encoder, load_targets
 
+STANDARDISED: dict[str, type[PhiS]] = {"phi_s": PhiS, "variance": GlobalScale}  # by loss
 _NEW = {"fc_norm.": "new, after the mean over patches"}
 
 
@@ -91,11 +93,29 @@ def task_from_teacher(config: EvaPretrain, ctx: Context) -> tuple[EvaTask, Make[
         teachers.append(entry.target.build(student, encoder, bf16=bf16))
     with weights_from_first(config.runtime):
         task = build_task(config, student, *teachers)
-    crop_scale = config.augmentation.crop_scale
-    flip = config.augmentation.flip
-    preprocesses = [task.preprocess, *(teacher.preprocess or task.preprocess for teacher in teachers)]
-    student_crops, first, *others = (crop_transform(crop_scale, flip, preprocess) for preprocess in preprocesses)
-    return task, MakeViews(student_crops, first, tuple(others))
+    sizes = []
+    for preprocesses in preprocesses_by_size(config, task, teachers):
+        crops = [
+            crop_transform(config.augmentation.crop_scale, config.augmentation.flip, each) for each in preprocesses
+        ]
+        sizes.append(MakeViews(crops[0], crops[1], tuple(crops[2:])))
+    return task, sizes[0] if len(sizes) == 1 else MakeSizes(tuple(sizes))
+
+
+def preprocesses_by_size(
+    config: EvaPretrain, task: EvaTask, teachers: Sequence[PatchTarget]
+) -> Iterator[list[Preprocess]]:
+    """Yield the preprocessing of the student and of its teachers, for each size of the student's images.
+
+    Raises:
+        UserError: if a size is no multiple of the student's patches, or does not fit a teacher's mosaic.
+    """
+    own_size = task.preprocess.image_size
+    for size in config.image_sizes or [own_size]:
+        if task.has_patches and size * task.grid[0] % own_size:
+            raise UserError(f"image_sizes: expected multiples of the patch size {own_size // task.grid[0]}, got {size}")
+        student = task.preprocess.model_copy(update={"image_size": size})
+        yield [student, *(teacher.preprocess_for(student) for teacher in teachers)]
 
 
 def teacher_in_bf16(config: EvaPretrain) -> bool | None:
@@ -127,9 +147,10 @@ def build_task(config: EvaPretrain, student: nn.Module, *teachers: PatchTarget) 
     names = [_short_name(entry.source) for entry in config.taught_by]
     objectives = []
     for number, (entry, teacher, name) in enumerate(zip(config.taught_by, teachers, names, strict=True)):
-        phi_s = PhiS.identity(teacher.width) if entry.loss == "phi_s" else None
+        standardised = STANDARDISED.get(entry.loss)
+        phi_s = standardised.identity(teacher.width) if standardised else None
         unique_name = name if names.count(name) == 1 else f"{name}_{number}"
-        objectives.append(Objective(teacher, entry.weight, entry.class_weight, phi_s, name=unique_name))
+        objectives.append(Objective(teacher, entry.weight, entry.class_weight, phi_s, unique_name, entry.gram_weight))
     decoder = _decoder(config, student) if config.encode == "visible" else None
     return EvaTask(
         student,
@@ -173,7 +194,7 @@ def _first_features(
     batch_size = config.micro_batch_size or config.global_batch_size
     for step in data.steps(0, min(num_steps, config.num_steps), micro_batch_size=batch_size):
         for inputs in (batch.to(device).inputs for batch in step if batch):
-            yield teacher.features_to_fit(inputs.of_teacher(number), task.grid)
+            yield teacher.features_to_fit(inputs.of_teacher(number), task.grid_of(inputs.images))
 
 
 def _decoder(config: EvaPretrain, student: Any) -> MaskDecoder:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -46,6 +46,11 @@ class EvaPretrain(VisionPretraining):
     )
     image_size: int | None = Field(
         None, ge=1, description="pixels; default: the model's own. Positions of start are resampled to it"
+    )
+    image_sizes: list[Annotated[int, Field(ge=1)]] = Field(
+        [],
+        description="several sizes in turn, one for each step (RADIO), in place of image_size; the encoder takes all of"
+        " them, and is saved at the last; needs mask.ratio: 0",
     )
     teacher: Ref[ClipCheckpoint | VisionCheckpoint] | None = Field(
         None, description="encoder that makes the target; give this, targets or teachers, unless the target needs none"
@@ -115,6 +120,16 @@ class EvaPretrain(VisionPretraining):
             raise ValueError("model and start exclude each other: the encoder of start has its own architecture")
         if self.start and self.student.init != "timm":
             raise ValueError(f"student.init: {self.student.init} would replace the weights of start; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _one_size(self) -> EvaPretrain:
+        if self.image_sizes and self.image_size:
+            raise ValueError("image_size and image_sizes exclude each other")
+        if self.image_sizes and self.mask.ratio:
+            raise ValueError("image_sizes needs a training without masks: set mask.ratio: 0")
+        if self.image_sizes and any(entry.targets for entry in self.taught_by):
+            raise ValueError("image_sizes needs the teacher itself: stored targets have one grid")
         return self
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ from vfm.plugin import UserError, VisionCheckpoint
 from vfm.train import Metrics, Task, relative_weights
 from vfm_eva.pretrain.alarm import HeldOutAlarm
 from vfm_eva.pretrain.decoder import MaskDecoder
-from vfm_eva.pretrain.objective import Objective, image_loss
+from vfm_eva.pretrain.objective import Objective
 from vfm_eva.pretrain.saved_heads import heads_of, load_added, saved_added
 from vfm_eva.pretrain.students.masking import check_class_token, masked, student_grid, visible_only
 from vfm_eva.pretrain.students.networks import freeze_unused, map_tokens, target_grid
@@ -135,46 +135,55 @@ class EvaTask(Task[EvaInputs]):
         are reported for each teacher with its name as suffix, and `class_loss` is the loss of the class token.
         """
         bool_mask = inputs.bool_mask
-        predicted = self._predicted(bool_mask)
+        grid = self.grid_of(inputs.images)
+        predicted = self._predicted(bool_mask, grid)
+        num_predicted = self.num_masked if self.is_masked else grid[0] * grid[1]
         # As many rows as the mask may hide, whatever it hides, so that shapes are static. `counted` leaves out the
         # surplus.
-        index = masked_index(predicted, self.num_masked)  # (B, K)
+        index = masked_index(predicted, num_predicted)  # (B, K)
         counted = predicted.gather(1, index)  # (B, K)
         # Run the teachers first: their temporary memory is free again before the student's activations are stored.
         targets = []
         for number, objective in enumerate(self.objectives):
-            targets.append(objective.targets(inputs.of_teacher(number), self.grid, index))
+            targets.append(objective.targets(inputs.of_teacher(number), grid, index))
         class_token, tokens = self.encode(inputs.images, bool_mask)
         tokens = gather_tokens(tokens, index)  # (B, K, D)
         metrics: Metrics = {"masked_share": bool_mask.float().mean()}
         losses = []
         for objective, target in zip(self.objectives, targets, strict=True):
-            compared = (objective.head(tokens), objective.standardised(target.patches), counted)
-            loss = objective.patch_loss(*compared)
-            parts = objective.metrics(*compared) if self.is_log_step else {}
-            if target.image is not None:
-                parts["class_loss"] = image_loss(objective.class_head(class_token), target.image, counted)
+            loss, parts = objective.compare(tokens, class_token, target, counted, log=self.is_log_step)
             if self.has_one_loss:
+                del parts["loss"]
                 return loss, {**metrics, **parts}
-            for name, value in {"loss": loss, **parts}.items():
+            for name, value in parts.items():
                 metrics[f"{name}_{objective.name}"] = value
-            losses.append(objective.weight * (loss + objective.class_weight * parts.get("class_loss", 0.0)))
+            losses.append(objective.weight * loss)
         return torch.stack(losses).sum(), metrics
 
     @property
     def has_one_loss(self) -> bool:
-        """Whether the loss has a single teacher and covers only masked patches, as in EVA."""
-        return len(self.objectives) == 1 and not self.teaches_class_token and self.objectives[0].weight == 1
+        """Whether the loss has a single teacher and covers only patches, as in EVA."""
+        first = self.objectives[0]
+        return len(self.objectives) == 1 and first.weight == 1 and not first.class_weight and not first.gram_weight
 
-    def _predicted(self, bool_mask: Tensor) -> Tensor:
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """Count the rows and columns of patches that are predicted for images of some size, (B, 3, S, S)."""
+        if not self.has_patches:
+            return self.grid
+        rows, columns = (images.shape[-1] * patches // self.preprocess.image_size for patches in self.grid)
+        return rows, columns
+
+    def _predicted(self, bool_mask: Tensor, grid: tuple[int, int]) -> Tensor:
         """Select the patches that are predicted, (B, N): the masked ones, or all without masks."""
-        return bool_mask if self.is_masked else torch.ones_like(bool_mask)
+        if self.is_masked:
+            return bool_mask
+        return bool_mask.new_ones(len(bool_mask), grid[0] * grid[1])
 
     @torch.no_grad()
     def masked_cosines(self, inputs: EvaInputs, target: Tensor) -> Tensor:
         """Compute the mean cosine of each image's predicted patches, (B,). All masks must hide the same number."""
         bool_mask = inputs.bool_mask
-        predicted = self._predicted(bool_mask)
+        predicted = self._predicted(bool_mask, self.grid)
         prediction = self.predictions(self.student_tokens(inputs.images, bool_mask, int(bool_mask[0].sum())))
         return (token_cosine(prediction, target) * predicted).sum(dim=1) / predicted.sum(dim=1)
 
@@ -199,7 +208,7 @@ class EvaTask(Task[EvaInputs]):
         student: Any = self.student
         pixels = self.preprocess.pixels(images)
         if not self.has_patches:
-            return map_tokens(student, pixels, self.grid, with_image=self.teaches_class_token)
+            return map_tokens(student, pixels, self.grid_of(images), with_image=self.teaches_class_token)
         if self.decoder:
             num_visible = bool_mask.shape[1] - (num_masked or self.num_masked)
             index = masked_index(~bool_mask, num_visible)  # (B, V)
@@ -213,14 +222,16 @@ class EvaTask(Task[EvaInputs]):
         class_token = student.fc_norm(tokens[:, 0]) if self.teaches_class_token else None
         return class_token, student.fc_norm(tokens[:, student.num_prefix_tokens :])
 
-    def micro_batch_weights(self, micro_batches: Sequence[Batch[EvaInputs]]) -> Tensor:
+    def micro_batch_weights(self, micro_batches: Sequence[Batch[EvaInputs]]) -> Tensor | None:
         """Compute the masked patches per sample of each micro-batch, relative to the mean of the step.
 
         With these factors every masked patch of the step has the same weight in all processes. Loss and gradient then
         equal those for a single large batch (up to rounding and the draws of drop path), although `block` masks vary in
         size. EVA's code weights micro-batches and processes equally instead.
         """
-        masks = [self._predicted(batch.inputs.bool_mask) for batch in micro_batches]
+        if not self.is_masked:
+            return None
+        masks = [batch.inputs.bool_mask for batch in micro_batches]
         # EVA's loss is a mean over the masked patches of the whole batch, so a micro-batch counts by its masked
         # patches.
         counts = torch.stack([mask.sum(dim=1).clamp(max=self.num_masked).sum() for mask in masks])

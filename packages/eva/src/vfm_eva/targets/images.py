@@ -13,7 +13,7 @@ from torch import Tensor
 from vfm.data import BatchMake, CachedTensors, ImageTransform, Sample, SampleDraw, decode_image, to_tensor
 from vfm.models import Preprocess
 
-__all__ = ["EvaInputs", "EvaViews", "MakeViews", "MakeWithTargets", "TeacherInputs", "crop_transform"]
+__all__ = ["EvaInputs", "EvaViews", "MakeSizes", "MakeViews", "MakeWithTargets", "TeacherInputs", "crop_transform"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,24 @@ class MakeViews(BatchMake[Image.Image, EvaViews]):
         first, *others = teacher_images
         other_inputs = tuple(TeacherInputs(image) for image in others)
         return EvaViews(student_image, torch.tensor(mask_seed), first, others=other_inputs)
+
+
+@dataclass(frozen=True)
+class MakeSizes(BatchMake[Image.Image, EvaViews]):
+    """Creates the views of a sample at one of several sizes in turn: all samples of a step have the same size.
+
+    sizes: views by size.
+    """
+
+    sizes: tuple[MakeViews, ...]
+
+    def read(self, sample: Sample) -> Image.Image:
+        """Decode the image of a sample. Raises BadSample."""
+        return self.sizes[0].read(sample)
+
+    def use(self, image: Image.Image, draw: SampleDraw) -> EvaViews:
+        """Create the views of an image at the size of its step."""
+        return self.sizes[draw.step % len(self.sizes)].use(image, draw)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,11 @@ class Features(Target):
     layer: int = Field(-1, description="block, from 0; negative values count from the end")
     projected: bool = Field(True, description="projected into the joint space; false: only the final norm")
     normalize: bool = Field(False, description="to unit length, before features are interpolated to another grid")
+    mosaic: bool = Field(
+        False,
+        description="images of several samples share one image of a teacher that is larger than the student (RADIO);"
+        " false: each is enlarged",
+    )
 
 
 class Pixels(Target):
@@ -63,18 +68,28 @@ class EvaTeacher(Config):
     )
     target: Target = Field(Features(), description="prediction target; default: the teacher's features")
     weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="weight of this teacher's loss")
-    loss: Literal["cosine", "phi_s"] = Field(
+    loss: Literal["cosine", "phi_s", "variance"] = Field(
         "cosine",
-        description="cosine: EVA's loss; phi_s: squared error of features that are centred and scaled to a mean"
-        " variance of 1 (PHI-S), with statistics from the first images",
+        description="cosine: EVA's loss; variance: squared error of features that are centred and divided by one"
+        " number, so that their mean variance is 1; phi_s: also rotated, so that every channel has variance 1 (PHI-S)",
     )
-    statistics_images: int = Field(512, ge=1, description="phi_s and codes: number of first images for statistics")
+    statistics_images: int = Field(
+        512, ge=1, description="phi_s, variance and codes: number of first images for statistics"
+    )
     class_weight: float = Field(
         0.0,
         ge=0,
         allow_inf_nan=False,
         description="weight of a loss that teaches the class token the teacher's feature of the whole image, relative"
         " to the masked patches; 0: the class token is not taught",
+    )
+
+    gram_weight: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of a Gram anchor (DINOv3), relative to the patches: the cosines of an image's patches with"
+        " one another become the teacher's; 0: none",
     )
 
     @property
@@ -92,12 +107,14 @@ class EvaTeacher(Config):
             raise ValueError(f"target is fixed by {self.targets!r}; set it in the stage that makes the targets")
         if self.targets and self.class_weight:
             raise ValueError("class_weight needs the teacher itself: targets hold features of patches only")
-        if not self.target.has_features and (self.class_weight or self.loss != "cosine"):
-            option = "class_weight" if self.class_weight else "loss"
+        if isinstance(self.target, Features) and self.target.mosaic and self.class_weight:
+            raise ValueError("class_weight needs target.mosaic: false: a mosaic has no feature of each whole image")
+        if not self.target.has_features and (self.class_weight or self.gram_weight or self.loss != "cosine"):
+            option = "class_weight" if self.class_weight else "gram_weight" if self.gram_weight else "loss"
             raise ValueError(f"{option} has no effect with target: {self.target.type}; leave it out")
         if (
             isinstance(self.target, Features)
-            and self.loss != "phi_s"
+            and self.loss == "cosine"
             and self.statistics_images != EvaTeacher.model_fields["statistics_images"].default
         ):
             raise ValueError("statistics_images has no effect with loss: cosine; set loss: phi_s")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from safetensors.torch import save_file
@@ -50,6 +50,8 @@ class PhiS(Statistics):
     exists for some widths only. Here plane rotations give equal variances at any width.
     """
 
+    rotates: ClassVar[bool] = True
+
     def __init__(self, mean: Tensor, rotation: Tensor, scale: Tensor) -> None:
         super().__init__()
         self.mean: Tensor
@@ -60,12 +62,12 @@ class PhiS(Statistics):
         self.register_buffer("scale", scale)
 
     @classmethod
-    def identity(cls, width: int) -> PhiS:
+    def identity(cls, width: int) -> Self:
         """Build the identity map."""
         return cls(torch.zeros(width), torch.eye(width), torch.ones(()))
 
     @classmethod
-    def fit(cls, parts: Iterable[Tensor]) -> PhiS:
+    def fit(cls, parts: Iterable[Tensor]) -> Self:
         """Fit the map to features (..., T) that arrive in parts. Sums are accumulated in fp64.
 
         Raises:
@@ -84,12 +86,13 @@ class PhiS(Statistics):
         scale = covariance.trace().div(len(mean)).clamp(min=0).sqrt()
         # A spread of this size is rounding of the features themselves.
         if scale <= 1e-6 * mean.abs().max():
-            raise UserError("phi_s: the teacher's features are equal everywhere: nothing can be learned from them")
-        return cls(mean.float(), equal_variances(covariance).float(), scale.float())
+            raise UserError("loss: the teacher's features are equal everywhere: nothing can be learned from them")
+        rotation = equal_variances(covariance).float() if cls.rotates else torch.eye(len(mean))
+        return cls(mean.float(), rotation, scale.float())
 
-    def fitted(self, parts: Iterable[Tensor]) -> PhiS:
+    def fitted(self, parts: Iterable[Tensor]) -> Self:
         """Fit a map to features (..., T) that arrive in parts."""
-        return PhiS.fit(parts)
+        return self.fit(parts)
 
     def forward(self, features: Tensor) -> Tensor:
         """Standardise features, (..., T)."""
@@ -106,6 +109,12 @@ class PhiS(Statistics):
     def from_features(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Convert a linear layer from predicting features to predicting standardised features."""
         return self.rotation @ weight / self.scale, self(bias)
+
+
+class GlobalScale(PhiS):
+    """PHI-S without its rotation: features are centred and divided by one number, so their mean variance is 1."""
+
+    rotates: ClassVar[bool] = False
 
 
 def equal_variances(covariance: Tensor) -> Tensor:

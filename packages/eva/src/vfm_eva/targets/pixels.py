@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm_eva.targets.images import EvaInputs
+from vfm_eva.targets.losses import mean_target, squared_error
 from vfm_eva.targets.parts import Pixels
-from vfm_eva.targets.teacher import PatchTarget, mean_target, squared_error
+from vfm_eva.targets.teacher import PatchTarget
 
 
 class PixelTarget(PatchTarget):

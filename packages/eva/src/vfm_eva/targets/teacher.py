@@ -25,6 +25,7 @@ from vfm.models import (
 from vfm.plugin import ClipCheckpoint, SampleCache, UserError, VisionCheckpoint
 from vfm.train import Frozen, Metrics
 from vfm_eva.targets.images import EvaInputs
+from vfm_eva.targets.mosaic import cut_mosaics, join_mosaics, tiles_per_side
 from vfm_eva.targets.parts import Features
 from vfm_eva.targets.pca import Pca
 from vfm_eva.targets.phi_s import Statistics
@@ -58,6 +59,10 @@ class PatchTarget(Frozen[nn.Module]):
     def targets(self, inputs: EvaInputs, grid: tuple[int, int]) -> Tensor:
         """Compute the targets of a batch, (B, N, ...)."""
         raise NotImplementedError
+
+    def preprocess_for(self, student: Preprocess) -> Preprocess:
+        """Choose the preprocessing of its images, for a student's images of some size."""
+        return self.preprocess or student
 
     def features_to_fit(self, inputs: EvaInputs, grid: tuple[int, int]) -> Tensor:
         """Compute the features of a batch to which statistics are fitted, (B, N, D)."""
@@ -97,6 +102,7 @@ class Teacher(PatchTarget):
         layer: block whose tokens are used, from 0. Negative values count from the end.
         projected: use the projection into the joint space. False: only the final norm.
         normalize: scale features to unit length.
+        mosaic: let several smaller images share one of the model's images, as tiles.
         bf16: True stores and multiplies its matrices in bf16, as autocast would, but without a cast in every step.
             False computes in fp32 regardless of the student's autocast. None: fp32 weights and the caller's autocast.
     """
@@ -112,6 +118,7 @@ class Teacher(PatchTarget):
         layer: int = -1,
         projected: bool = True,
         normalize: bool = False,
+        mosaic: bool = False,
         bf16: bool | None = None,
     ) -> None:
         whole = model.module if isinstance(model, ClipModel) else model
@@ -121,6 +128,7 @@ class Teacher(PatchTarget):
         self.layer = layer
         self.projected = projected
         self.normalize = normalize
+        self.mosaic = mosaic
         self.bf16 = bf16
         self.grid = grid_size(model)
         if bf16:
@@ -138,6 +146,21 @@ class Teacher(PatchTarget):
         """Channels of the target, T."""
         with self._precision(next(self.module.parameters()).device):
             return feature_width(self.model, projected=self.projected)
+
+    def preprocess_for(self, student: Preprocess) -> Preprocess:
+        """Choose the preprocessing of its images: its own, or a mosaic's tiles.
+
+        Raises:
+            UserError: if its patches cannot be divided among the tiles.
+        """
+        size = self.preprocess.image_size
+        side = tiles_per_side(student.image_size, size) if self.mosaic else 1
+        if size % side or any(patches % side for patches in self.grid):
+            raise UserError(
+                f"target.mosaic: {side} x {side} images of {student.image_size} pixels do not divide the teacher's"
+                f" {self.grid[0]} x {self.grid[1]} patches; choose another image size"
+            )
+        return self.preprocess.model_copy(update={"image_size": size // side})
 
     def targets(self, inputs: EvaInputs, grid: tuple[int, int]) -> Tensor:
         """Compute the targets of a batch, (B, N, T)."""
@@ -158,20 +181,22 @@ class Teacher(PatchTarget):
         return patches.clone(), image.clone()
 
     def features(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Compute features on the student's grid, (B, N, T), from uint8 images (B, 3, S', S').
+        """Compute features on the student's grid, (B, N, T), from uint8 images (B, 3, S', S'), or tiles of a mosaic.
 
         Raises:
             UserError: if the images have another size, or the model lacks the layer or a projection of patches.
         """
+        side = tiles_per_side(images.shape[-1], self.preprocess.image_size) if self.mosaic else 1
         with torch.inference_mode(), self._precision(images.device):
             features = patch_features(
                 self.model,
-                self._pixels(images),
+                self._pixels(join_mosaics(images, side)),
                 layer=self.layer,
                 projected=self.projected,
                 normalize=self.normalize,
             )
-            target = resample_grid(features, self.grid, grid)
+            features, own_grid = cut_mosaics(features, self.grid, side, len(images))
+            target = resample_grid(features, own_grid, grid)
         return target.clone()  # a normal tensor: a backward pass cannot use tensors made in inference mode
 
     def _pixels(self, images: Tensor) -> Tensor:
@@ -262,15 +287,3 @@ def resample_grid(features: Tensor, source: tuple[int, int], grid: tuple[int, in
     planes = features.transpose(1, 2).reshape(len(features), -1, *source)  # (B, T, rows, columns)
     # Antialiased, or a smaller grid would only see some of the patches.
     return F.interpolate(planes.float(), size=grid, mode="bilinear", antialias=True).flatten(2).transpose(1, 2)
-
-
-def squared_error(prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Compute the squared error in fp32, averaged over the counted tokens and the channels."""
-    error = (prediction.float() - target.float()).square().mean(dim=-1)  # (B, K)
-    return torch.where(counted, error, 0.0).sum() / counted.sum().clamp(min=1)
-
-
-def mean_target(target: Tensor, counted: Tensor) -> Tensor:
-    """Compute the mean of the counted targets, expanded to the shape of the targets, (B, K, T)."""
-    mean = (target * counted[..., None]).sum(dim=(0, 1)) / counted.sum().clamp(min=1)
-    return mean.expand_as(target)
