@@ -63,12 +63,12 @@ class Transform(Protocol):
         """Decode an image. `where` is its address for errors.
 
         Raises:
-            BadSample: the image cannot be decoded.
+            BadSample: If the image cannot be decoded.
         """
         ...
 
     def draw(self, decoded: Any, seed: int) -> Tensor:
-        """Make uint8 (3, S, S) of what `read` returned, with draws from a seed."""
+        """Convert the result of `read` to uint8 (3, S, S), with random draws from a seed."""
         ...
 
 
@@ -82,7 +82,7 @@ class EvalTransform:
         """Decode and preprocess an image to uint8, (3, S, S).
 
         Raises:
-            BadSample: the image cannot be decoded.
+            BadSample: If the image cannot be decoded.
         """
         return to_tensor(self.preprocess.fit(decode_image(data, where)))
 
@@ -93,7 +93,14 @@ class EvalTransform:
 
 @dataclass(frozen=True)
 class PairContent:
-    """An image before its crop (after `use`: uint8 (3, S, S)), and its captions by language before one is drawn."""
+    """The decoded content of a sample.
+
+    Attributes:
+        image: the decoded image. After `use`, the cropped one, uint8 (3, S, S).
+        captions: all captions, by language.
+        uid: hash of the sample's uid.
+        weight: weight of the pair in the loss.
+    """
 
     image: Any
     captions: Mapping[str, list[str]]
@@ -103,13 +110,14 @@ class PairContent:
 
 @dataclass(frozen=True)
 class MakePair(BatchMake[PairContent, ClipInputs]):
-    """Makes the inputs of samples, each with a crop and a caption drawn from its draw's seed.
+    """Makes the inputs of samples: a random crop and a random caption, both drawn from the seed of the draw.
 
-    transform: an `ImageTransform` or an `EvalTransform`.
-    tokenize: the model's tokenizer.
-    weights: languages to draw captions from, with their weights. If a sample has no caption in a language, it is drawn
-        from the others.
-    weight: column with the weight of the pair. None: all pairs are equal.
+    Attributes:
+        transform: an `ImageTransform` or an `EvalTransform`.
+        tokenize: the model's tokenizer.
+        weights: languages to draw captions from, with their weights. If a sample has no caption in a language, the caption
+            is drawn from the others.
+        weight: column with the weight of the pair. None: all pairs are equal.
     """
 
     transform: Transform
@@ -121,7 +129,7 @@ class MakePair(BatchMake[PairContent, ClipInputs]):
         """Decode the image, and find the captions.
 
         Raises:
-            BadSample: the sample has no caption in these languages, or its image cannot be read.
+            BadSample: If the sample has no caption in these languages, or its image cannot be read.
         """
         captions = self._captions(sample)  # before the image: a sample without one is then found without decoding
         image = self.transform.read(sample.image, sample.key)
@@ -143,7 +151,7 @@ class MakePair(BatchMake[PairContent, ClipInputs]):
         """Draw a caption: first a language by its weight, then one of its captions uniformly.
 
         Raises:
-            BadSample: the sample has no caption in these languages.
+            BadSample: If the sample has no caption in these languages.
         """
         return self._drawn(self._captions(sample), seed)
 

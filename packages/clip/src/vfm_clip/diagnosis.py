@@ -1,4 +1,4 @@
-"""Warnings about a contrastive training run that goes wrong, each with what to try and each raised once."""
+"""Warnings about a contrastive training run that goes wrong. Each suggests a remedy, and is raised once."""
 
 from __future__ import annotations
 

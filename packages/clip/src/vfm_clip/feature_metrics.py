@@ -26,7 +26,7 @@ def feature_spread(image: Tensor, text: Tensor) -> Metrics:
 
 
 def pair_similarity(image: Tensor, text: Tensor) -> Metrics:
-    """Compute the mean cosine of right pairs (an image and its text) and of wrong pairs (an image and another's text).
+    """Compute the mean cosine of matching pairs (an image and its text) and of non-matching pairs.
 
     Both inputs are unit vectors (n, D) of this process' samples. Another copy of the same text counts as wrong.
     """
@@ -66,7 +66,7 @@ def mutual_cosine(features: Tensor) -> Tensor:
 
 
 def effective_rank(features: Tensor) -> Tensor:
-    """Compute in how many directions features (n, D) differ, as the participation ratio of their covariance.
+    """Compute the effective rank of features (n, D), the participation ratio of their covariance.
 
     It is at most min(n - 1, D), for equal variance in all directions, and 0 if all features are equal.
     """

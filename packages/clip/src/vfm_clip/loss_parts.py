@@ -15,9 +15,10 @@ from vfm.plugin import ClipCheckpoint, Part, Ref
 class LogitBias:
     """How a loss initialises the bias of the logits.
 
-    init: initial bias. None: the model's bias, or `new` if the model has none.
-    new: initial bias for a model without a bias.
-    new_scale: inverse temperature that goes with a new bias.
+    Attributes:
+        init: initial bias. None: the model's bias, or `new` if the model has none.
+        new: initial bias for a model without a bias.
+        new_scale: inverse temperature that goes with a new bias.
     """
 
     init: float | None = None

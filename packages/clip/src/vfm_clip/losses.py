@@ -49,9 +49,9 @@ class InfoNceLoss(nn.Module):
 
 
 class DistinctInfoNceLoss(nn.Module):
-    """InfoNCE in which pairs with equal captions are left out of each other's softmax.
+    """InfoNCE in which pairs with equal captions are not negatives of each other.
 
-    In a batch of web captions the same text may occur many times, and plain InfoNCE takes each copy for a negative.
+    In a batch of web captions the same text may occur many times, and plain InfoNCE treats each copy as a negative.
     """
 
     def __init__(self, config: DistinctInfoNce = DistinctInfoNce()) -> None:  # noqa: B008 (frozen)

@@ -52,7 +52,7 @@ def check_clip_train(config: ClipTrain, ctx: Preflight) -> None:
     """Check data, model, towers, tokenizer and teacher, as far as they are known.
 
     Raises:
-        UserError: the first mistake.
+        UserError: If something is wrong. The message describes the first mistake.
     """
     for tower in (config.vision, config.text):
         tower.trained.check()

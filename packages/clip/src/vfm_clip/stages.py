@@ -215,7 +215,7 @@ class ClipTrain(ClipTraining):
         """Check that the steps without patch dropout are among the steps.
 
         Raises:
-            ValueError: there are fewer steps.
+            ValueError: If there are fewer steps.
         """
         super().check_steps()
         unmasked = self.vision.unmasked_steps

@@ -129,7 +129,7 @@ class ClipTask(Task[ClipInputs]):
         return (image.sum() + text.sum()) * 0, {"image": image, "text": text, **self._targets(inputs)}
 
     def replay(self, inputs: ClipInputs, gradients: Mapping[str, Tensor]) -> tuple[Tensor, Metrics]:
-        """Compute a value whose gradients with respect to features and scalars are the given ones."""
+        """Compute a value whose gradients with respect to features and scalars equal `gradients`."""
         image, text = _encode(self.model, inputs)
         values = {"image": image, "text": text, **self._scalars()}
         products = [(values[name] * gradient).sum() for name, gradient in gradients.items()]
@@ -142,7 +142,7 @@ class ClipTask(Task[ClipInputs]):
         backward: Callable[[Tensor], None],
         reseed: Callable[[int], None],
     ) -> Metrics:
-        """Compute the whole batch's gradient in the memory of a micro-batch: encode all, take the loss, replay each.
+        """Compute the whole batch's gradient in the memory of a micro-batch: encode all, compute the loss, replay each.
 
         Each micro-batch is encoded twice with the same random draws, so that dropout and drop path are the same in
         both passes. A teacher encodes it once.

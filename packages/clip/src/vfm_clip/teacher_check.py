@@ -9,7 +9,7 @@ from vfm.plugin import UserError
 
 
 def check_teacher(clip: ClipModel, teacher: ClipModel) -> None:
-    """Check that a teacher and its student have the same inputs: equal image size and equal tokens.
+    """Check that a teacher and its student have the same inputs: image size, context length and tokens.
 
     Raises:
         UserError: If an input differs. The message has both values.

@@ -35,7 +35,7 @@ def init_text_tower(checkpoint: ClipCheckpoint, clip: ClipModel, ref: str) -> Ke
         ref: name of the checkpoint, for messages.
 
     Returns:
-        The fate of every key, by its name within the text tower.
+        What happened to every key, by its name within the text tower.
 
     Raises:
         UserError: If the towers differ in architecture or activation, or a key is missing, unknown or of another shape.

@@ -90,8 +90,8 @@ def curate(
             `data.pairs`: tars, a folder, or a table, with or without images.
         tail_share: fraction of all matches that belong to the rarest entries, which keep all their texts; the default
             is 0.06.
-        t: number of texts above which an entry is cut; instead of `tail_share`.
-        target_size: number of texts to keep; instead of `tail_share`.
+        t: number of texts above which the texts of an entry are sampled. Replaces `tail_share`.
+        target_size: number of texts to keep. Replaces `tail_share`.
         texts: key or column of the captions in the data by language: `{"en": "json.en"}`.
         set: values by `NAME.FIELD` that override the recipe: `{"entries.min_count": 2}`.
         store: folder of artifacts and runs.

@@ -174,7 +174,7 @@ def write_embeddings(
 
 
 def _is_image_file(data: AnyPath | Artifact) -> bool:
-    """Check by the ending whether a path is a single image, since other files contain many."""
+    """Check by the suffix whether a path is a single image. Other files contain many images."""
     if isinstance(data, Artifact):
         return False
     return os.fspath(data).lower().endswith(IMAGE_FILES) and os.path.isfile(data)
@@ -210,7 +210,7 @@ def _embed_texts(
 
 
 def _listed(argument: str, values: Any) -> list[Any]:
-    """Convert an argument to a list: also an array, a column of a data frame, or a generator."""
+    """Convert an argument to a list. Arrays, columns of data frames and generators are accepted."""
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise UserError(f"embed: {argument}: expected a list, got {values!r:.60}")
     return list(values)

@@ -48,7 +48,7 @@ def open_device(name: str) -> torch.device:
 
 
 def artifact_of(model: AnyModel, kind: type[A]) -> A | None:
-    """Load an artifact of the given type and compare the hashes of its files. Other models give None."""
+    """Load an artifact of the given type and verify its files. Return None for other models."""
     if isinstance(model, ENCODERS):
         return None
     path = Path(as_place(model))
@@ -94,7 +94,7 @@ def full_name(model: AnyModel, pretrained: str | None) -> str:
 
 
 def _source_of(model: AnyPath | Artifact, pretrained: str | None) -> tuple[str, str | None]:
-    """Split a name with a tag, `ViT-B-32,openai`, unless the tag is given apart."""
+    """Split a name with a tag, `ViT-B-32,openai`, unless the tag is given separately."""
     place = as_place(model)
     if pretrained:
         return (place, pretrained)

@@ -56,7 +56,7 @@ class Listing(Results):
 
 
 def list_models(name: str | None = None, *, store: AnyPath = "store") -> Listing:
-    """List the models of a store, or with a part of a name those of open_clip and timm, as `vfm models`.
+    """List the models of a store, or the models of open_clip and timm whose names contain `name`, as `vfm models`.
 
     Columns: folder, kind, model; or name, library, pretrained.
 

@@ -147,8 +147,8 @@ def predict(
             of the head.
         index: a file of embeddings (`vfm.Embeddings.save`, `vfm embed`), to find the nearest entries instead.
         template: prompt of a CLIP model, with `{}` for the class.
-        prompts: JSON file with sentences of each class, {class: [sentences]}, in place of a template and, without
-            classes, of their names (CuPL, arXiv:2209.03320).
+        prompts: JSON file with sentences of each class, {class: [sentences]}. It replaces the template and, if
+            `classes` is not given, the class names (CuPL, arXiv:2209.03320).
         top: number of results per image in the table.
         min_score: smallest score of a detected object.
         pretrained: tag of an open_clip name, or a file of weights.

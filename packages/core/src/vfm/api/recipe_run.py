@@ -35,7 +35,7 @@ def run_recipe(
     only: Sequence[Step] | None = None,
     jobs: Jobs = 1,
 ) -> RunResult:
-    """Run a planned recipe and draw its report. Without the report if only a part of the recipe runs.
+    """Run a planned recipe and draw its report. If only a part of the recipe runs, no report is drawn.
 
     Args:
         manager: the plugins, whose listeners receive every event.

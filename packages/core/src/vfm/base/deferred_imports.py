@@ -98,7 +98,7 @@ class _StandIns(MetaPathFinder, Loader):
 
 
 class _StandIn(ModuleType):
-    """A module whose names are stand-ins for as long as it is in `sys.modules`, and the true ones afterwards."""
+    """A module whose names are stand-ins while it is in `sys.modules`, and the real ones afterwards."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

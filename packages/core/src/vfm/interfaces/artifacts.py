@@ -1,7 +1,7 @@
 """Artifacts: typed folders on disk, the only way to pass data from one stage to the next.
 
-`artifact.json` holds the facts (the fields below), and other files the bulk of the data: safetensors, parquet or npy,
-never pickle. This module is light. `vfm.data` and `vfm.models` read the bulk.
+`artifact.json` holds the facts (the fields below). Other files hold the bulk of the data, as safetensors, parquet or npy,
+never as pickle. This module imports little. `vfm.data` and `vfm.models` read the bulk.
 """
 
 import json
@@ -146,7 +146,7 @@ class LinkTable(Pool):
 
 
 class TarList(PairDataset):
-    """Tars of pairs that a training reads in whole. Their samples are not counted (`num_samples` is 0)."""
+    """Tars of pairs that training reads sequentially. Their samples are not counted (`num_samples` is 0)."""
 
     lanes: int = Field(ge=1, description="lanes that are read side by side")
     lane_samples: int = Field(ge=1, description="samples that a lane gives before the next one follows")

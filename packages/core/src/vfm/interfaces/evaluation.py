@@ -32,7 +32,7 @@ class Evaluation(Stage):
 
     @property
     def has_something_to_evaluate(self) -> bool:
-        """Whether it can run as a separate stage. Without models, it is an entry of `evaluation.tasks`."""
+        """Whether the evaluation can run as a stage. Without models, it is an entry of `evaluation.tasks`."""
         return bool(self.models)
 
     @property
@@ -44,7 +44,7 @@ class Evaluation(Stage):
         """Check that no name is used twice, which would drop a model from the results, then run `checks`.
 
         Raises:
-            UserError: Describes the first mistake.
+            UserError: If a name is used twice, or `checks` finds a mistake.
         """
         names = self.result_names
         twice = [name for number, name in enumerate(names) if name in names[:number]]
@@ -70,7 +70,7 @@ def _verb(kind: str) -> str:
 
 
 def _of_its_kind(value: Any, info: ValidationInfo) -> Any:
-    """Build the evaluation that a mapping describes. The context of the validation holds the installed kinds."""
+    """Build the evaluation that a mapping describes. The validation context has the installed kinds."""
     if not isinstance(value, Mapping):
         return value
     known: Mapping[str, type[Stage]] = info.context or {}
@@ -96,10 +96,7 @@ def check_evaluations(evaluations: Sequence[Evaluation], stage: Stage) -> None:
     """Check that evaluations can evaluate the model that a stage trains, during training.
 
     Raises:
-        ValueError: If an evaluation cannot. The error describes the first mistake.
-
-    Raises:
-        ValueError: for the first one that cannot.
+        ValueError: If an evaluation cannot. The message describes the first mistake.
     """
     names = [evaluation.name for evaluation in evaluations]
     for number, evaluation in enumerate(evaluations):

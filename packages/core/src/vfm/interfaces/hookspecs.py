@@ -24,10 +24,10 @@ def vfm_stages() -> Iterable[type[Stage]] | Mapping[str, str]:  # type: ignore[e
 
 @hookspec
 def vfm_statistics() -> Iterable[str]:  # type: ignore[empty-body]
-    """Name classes, `package.module:Class`, that describe samples for `vfm data`, such as by their languages.
+    """List classes, as `package.module:Class`, that compute statistics of samples for `vfm data`, such as languages.
 
     A class has `add(sample, image, where)`, called for each sample with its undecoded PIL image and its address, and
-    `lines()`, which gives the lines to print. If a library is absent, its `ModuleNotFoundError` is reported.
+    `lines()`, which returns the lines to print. If a library is missing, its `ModuleNotFoundError` is reported.
     """
 
 

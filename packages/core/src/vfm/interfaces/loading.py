@@ -1,4 +1,4 @@
-"""How the samples of a training are read, and how often an epoch draws each."""
+"""How training samples are read, and how often each is drawn in an epoch."""
 
 from typing import Annotated, Literal, Self
 

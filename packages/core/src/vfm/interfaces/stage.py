@@ -101,7 +101,7 @@ class Runtime(Config):
         return max(1, cores // (jobs * self.processes))
 
     def among(self, jobs: int) -> Self:
-        """Set the open numbers of a runtime for one of `jobs` concurrent steps, by its share of the cores.
+        """Fill in the unset numbers of a runtime for one of `jobs` concurrent steps, from its share of the cores.
 
         The number of threads is `threads`, else OMP_NUM_THREADS, else the cores of each process.
         """
@@ -171,7 +171,7 @@ class Stage(Config):
         return artifact
 
     def at_start(self, ctx: "Context") -> Self:
-        """Settle the settings that depend on the inputs, when the stage starts."""
+        """Determine the settings that depend on the inputs, when the stage starts."""
         return self
 
     def sources(self) -> Iterable[str]:
@@ -182,7 +182,7 @@ class Stage(Config):
         """Check before anything runs that names exist, widths fit, one sample decodes, and so on.
 
         Raises:
-            UserError: One line that describes the mistake and how to fix it.
+            UserError: If something is wrong. The message is one line with the mistake and how to fix it.
         """
         if self.checks:
             load_function(self.checks)(self, ctx)
@@ -224,7 +224,7 @@ class Preempted(SystemExit):
 
 
 class LeftToFirst(Exception):  # noqa: N818 (no error)
-    """Raised in all processes of a stage but the first, which does the rest alone."""
+    """Raised in all processes of a stage except the first, which does the remaining work."""
 
 
 @dataclass

@@ -205,7 +205,7 @@ class Training(Stage):
         """Check the settings that depend on the number of steps. A subclass extends it.
 
         Raises:
-            ValueError: one of them does not fit.
+            ValueError: If a setting does not fit the number of steps.
         """
         profiled = self.runtime.profile
         if profiled and profiled[1] > self.num_steps:
@@ -230,7 +230,7 @@ class Training(Stage):
         """Number of optimizer steps.
 
         Raises:
-            ValueError: it depends on the size of the data, see `with_steps`.
+            ValueError: If it depends on the size of the data (see `with_steps`).
         """
         if self.epochs is not None:
             raise ValueError(f"{self.name}: {self.epochs:g} epochs have no number of steps before the data are known")
@@ -242,13 +242,13 @@ class Training(Stage):
         return [ref for key, ref in refs(self) if key == "data" or key.startswith("data[")]
 
     def with_steps(self, artifact: Callable[[Ref[Any]], Any]) -> Self:
-        """Replace `epochs` by the number of steps, or return the training unchanged if its data are not known.
+        """Replace `epochs` by the number of steps. If the data are not known, return the stage unchanged.
 
         Args:
             artifact: loads an input, or returns None if it does not exist yet.
 
         Raises:
-            UserError: a setting does not fit the number of steps.
+            UserError: If a setting does not fit the number of steps.
         """
         if self.epochs is None:
             return self

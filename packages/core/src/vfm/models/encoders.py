@@ -59,10 +59,11 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 class PooledVision:
     """A timm model as an encoder: its pooled features before the head, and the logits of its head.
 
-    module: the timm model.
-    preprocess: resizing and normalisation of its input.
-    features_key: identifies its features in the feature cache (`vfm.eval`). Empty: features are not cached.
-    precision: precision of the forward pass.
+    Attributes:
+        module: the timm model.
+        preprocess: resizing and normalisation of its input.
+        features_key: identifies its features in the feature cache (`vfm.eval`). Empty: features are not cached.
+        precision: precision of the forward pass.
     """
 
     module: nn.Module

@@ -24,7 +24,7 @@ RESERVED = ("loss", "grad_norm", "lr")  # every training run logs these, as `tra
 class ModuleTask(Task[Any]):
     """A module that is trained with a loss function.
 
-    Parts that have no trained parameter and are in evaluation mode stay in it, so that a frozen backbone keeps its
+    Submodules without trained parameters that are in evaluation mode stay in it, so that a frozen backbone keeps its
     batch statistics and has no dropout.
 
     Attributes:
@@ -45,7 +45,7 @@ class ModuleTask(Task[Any]):
         self.fixed = [part for part in model.modules() if _is_fixed(part)]
 
     def train(self, mode: bool = True) -> Self:
-        """Set the mode of all parts except the fixed ones."""
+        """Set the mode of all submodules except the fixed ones."""
         super().train(mode)
         for part in self.fixed:
             part.eval()
@@ -88,7 +88,7 @@ class ModuleTask(Task[Any]):
         return relative_weights(totals, micro_batches)
 
     def encoder(self) -> Any:
-        """Give evaluations the module."""
+        """Return the module for evaluations."""
         return self.model
 
 

@@ -1,4 +1,4 @@
-"""The interface that a training method implements: the task has the loss, the loop (`vfm.train.fit`) the rest."""
+"""The interface of a training method: the task computes the loss, and the loop (`vfm.train.fit`) does the rest."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ class Task(nn.Module, Generic[Inputs]):
         return self
 
     def encoder(self) -> Any:
-        """Give evaluations the model in training (an `ImageEncoder`). They set and restore evaluation mode."""
+        """Return the model in training (an `ImageEncoder`) for evaluations. They set and restore evaluation mode."""
         raise NotImplementedError(f"{type(self).__name__} has no encoder to evaluate")
 
     def kernels(self, choice: Literal["auto", "reference", "triton"]) -> AbstractContextManager[str]:

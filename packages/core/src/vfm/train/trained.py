@@ -64,7 +64,7 @@ class TrainedTower:
 def prepare_towers(towers: Iterable[TrainedTower], *, seed: int = 0) -> Merge:
     """Freeze the weights of each tower that are not trained, in place.
 
-    The returned function merges LoRA's changes at the end of the training.
+    The returned function merges LoRA's updates at the end of the training.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -109,7 +109,7 @@ def train_last_blocks(trained: LastBlocks, tower: TrainedTower) -> None:
 
 
 def train_low_rank(trained: Lora, tower: TrainedTower) -> Merge:
-    """Freeze all weights, add low-rank changes, and return a function that merges them.
+    """Freeze all weights, add low-rank updates, and return a function that merges them.
 
     The initial values are drawn from torch's generator.
 
@@ -178,7 +178,7 @@ def parameter_groups(
 
 
 def keep_frozen_in_eval(module: nn.Module) -> None:
-    """Set parts without a trained weight to evaluation mode, so that they have no drop path and keep statistics."""
+    """Set submodules without trained weights to evaluation mode, so that they have no drop path and keep statistics."""
     for part in module.modules():
         weights = list(part.parameters())
         if weights and not any(weight.requires_grad for weight in weights):

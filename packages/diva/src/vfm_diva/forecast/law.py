@@ -25,10 +25,11 @@ Floats = NDArray[np.float64]
 class Law:
     """A fitted law.
 
-    slope: gain of an attribute that the generator always knows and CLIP never, times two.
-    spread: standard deviation of the gains around the law.
-    squares: sum of the squared exposures that it was fitted on.
-    degrees: cells that it was fitted on, minus one.
+    Attributes:
+        slope: gain of an attribute that the generator always knows and CLIP never, times two.
+        spread: standard deviation of the gains around the law.
+        squares: sum of the squared exposures that it was fitted on.
+        degrees: cells that it was fitted on, minus one.
     """
 
     slope: float

@@ -45,10 +45,11 @@ from vfm_diva.tune.stages import DivaTune
 class Knowledge:
     """A generator's knowledge of an attribute, and CLIP's accuracy on it.
 
-    pattern: name of the attribute.
-    preference: share of its images that are denoised better with their own statement.
-    low, high: ends of the preference's 95 % interval.
-    images: number of images.
+    Attributes:
+        pattern: name of the attribute.
+        preference: share of its images that are denoised better with their own statement.
+        low, high: ends of the preference's 95 % interval.
+        images: number of images.
     pairs: CLIP's accuracy on the attribute's pairs.
     """
 

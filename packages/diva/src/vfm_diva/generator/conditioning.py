@@ -18,9 +18,10 @@ Combine = Literal["replace", "add", "concatenate", "broadcast"]
 class Conditioning:
     """Context of the cross-attention, and an additional vector that some networks take.
 
-    tokens: context tokens, (B, K, W).
-    pooled: additional vector, (B, P): SDXL's pooled text, un-CLIP's class embedding, or the vector of a flow
-        transformer. None for other networks.
+    Attributes:
+        tokens: context tokens, (B, K, W).
+        pooled: additional vector, (B, P): SDXL's pooled text, un-CLIP's class embedding, or the vector of a flow
+            transformer. None for other networks.
     """
 
     tokens: Tensor

@@ -48,12 +48,13 @@ LATENT_STREAM = 0x6C61746E
 class ImageInputs:
     """A crop of an image for CLIP and for the generator, with noise. Of a sample, or of a batch (B, ...).
 
-    images: image for CLIP, uint8 (3, S, S).
-    target_images: image for the generator, uint8 (3, G, G). None with cached latents.
-    target_latents: cached latents of the generator's image, (C, h, h), or None.
-    latent_noise: unit-normal noise that samples the VAE's posterior, (C, h, h). None takes its mean.
-    noise: unit-normal noise, (N, C, h, h).
-    times: diffusion times in [0, 1), (N,).
+    Attributes:
+        images: image for CLIP, uint8 (3, S, S).
+        target_images: image for the generator, uint8 (3, G, G). None with cached latents.
+        target_latents: cached latents of the generator's image, (C, h, h), or None.
+        latent_noise: unit-normal noise that samples the VAE's posterior, (C, h, h). None takes its mean.
+        noise: unit-normal noise, (N, C, h, h).
+        times: diffusion times in [0, 1), (N,).
     """
 
     images: Tensor
@@ -68,9 +69,10 @@ class ImageInputs:
 class TuneInputs(ImageInputs):
     """Inputs of `diva.tune`.
 
-    patch_draws: uniform numbers that choose the patches, (num_draws,), or as many for each time. None if nothing is
-        drawn.
-    views: random crop of `images`, uint8 (3, S, S). None unless the loss compares it.
+    Attributes:
+        patch_draws: uniform numbers that choose the patches, (num_draws,), or as many for each time. None if nothing is
+            drawn.
+        views: random crop of `images`, uint8 (3, S, S). None unless the loss compares it.
     """
 
     patch_draws: Tensor | None = None
@@ -81,10 +83,11 @@ class TuneInputs(ImageInputs):
 class PriorInputs(ImageInputs):
     """Inputs of `diva.prior`.
 
-    tokens: tokens of a caption, (L,).
-    is_text: whether the caption is the condition instead of the image, bool.
-    is_empty: whether the condition is dropped, bool.
-    condition_noise: unit-normal noise, (D,).
+    Attributes:
+        tokens: tokens of a caption, (L,).
+        is_text: whether the caption is the condition instead of the image, bool.
+        is_empty: whether the condition is dropped, bool.
+        condition_noise: unit-normal noise, (D,).
     """
 
     tokens: Tensor
@@ -106,11 +109,12 @@ class ImageUse:
 class MakeImageInputs(BatchMake[Image.Image | ImageUse, ImageInputs]):
     """Makes `ImageInputs`. Both images are resized from the decoded image with antialiasing, as in evaluation.
 
-    transform: makes the generator's image.
-    sampler: draws noise and times.
-    preprocess: CLIP's preprocessing.
-    stored: cached latents, used instead of the generator's image. `transform` must then make their crops.
-    sample_latents: draw noise for the VAE's posterior.
+    Attributes:
+        transform: makes the generator's image.
+        sampler: draws noise and times.
+        preprocess: CLIP's preprocessing.
+        stored: cached latents, used instead of the generator's image. `transform` must then make their crops.
+        sample_latents: draw noise for the VAE's posterior.
     """
 
     transform: ImageTransform
@@ -128,7 +132,7 @@ class MakeImageInputs(BatchMake[Image.Image | ImageUse, ImageInputs]):
         """Crop the image, or load its latents.
 
         Raises:
-            BadSample: it was unreadable when latents were cached.
+            BadSample: If it was unreadable when latents were cached.
         """
         if isinstance(content, ImageUse):
             return content
@@ -202,12 +206,13 @@ class CaptionedImage:
 class MakePriorInputs(BatchMake[CaptionedImage, PriorInputs]):
     """Makes `PriorInputs`. If an image has several captions, one is drawn. With `text_share` 0 it needs none.
 
-    images: makes the images.
-    tokenize: CLIP's tokenizer.
-    language: language of the captions.
-    embed_dim: width D of the joint space.
-    text_share: probability that the caption is the condition.
-    dropout: probability that the condition is dropped.
+    Attributes:
+        images: makes the images.
+        tokenize: CLIP's tokenizer.
+        language: language of the captions.
+        embed_dim: width D of the joint space.
+        text_share: probability that the caption is the condition.
+        dropout: probability that the condition is dropped.
     """
 
     images: MakeImageInputs
@@ -221,7 +226,7 @@ class MakePriorInputs(BatchMake[CaptionedImage, PriorInputs]):
         """Decode the image of a sample, and find its captions.
 
         Raises:
-            BadSample: it has no caption in the language, or its image is unreadable.
+            BadSample: If it has no caption in the language, or its image is unreadable.
         """
         captions = sample.texts.get(self.language) or ([] if self.text_share else [""])
         if not captions:

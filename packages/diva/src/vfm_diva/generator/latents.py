@@ -88,8 +88,9 @@ def cache_latents(config: DivaLatents, ctx: Context) -> SampleCache:
 class StoredLatents:
     """Reads the latents of each sample's crop, and the seed of that crop.
 
-    tensors: tensors of a cache made by `diva.latents`.
-    global_batch_size: batch size of the training run, which determines the epoch of a step.
+    Attributes:
+        tensors: tensors of a cache made by `diva.latents`.
+        global_batch_size: batch size of the training run, which determines the epoch of a step.
     """
 
     tensors: CachedTensors
@@ -99,7 +100,7 @@ class StoredLatents:
         """Look up the seed of the crop of the step's epoch, and its latents, (C, h, h).
 
         Raises:
-            BadSample: the sample was unusable when the latents were cached.
+            BadSample: If the sample was unusable when the latents were cached.
         """
         crop = self.tensors.crop_in(draw.step, self.global_batch_size)
         # The same seed as in `diva.latents`, so that CLIP sees the cached crop.

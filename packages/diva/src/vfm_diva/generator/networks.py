@@ -51,12 +51,13 @@ FLUX_GUIDANCE = 1.0  # the distilled guidance scale at which Flux follows the co
 class NetworkInputs:
     """Shapes of a network's inputs.
 
-    channels: number C of channels.
-    multiple: both sides of a sample must be multiples of it.
-    context_width: width W of a context token, or 0 if the network attends to no context.
-    pooled_width: width P of the vector, or 0 if the network takes no vector.
-    embed_width: width of the CLIP embedding in the vector that an un-CLIP was trained on, else 0.
-    side: only side of a sample that fits. None if every multiple does.
+    Attributes:
+        channels: number C of channels.
+        multiple: both sides of a sample must be multiples of it.
+        context_width: width W of a context token, or 0 if the network attends to no context.
+        pooled_width: width P of the vector, or 0 if the network takes no vector.
+        embed_width: width of the CLIP embedding in the vector that an un-CLIP was trained on, else 0.
+        side: only side of a sample that fits. None if every multiple does.
     """
 
     channels: int

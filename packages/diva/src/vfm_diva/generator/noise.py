@@ -20,9 +20,10 @@ NOISE_STREAM = 0x6E6F6973  # separates the draws of noise and times from the cro
 class NoiseSampler:
     """Draws the noise and the times of a batch, each sample's by itself.
 
-    shape: shape of the noise, (C, h, h).
-    num_times: number N of times.
-    timesteps: distribution of the times.
+    Attributes:
+        shape: shape of the noise, (C, h, h).
+        num_times: number N of times.
+        timesteps: distribution of the times.
     """
 
     shape: tuple[int, int, int]

@@ -24,10 +24,11 @@ VAES: dict[str, Any] = {kind.__name__: kind for kind in (AutoencoderKL, Autoenco
 class Space(nn.Module):
     """Map from images to the samples that are denoised, and its inverse.
 
-    name: name for messages.
-    channels: number C of channels.
-    downscale: ratio S / h.
-    has_posterior: whether an image has a distribution of samples, from which noise can draw.
+    Attributes:
+        name: name for messages.
+        channels: number C of channels.
+        downscale: ratio S / h.
+        has_posterior: whether an image has a distribution of samples, from which noise can draw.
     """
 
     has_posterior: bool = False

@@ -20,9 +20,10 @@ MAX_TRIES = 20  # samples in a row that cannot be read
 class MllmInputs:
     """Inputs of a step.
 
-    images: images, uint8 (B, 3, S, S).
-    ids: tokens of prompt, answer and end, int64 (B, T).
-    answers: mask of the tokens that count, bool (B, T).
+    Attributes:
+        images: images, uint8 (B, 3, S, S).
+        ids: tokens of prompt, answer and end, int64 (B, T).
+        answers: mask of the tokens that count, bool (B, T).
     """
 
     images: Tensor
@@ -88,7 +89,7 @@ def image_of(questions: Questions, question: Question, preprocess: Preprocess) -
     """Load the image of a question at a model's size, uint8 (3, S, S).
 
     Raises:
-        BadSample: it cannot be read.
+        BadSample: If it cannot be read.
     """
     image = decode_image(questions.image(question.image), f"{questions.dataset.path}: {question.key}")
     return to_tensor(preprocess.fit(image))

@@ -52,11 +52,12 @@ def no_progress_bar() -> Iterator[None]:
 class Reading:
     """Rules by which a model reads an image and a question.
 
-    layer: hidden state of the tower, as in transformers: 1 is the first block's output, -1 the last one's.
-    tokens: tokens of that layer.
-    prompt: text with `<image>` and `{question}`.
-    pad: pad images to squares with the mean colour, instead of a crop.
-    later_prompt: text with `{question}` around later questions of a conversation.
+    Attributes:
+        layer: hidden state of the tower, as in transformers: 1 is the first block's output, -1 the last one's.
+        tokens: tokens of that layer.
+        prompt: text with `<image>` and `{question}`.
+        pad: pad images to squares with the mean colour, instead of a crop.
+        later_prompt: text with `{question}` around later questions of a conversation.
     """
 
     layer: int = -2

@@ -34,9 +34,10 @@ class Sequences:
 class Tokens:
     """The tokens of a conversation.
 
-    ids: tokens.
-    is_answer: mask of the answers and the ends after them.
-    last_turn: index at which the last turn begins.
+    Attributes:
+        ids: tokens.
+        is_answer: mask of the answers and the ends after them.
+        last_turn: index at which the last turn begins.
     """
 
     ids: tuple[int, ...]

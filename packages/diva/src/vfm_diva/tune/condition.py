@@ -31,9 +31,10 @@ class ImageFeatures:
 class ImageCondition(ABC):
     """Computes the tokens that condition the generator, with a tower of the CLIP model's architecture.
 
-    width: width E of the tokens.
-    num_draws: random numbers that each choice of tokens needs. 0 if nothing is random.
-    draws_per_time: whether the choice is made for each time of an image.
+    Attributes:
+        width: width E of the tokens.
+        num_draws: random numbers that each choice of tokens needs. 0 if nothing is random.
+        draws_per_time: whether the choice is made for each time of an image.
     """
 
     width: int

@@ -20,11 +20,12 @@ from vfm_diva.parts.loss_parts import ContrastiveLoss, DenoisingLoss
 class Denoised:
     """Images of a forward pass, to be denoised.
 
-    x0: clean samples, (B, C, h, h).
-    noise: noise at each time, (B, N, C, h, h).
-    times: diffusion times, (B, N).
-    conditioning: conditioning of each image, or of each time of each image.
-    view: conditioning on a second crop of each image, if the loss needs one.
+    Attributes:
+        x0: clean samples, (B, C, h, h).
+        noise: noise at each time, (B, N, C, h, h).
+        times: diffusion times, (B, N).
+        conditioning: conditioning of each image, or of each time of each image.
+        view: conditioning on a second crop of each image, if the loss needs one.
     """
 
     x0: Tensor

@@ -21,6 +21,6 @@ def build_released(model: str | Mapping[str, Any]) -> nn.Module:
         model: as in `build_vision`.
 
     Raises:
-        UserError: if the name is unknown, or an argument is invalid.
+        UserError: If the name is unknown, or an argument is invalid.
     """
     return build_vision(model, num_classes=0, pretrained_cfg_overlay=PREPROCESSING)

@@ -12,7 +12,7 @@ def modeling(name: str) -> Any:
     """Import transformers' module of an architecture, such as `upernet`.
 
     Raises:
-        UserError: if transformers is not installed.
+        UserError: If transformers is not installed.
     """
     try:
         return import_module(f"transformers.models.{name}.modeling_{name}")

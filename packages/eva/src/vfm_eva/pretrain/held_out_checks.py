@@ -24,7 +24,7 @@ def check_held_out(config: EvaPretrain, known: Known) -> None:
         known: looks up an input, or returns None if it does not exist yet: `Preflight.artifact` or `Context.load`.
 
     Raises:
-        UserError: if a teacher is missing or its width differs.
+        UserError: If a teacher is missing or its width differs.
     """
     first = config.taught_by[0]
     for evaluation in config.evaluation.tasks:
@@ -47,7 +47,7 @@ def check_width(predicted: int, width: int, where: str) -> None:
     """Check that a head predicts as many channels as a teacher's features have.
 
     Raises:
-        UserError: if it does not.
+        UserError: If the check fails.
     """
     if predicted != width:
         raise UserError(f"{where}: its head predicts {predicted} channels, the features of teacher have {width}")

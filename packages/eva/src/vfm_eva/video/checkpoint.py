@@ -44,7 +44,7 @@ def load_classifier(checkpoint: VideoClassifier, device: torch.device) -> VideoT
     """Load a classifier, in evaluation mode.
 
     Raises:
-        UserError: if weights are missing, unknown or have another shape.
+        UserError: If weights are missing, unknown or have another shape.
     """
     visual = load_vision(checkpoint.path / checkpoint.encoder)
     settings = VideoModel.model_validate(checkpoint.model)

@@ -21,7 +21,7 @@ def image_checkpoint(source: VisionCheckpoint | ClipCheckpoint | VideoClassifier
     """Load the image encoder of a checkpoint. A CLIP model's tower is written to `folder` in timm's layout.
 
     Raises:
-        UserError: if a CLIP model's tower cannot be converted to timm's layout.
+        UserError: If a CLIP model's tower cannot be converted to timm's layout.
     """
     if isinstance(source, VisionCheckpoint):
         return source
@@ -34,7 +34,7 @@ def clip_tower(clip: ClipModel) -> nn.Module:
     """Convert the vision tower of a CLIP model to a timm encoder without a head, on torch's default device.
 
     Raises:
-        UserError: if it is neither a timm model nor open_clip's plain vision transformer.
+        UserError: If it is neither a timm model nor open_clip's plain vision transformer.
     """
     visual: Any = clip.module.visual
     if isinstance(visual, TimmModel):

@@ -101,7 +101,7 @@ def attention_packed(
         (B, N, H, D).
 
     Raises:
-        ValueError: as for `attention`.
+        ValueError: See `attention`.
     """
     if qkv.ndim != 5 or qkv.shape[2] != 3:
         raise ValueError(f"expected qkv of shape (B, N, 3, H, D), got {tuple(qkv.shape)}")

@@ -68,7 +68,7 @@ class Fit(Results):
 
     @property
     def loss(self) -> float:
-        """Mean training loss since the last but one log line. NaN if `metrics` is empty."""
+        """Mean training loss between the last two log lines. NaN if `metrics` is empty."""
         if not self.metrics:
             return math.nan
         return float(self.metrics[-1]["train/loss"])
@@ -86,7 +86,7 @@ class Fit(Results):
         return as_table(rows, COLUMNS)
 
     def preview(self) -> Any:
-        """Select at most 20 rows, at equal distances up to the last."""
+        """Select at most 20 evenly spaced rows, including the last."""
         table = self.table()
         distance = -(-len(table) // MAX_ROWS)
         if not distance:
@@ -194,7 +194,7 @@ def fit(
 
 @contextmanager
 def _restored_generators(seed: int) -> Iterator[None]:
-    """Restore the caller's generators, which the loop seeds. Otherwise models made after two runs would be equal."""
+    """Restore the caller's random generators, which the loop seeds. Otherwise models created after two runs would be equal."""
     is_used: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     gpus = [torch.cuda.current_device()] if is_used else []
     with seeded(seed), torch.random.fork_rng(gpus):
@@ -226,12 +226,12 @@ def _recompute_activations(model: nn.Module) -> None:
 
 
 def _check_start(path: Path, before: str, start: str, model: nn.Module, warn: Callable[[str], None]) -> None:
-    """Check that the run in the folder began with the model's weights, or that these are its result.
+    """Check that the run in the folder started from the model's weights, or that it produced them.
 
     An unfinished run resumes with a warning, since a module is often made without a seed.
 
     Raises:
-        UserError: If it is finished, so the returned weights would not be the expected ones.
+        UserError: If the run is finished and started from other weights.
     """
     if before == start:
         return

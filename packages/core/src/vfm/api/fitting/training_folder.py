@@ -40,7 +40,7 @@ def open_folder(folder: AnyPath | None) -> Iterator[Path]:
 
 @contextmanager
 def recorded(folder: Path, record: Mapping[str, Any], log: Callable[[str], None]) -> Iterator[Mapping[str, Any]]:
-    """Hold the lock of a folder, compare its record with this one, and yield the record, written first if missing.
+    """Lock a folder, compare its record with this one, and yield the record. A missing record is written first.
 
     Args:
         folder: the folder.

@@ -55,7 +55,7 @@ def clean(annotation: Annotation, label: int, width: int, height: int) -> Object
     """Convert an annotation to a row: encode its mask, clip its box to the image, and take or compute its area.
 
     Raises:
-        BadAnnotation: the box is empty, not finite or outside the image, or the mask does not fit.
+        BadAnnotation: If the box is empty, not finite or outside the image, or the mask does not fit.
     """
     counts = None
     if isinstance(annotation.segmentation, bytes):
@@ -84,7 +84,7 @@ def clip_box(box: Box, width: int, height: int, where: str) -> Box:
     """Clip a box to the image.
 
     Raises:
-        BadAnnotation: the box has no area, has numbers that are not finite, or is outside the image.
+        BadAnnotation: If the box has no area, has numbers that are not finite, or is outside the image.
     """
     left, top, right, bottom = box
     if not all(map(math.isfinite, box)) or right <= left or bottom <= top:

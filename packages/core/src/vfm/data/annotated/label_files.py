@@ -20,7 +20,7 @@ def read_map(path: str) -> NDArray[Any]:
     """Read the values of a label map, (H, W). For a palette image these are the indices, not the colours.
 
     Raises:
-        BadSample: the file is missing, or is not an image with a single channel.
+        BadSample: If the file is missing, or is not an image with a single channel.
     """
     try:
         image = open_image(files.read_bytes(path), path)
@@ -42,7 +42,7 @@ def check_map(path: str, classes: Sequence[int]) -> tuple[int, int]:
         classes: class of each value.
 
     Raises:
-        BadSample: the file cannot be read, or has a value without a class.
+        BadSample: If the file cannot be read, or has a value without a class.
     """
     values = read_map(path)
     for value in np.unique(values).tolist():

@@ -56,7 +56,7 @@ def encode_segmentation(value: Any, height: int, width: int, where: str) -> byte
     Drops polygons with fewer than three points.
 
     Raises:
-        BadAnnotation: no polygon is left, or the runs do not fit the image.
+        BadAnnotation: If no polygon is left, or the runs do not fit the image.
     """
     if isinstance(value, dict):
         return _encode_runs(value, height, width, where)

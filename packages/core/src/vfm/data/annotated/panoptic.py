@@ -66,7 +66,7 @@ def read_segment_ids(path: str) -> NDArray[np.int32]:
     """Read the id of each pixel's segment, R + 256 G + 65536 B, (H, W). 0 is unlabelled.
 
     Raises:
-        BadAnnotation: the file is missing, or is not an image.
+        BadAnnotation: If the file is missing, or is not an image.
     """
     try:
         image = np.asarray(open_image(files.read_bytes(path), path).convert("RGB"), dtype=np.int32)

@@ -67,7 +67,7 @@ class AnnotatedSource:
         """Decode an image to RGB, and apply its EXIF orientation if the annotations refer to the rotated image.
 
         Raises:
-            BadSample: the image cannot be used.
+            BadSample: If the image cannot be used.
         """
         return self.decode(number, self.source[number].image)
 
@@ -106,7 +106,7 @@ class AnnotatedSource:
 
         Raises:
             UserError: If the dataset has no semantic labels.
-            BadSample: the label map cannot be read.
+            BadSample: If the label map cannot be read.
         """
         if self.dataset.map_classes:
             table = np.full(1 << 8, IGNORED, dtype=np.int16)

@@ -124,7 +124,7 @@ def read_choice_image(root: str, name: str) -> bytes:
     """Read the bytes of an image file, and check that it can be decoded.
 
     Raises:
-        BadSample: the path leaves `root`, or the file is missing or unreadable.
+        BadSample: If the path leaves `root`, or the file is missing or unreadable.
     """
     path = files.join_inside(root, name)
     if path is None:
@@ -141,7 +141,7 @@ def required_texts(record: Any, names: tuple[str, ...], where: str) -> list[str]
     """Get the texts of a record.
 
     Raises:
-        BadSample: a text is missing or empty, or is not a string.
+        BadSample: If a text is missing or empty, or is not a string.
     """
     if not isinstance(record, dict):
         raise BadSample("unreadable_row", where)

@@ -45,7 +45,7 @@ class HasColumns(Protocol):
         """Read a sample without its image.
 
         Raises:
-            BadSample: the sample cannot be used.
+            BadSample: If the sample cannot be used.
         """
         ...
 

@@ -60,7 +60,7 @@ class Mixture:
         """Read a sample by its number.
 
         Raises:
-            BadSample: the sample cannot be used.
+            BadSample: If the sample cannot be used.
         """
         source, number = self._locate(index)
         return self._named(source[number], index)
@@ -69,7 +69,7 @@ class Mixture:
         """Read a sample with the texts that an epoch of its source uses.
 
         Raises:
-            BadSample: the sample cannot be used.
+            BadSample: If the sample cannot be used.
         """
         source, number = self._locate(index)
         return self._named(source.sample(number, epoch), index)

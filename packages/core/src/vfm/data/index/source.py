@@ -84,7 +84,7 @@ class Samples(Protocol):
         """Read a sample by its number.
 
         Raises:
-            BadSample: the sample cannot be used.
+            BadSample: If the sample cannot be used.
         """
         ...
 
@@ -92,7 +92,7 @@ class Samples(Protocol):
         """Read a sample as an epoch uses it.
 
         Raises:
-            BadSample: the sample cannot be used.
+            BadSample: If the sample cannot be used.
         """
         ...
 
@@ -162,7 +162,7 @@ class Source:
         """Read a sample by its number.
 
         Raises:
-            BadSample: the sample cannot be used.
+            BadSample: If the sample cannot be used.
             IndexError: If the number is out of range.
         """
         return self._read(*self.locate(index))
@@ -171,7 +171,7 @@ class Source:
         """Read a sample with the texts that an epoch uses: all, or the ones that it draws.
 
         Raises:
-            BadSample: the sample cannot be used.
+            BadSample: If the sample cannot be used.
         """
         return self._read(*self.locate(index), epoch)
 
@@ -209,7 +209,7 @@ class Source:
         """Read a sample without its image.
 
         Raises:
-            BadSample: the sample cannot be used.
+            BadSample: If the sample cannot be used.
         """
         return self._read(*self.locate(index), with_image=False)
 

@@ -53,7 +53,7 @@ class Make(Protocol[MadeInputs]):
         """Make the inputs from a sample.
 
         Raises:
-            BadSample: the sample cannot be used.
+            BadSample: If the sample cannot be used.
         """
         ...
 

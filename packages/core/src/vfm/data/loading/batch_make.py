@@ -30,14 +30,14 @@ class BatchMake(ABC, Generic[Content, Inputs]):
         """Read what a sample has before any draw, such as its decoded image and its captions.
 
         Raises:
-            BadSample: the sample cannot be used.
+            BadSample: If the sample cannot be used.
         """
 
     def use(self, content: Content, draw: SampleDraw, /) -> Any:
         """Make what `join` needs of a sample, such as a random crop. The content must not be changed.
 
         Raises:
-            BadSample: the sample cannot be used.
+            BadSample: If the sample cannot be used.
         """
         return content
 
@@ -50,7 +50,7 @@ class BatchMake(ABC, Generic[Content, Inputs]):
         """Make the inputs of a single sample.
 
         Raises:
-            BadSample: the sample cannot be used.
+            BadSample: If the sample cannot be used.
         """
         return map_tensors(self.join([self.use(self.read(sample), draw)], [draw]), lambda tensor: tensor[0])
 

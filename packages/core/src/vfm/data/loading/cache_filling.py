@@ -47,7 +47,7 @@ class MakeCrops:
         """Crop a sample.
 
         Raises:
-            BadSample: the image cannot be read.
+            BadSample: If the image cannot be read.
         """
         image = decode_image(sample.image, sample.key, max_pixels=self.transform.max_pixels)
         seeds = (SampleDraw.of(self.seed, crop, draw.index).seed for crop in range(self.num_crops))

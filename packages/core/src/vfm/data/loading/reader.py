@@ -77,7 +77,7 @@ class Reader(Dataset[Batch[Inputs] | UserError], Generic[Inputs]):
         """Make a sample's part of the batch.
 
         Raises:
-            BadSample: the sample cannot be read or used.
+            BadSample: If the sample cannot be read or used.
         """
         if isinstance(sample, BadSample):
             raise sample

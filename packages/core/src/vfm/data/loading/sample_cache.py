@@ -180,7 +180,7 @@ class CachedTensors:
         """Read a copy of the tensor of (sample, crop). int8 is decoded to fp32.
 
         Raises:
-            BadSample: the sample could not be used when the cache was made.
+            BadSample: If the sample could not be used when the cache was made.
             IndexError: If sample or crop is out of range.
             UserError: If a shard is missing or damaged.
         """

@@ -63,7 +63,7 @@ class ImageTransform:
         """Decode and transform an image. The result depends only on bytes and seed.
 
         Raises:
-            BadSample: the bytes are not an image, or the image has more than `max_pixels`. `where` is its address.
+            BadSample: If the bytes are not an image, or the image has more than `max_pixels`. `where` is its address.
         """
         return self.draw(self.read(data, where), seed)
 
@@ -71,7 +71,7 @@ class ImageTransform:
         """Decode an image, and transform it if nothing is drawn.
 
         Raises:
-            BadSample: the bytes are not an image, or the image has more than `max_pixels`. `where` is its address.
+            BadSample: If the bytes are not an image, or the image has more than `max_pixels`. `where` is its address.
         """
         decoded: Decoded
         if self.pixels == "fast":

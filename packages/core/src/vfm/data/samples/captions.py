@@ -17,7 +17,7 @@ def decode_text(data: bytes, where: str) -> str:
     """Decode bytes as UTF-8 text.
 
     Raises:
-        BadSample: the text is too long, or not UTF-8.
+        BadSample: If the text is too long, or not UTF-8.
     """
     if len(data) > MAX_CAPTION_BYTES:
         raise BadSample("caption_too_long", where)
@@ -31,7 +31,7 @@ def decode_json(data: bytes, where: str) -> dict[str, Any]:
     """Decode the `json` member of a sample.
 
     Raises:
-        BadSample: the data are not UTF-8, or not a JSON object.
+        BadSample: If the data are not UTF-8, or not a JSON object.
     """
     try:
         record = json.loads(data.decode("utf-8-sig"))
@@ -48,8 +48,8 @@ def clean_captions(value: object, where: str) -> list[str]:
     """Strip the captions of a field with a caption, a list of captions or nothing, and drop empty captions.
 
     Raises:
-        BadSample: a caption is longer than 64 KiB, has half a surrogate pair, or has a NUL. Text with NULs is UTF-16 or
-            not text at all, and without them it would be other words.
+        BadSample: If a caption is longer than 64 KiB, has half a surrogate pair, or has a NUL. Text with NULs is UTF-16
+            or not text, and removing them would change the words.
     """
     values = value if isinstance(value, list) else [value]
     stripped = [item.strip() for item in values if isinstance(item, str)]
@@ -77,7 +77,7 @@ def captions_in(data: bytes, part: str, where: str) -> list[str]:
         where: address of the sample for errors.
 
     Raises:
-        BadSample: see `decode_text` and `clean_captions`.
+        BadSample: See `decode_text` and `clean_captions`.
     """
     text = decode_text(data, where)
     if not part:
@@ -109,7 +109,7 @@ def captions_of_members(
     """Read the captions of a sample from its members by extension, and from its decoded `json`.
 
     Raises:
-        BadSample: see `captions_of`.
+        BadSample: See `captions_of`.
     """
 
     def value_at(location: str) -> object:
@@ -131,7 +131,7 @@ def captions_at(location: str, value_at: Callable[[str], object], spec: DatasetS
         where: address of the sample for errors.
 
     Raises:
-        BadSample: see `clean_captions`.
+        BadSample: See `clean_captions`.
     """
     value = filled(location, value_at, spec.value_names) if is_template(location) else value_at(location)
     return clean_captions(value, where)
@@ -146,7 +146,7 @@ def captions_of(spec: DatasetSpec, read: Callable[[str], list[str]], where: str)
         where: address of the sample for errors.
 
     Raises:
-        BadSample: no language has a caption, or a caption cannot be read, and the spec requires captions.
+        BadSample: If no language has a caption, or a caption cannot be read, and the spec requires captions.
     """
     try:
         texts = {language: read(source) for language, source in spec.texts.items()}
@@ -161,7 +161,7 @@ def require_captions(spec: DatasetSpec, texts: Mapping[str, list[str]], where: s
     """Select the languages that have captions.
 
     Raises:
-        BadSample: no language has a caption, and the spec requires one.
+        BadSample: If no language has a caption, and the spec requires one.
     """
     nonempty = {language: captions for language, captions in texts.items() if captions}
     if spec.texts and not nonempty and not spec.captions_optional:

@@ -39,7 +39,7 @@ def read_columns(spec: DatasetSpec, value_at: Callable[[str], object], where: st
         where: address of the sample for errors.
 
     Raises:
-        BadSample: a value is missing, or neither a text nor a number.
+        BadSample: If a value is missing, or neither a text nor a number.
     """
     values: dict[str, str | float] = {}
     for location in spec.columns:
@@ -73,7 +73,7 @@ def weight_of(sample: Sample, column: str) -> float:
     """Read a sample's weight in a loss. Tables of text have numbers as text.
 
     Raises:
-        BadSample: it is not a finite number of at least 0.
+        BadSample: If it is not a finite number of at least 0.
     """
     try:
         weight = float(sample.columns[column])

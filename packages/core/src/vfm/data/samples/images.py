@@ -48,7 +48,7 @@ def open_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Imag
     """Open an image: read its header without decoding its pixels.
 
     Raises:
-        BadSample: the bytes are not an image, or the image has more than `max_pixels`.
+        BadSample: If the bytes are not an image, or the image has more than `max_pixels`.
     """
     _ignore_pillows_limit()
     try:
@@ -69,7 +69,7 @@ def decode_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Im
     """Decode an image to RGB. Transparent pixels become white, 16-bit greys become 8-bit.
 
     Raises:
-        BadSample: the bytes are not an image, or the image is broken or has more than `max_pixels`.
+        BadSample: If the bytes are not an image, or the image is broken or has more than `max_pixels`.
     """
     image = open_image(data, where, max_pixels=max_pixels)
     pixels = jpeg_pixels(data, image)
@@ -87,7 +87,7 @@ def decode_pixels(data: bytes, opened: Image.Image, where: str) -> NDArray[np.ui
         where: address for errors.
 
     Raises:
-        BadSample: the image is broken.
+        BadSample: If the image is broken.
     """
     pixels = jpeg_pixels(data, opened)
     if pixels is None:

@@ -186,7 +186,7 @@ class ShardReader(ABC):
         """Read the sample of a row.
 
         Raises:
-            BadSample: the sample cannot be used.
+            BadSample: If the sample cannot be used.
         """
 
     def account(self) -> Account:

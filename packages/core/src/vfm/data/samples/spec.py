@@ -43,7 +43,7 @@ class DatasetSpec(Config):
         """Convert the label or the name of a class to its label.
 
         Raises:
-            BadSample: the value is neither, or is out of range.
+            BadSample: If the value is neither, or is out of range.
         """
         if isinstance(value, str) and value in self.class_names:
             return self.class_names.index(value)

@@ -151,7 +151,7 @@ def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Check the offsets of a batch, because Arrow would follow a wrong offset out of the file.
 
     Raises:
-        pa.ArrowInvalid: an offset is wrong. Texts that are not UTF-8 are reported when they are read.
+        pa.ArrowInvalid: If an offset is wrong. Texts that are not UTF-8 are reported when they are read.
     """
     for column in batch.columns:
         for leaf in _leaves(column):

@@ -56,7 +56,7 @@ class ImageEntry:
         """Read the sample.
 
         Raises:
-            BadSample: the image file is missing, or the sample was unusable when it was listed.
+            BadSample: If the image file is missing, or the sample was unusable when it was listed.
         """
         if self.problem:
             raise self.problem
@@ -186,7 +186,7 @@ class ImageListShard(ShardReader):
         """Read the sample of a row.
 
         Raises:
-            BadSample: the image file is missing, or the sample was unusable when it was listed.
+            BadSample: If the image file is missing, or the sample was unusable when it was listed.
         """
         key, image, label, reason = (self.table[name][row].as_py() for name in ("key", "image", "label", "reason"))
         texts = {language: self.table[f"texts.{language}"][row].as_py() for language in self.spec.texts}
@@ -223,7 +223,7 @@ def read_image_file(path: str) -> bytes:
     """Read the bytes of an image file.
 
     Raises:
-        BadSample: the file cannot be read.
+        BadSample: If the file cannot be read.
     """
     try:
         return files.read_bytes(path)

@@ -154,7 +154,7 @@ class TarShard(ShardReader):
         """Read the sample of a row in one read of the file, optionally without its image.
 
         Raises:
-            BadSample: the sample is truncated, has no image or no caption, or has an unreadable text.
+            BadSample: If the sample is truncated, has no image or no caption, or has an unreadable text.
         """
         if row >= self._len:
             raise BadSample("truncated_shard", self.where(row))

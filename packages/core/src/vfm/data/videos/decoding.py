@@ -45,7 +45,7 @@ def read_clips(media: Media, facts: VideoFacts, views: Sequence[ClipView]) -> li
         A clip for each view, (T, H, W, 3).
 
     Raises:
-        BadSample: the video cannot be decoded (`unreadable_video`), or lacks a frame (`truncated_video`).
+        BadSample: If the video cannot be decoded (`unreadable_video`), or lacks a frame (`truncated_video`).
     """
     clips = [np.empty((len(view.frames), *view.shape, 3), dtype=np.uint8) for view in views]
     uses: dict[int, list[tuple[int, int]]] = {}  # frame -> (clip, index in the clip)
@@ -66,7 +66,7 @@ def read_frames(media: Media, facts: VideoFacts, numbers: Sequence[int]) -> Iter
     """Yield frames by their ascending numbers.
 
     Raises:
-        BadSample: see `read_clips`.
+        BadSample: See `read_clips`.
     """
     if media.is_folder:
         paths = media.frame_paths()
@@ -91,7 +91,7 @@ def video_stream(container: Any, where: str) -> Any:
     """Find the first stream that is a video, and not cover art, and set it to decode in one thread.
 
     Raises:
-        BadSample: there is no such stream, or its codec is unknown.
+        BadSample: If there is no such stream, or its codec is unknown.
     """
     for stream in container.streams.video:
         if "attached_pic" not in str(stream.disposition).lower():

@@ -54,7 +54,7 @@ def read_frame(path: str) -> bytes:
     """Read the bytes of an image in a folder of frames.
 
     Raises:
-        BadSample: the file is missing.
+        BadSample: If the file is missing.
     """
     try:
         return files.read_bytes(path)

@@ -38,7 +38,7 @@ def strip_of(sample: VideoSample) -> Image.Image:
     """Draw equidistant frames of a whole video side by side.
 
     Raises:
-        BadSample: the video cannot be decoded.
+        BadSample: If the video cannot be decoded.
     """
     facts = sample.facts
     frames = ClipSampling(STRIP_FRAMES).fixed(facts.num_frames, 0, 1)

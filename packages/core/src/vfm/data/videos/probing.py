@@ -24,8 +24,8 @@ def probe(media: Media) -> VideoFacts:
     """Collect the facts about a video.
 
     Raises:
-        BadSample: the video cannot be opened or decoded (`unreadable_video`), has no video stream (`no_video_stream`)
-            or no frames (`no_frames`), or ends early (`truncated_video`).
+        BadSample: If the video cannot be opened or decoded (`unreadable_video`), has no video stream
+            (`no_video_stream`) or no frames (`no_frames`), or ends early (`truncated_video`).
     """
     if media.is_folder:
         return _probe_folder(media)

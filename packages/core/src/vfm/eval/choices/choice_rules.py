@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 class MmvpResult:
     """Outcome of each pair. The two images are numbered 0 and 1.
 
-    probability: probability of the first image, for both statements, (P, 2).
-    prediction: the image chosen for each statement, (P, 2).
+    Attributes:
+        probability: probability of the first image, for both statements, (P, 2).
+        prediction: the image chosen for each statement, (P, 2).
     right: True if the chosen image belongs to the statement, (P, 2).
     correct: True if both statements are right, (P,).
     aligned: True if the difference between the statements matches the difference between the images, even if both

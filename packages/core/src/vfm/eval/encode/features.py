@@ -40,10 +40,11 @@ Decoded = tuple[Sample, Any, bytes] | BadSample
 class Encoded:
     """The usable samples of a dataset, in its order, and the features of their images.
 
-    numbers: index of each sample in the dataset, to read its image again.
-    samples: the samples without their images.
-    digests: hash of each sample, including its image (`item_digest`).
-    features: features by the model's name, (N, D).
+    Attributes:
+        numbers: index of each sample in the dataset, to read its image again.
+        samples: the samples without their images.
+        digests: hash of each sample, including its image (`item_digest`).
+        features: features by the model's name, (N, D).
     """
 
     numbers: list[int]

@@ -23,10 +23,11 @@ Order = Literal["forward", "reversed", "shuffled"]
 class TestViews:
     """The clips and crops of a video that scores are averaged over.
 
-    num_clips: number of clips, at fixed positions.
-    num_crops: number of crops of each clip.
-    order: order of the frames in a clip.
-    seed: seed of the shuffled frames.
+    Attributes:
+        num_clips: number of clips, at fixed positions.
+        num_crops: number of crops of each clip.
+        order: order of the frames in a clip.
+        seed: seed of the shuffled frames.
     """
 
     __test__ = False  # pytest would collect the class by its name
@@ -45,7 +46,7 @@ class TestViews:
             model: provides the image size and the sampling.
 
         Raises:
-            BadSample: the video cannot be read.
+            BadSample: If the video cannot be read.
         """
         facts = sample.facts
         views = []

@@ -57,7 +57,7 @@ def run_in_parallel(steps: Sequence[Step], run_one: RunOne, send: Send, jobs: Jo
         Whether any step had to run.
 
     Raises:
-        Preempted: a signal stopped the steps.
+        Preempted: If a signal stopped the steps.
         UserError: If all failures were mistakes of the user, one line each. Otherwise the first other error is raised.
     """
     if jobs == "ray":

@@ -148,7 +148,7 @@ def run_subprocess(start: Start, step: Step, send: Send, lock_descriptor: int, p
 
     Raises:
         UserError: If the step reported a mistake of the user.
-        Preempted: a signal stopped the step.
+        Preempted: If a signal stopped the step.
         RuntimeError: If the step failed. The message ends with the last lines of its standard error.
     """
     # The subprocess inherits the lock. If this process is killed, the lock is held until the subprocess ends too.

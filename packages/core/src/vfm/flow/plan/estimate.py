@@ -37,7 +37,7 @@ def with_steps(recipe: Recipe, artifacts: Mapping[str, Path]) -> Recipe:
     """Replace the epochs of each training by its number of steps, where the data exist.
 
     Raises:
-        UserError: a stage's settings do not fit the number of steps.
+        UserError: If a stage's settings do not fit the number of steps.
     """
     ctx = Preflight({stage.name: stage for stage in recipe.stages}, artifacts)
     stages = [stage.with_steps(ctx.artifact) if isinstance(stage, Training) else stage for stage in recipe.stages]

@@ -45,7 +45,7 @@ def check_files(steps: Sequence[Step]) -> None:
     """Run the part of `preflight` that needs no torch: folders of benchmarks, and the inputs of training stages.
 
     Raises:
-        UserError: One line for each mistake.
+        UserError: If there are mistakes. The message has one line for each.
     """
     failures = []
     for step, before in _waiting(steps):

@@ -73,7 +73,7 @@ def load_recipe(
         absent_path: placeholder for each `path` of data that the recipe leaves open; empty: an open path is a mistake.
 
     Raises:
-        UserError: One line for each mistake: file and line, dotted key, allowed values.
+        UserError: If there are mistakes. The message has one line for each: file and line, dotted key, allowed values.
     """
     path = find_recipe(source)
     name = run_name(path.stem)
@@ -103,7 +103,7 @@ def parse_recipe(
         absent_path: as in `load_recipe`.
 
     Raises:
-        UserError: One line for each mistake.
+        UserError: If there are mistakes. The message has one line for each.
     """
     folder, chain = (file.parent, (file.resolve(),)) if file else (Path(), ())
     source = read_source(text, where, folder, chain)

@@ -119,7 +119,7 @@ def check_clip_source(
     """Check the names, tags and files of a CLIP model's source without reading its weights.
 
     Raises:
-        UserError: as for `import_clip`.
+        UserError: See `import_clip`.
     """
     if options.part != "both" and not (pretrained and _is_file_name(pretrained)):
         raise UserError(f"models.clip: part: {options.part} reads a tower from a file; set pretrained to that file")

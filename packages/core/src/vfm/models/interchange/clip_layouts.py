@@ -71,7 +71,7 @@ def with_text_of(other: ClipModel | None, model: ClipModel) -> ClipModel:
     """Combine a model with the text tower, logit scale and preprocessing of another model, if there is one.
 
     Raises:
-        UserError: as for `tensors_with_text_of`, or the text towers have other keys.
+        UserError: See `tensors_with_text_of`. Also if the text towers have other keys.
     """
     if other is None:
         return model

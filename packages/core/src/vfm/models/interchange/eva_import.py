@@ -102,7 +102,7 @@ def load_eva_clip(tensors: Tensors, model: ClipModel, where: str, options: ReadO
         report: filled with the fate of every key.
 
     Raises:
-        UserError: as for `load_eva_vision`.
+        UserError: See `load_eva_vision`.
     """
     tensors = convert_to_custom_text_state_dict(dict(tensors))  # older files have no `text.` before their keys
     other = _OTHER_TOWER.get(options.part, {})

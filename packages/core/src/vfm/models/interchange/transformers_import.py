@@ -65,7 +65,7 @@ def check_transformers_encoder(folder: Path) -> None:
     """Check a folder's settings and image processor, and that it has weights, without reading them.
 
     Raises:
-        UserError: as for `load_transformers_encoder`.
+        UserError: See `load_transformers_encoder`.
     """
     source = timm_source(folder)
     find_weights(folder, WEIGHTS_FILES)

@@ -101,7 +101,7 @@ def check_vision_source(source: str | Mapping[str, Any], pretrained: str | None)
     """Check the names and files of an encoder's source without reading its weights.
 
     Raises:
-        UserError: as for `import_vision`.
+        UserError: See `import_vision`.
     """
     name = source.removeprefix("timm/") if isinstance(source, str) else str(source.get("architecture"))
     folder = local_folder(source) if isinstance(source, str) else None

@@ -95,7 +95,7 @@ def cls_and_patch_tokens(
         (B, E) and (B, N, E), or (B, D) and (B, N, D) without the projection.
 
     Raises:
-        UserError: as for `patch_features`.
+        UserError: See `patch_features`.
     """
     tower = vision_tower(model)
     project = _projection(tower, projected)

@@ -1,4 +1,4 @@
-"""Checkpoints, from which a training run resumes after a crash exactly as if there had been none.
+"""Checkpoints, from which a training run resumes exactly after a crash.
 
     step-00000120/
         model.safetensors             the task's weights and buffers, without frozen models

@@ -1,4 +1,4 @@
-"""Copies of a checkpoint's tensors on the host, and the time for which the training waits for them."""
+"""Copies of a checkpoint's tensors in host memory, and the time that training waits for them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vfm.train.checkpoint.shards import Parts
 
 
 def copy_to_host(tensors: Parts, *, copy: bool) -> Parts:
-    """Copy tensors to the host. Without `copy`, tensors that are there are not copied."""
+    """Copy tensors to the host. Without `copy`, tensors that are already on the host are not copied."""
     copies: Parts = {}
     for part, values in tensors.items():
         copies[part] = {name: value.detach().to("cpu", copy=copy) for name, value in values.items()}
@@ -22,10 +22,10 @@ def copy_to_host(tensors: Parts, *, copy: bool) -> Parts:
 
 
 class HostBuffers:
-    """Buffers for the tensors of a checkpoint, which the next checkpoint uses again.
+    """Buffers for the tensors of a checkpoint, which are reused for the next checkpoint.
 
     Args:
-        pinned: whether a device can write into them while the host goes on.
+        pinned: whether a device can write into the buffers while the host continues.
     """
 
     def __init__(self, *, pinned: bool) -> None:
@@ -33,7 +33,7 @@ class HostBuffers:
         self.buffers: dict[tuple[str, str], Tensor] = {}
 
     def copy(self, tensors: Parts) -> Parts:
-        """Copy tensors into the buffers. From a device the copies are only queued. The best weights never change."""
+        """Copy tensors into the buffers. Copies from a device are only queued. The best weights never change."""
         copies: Parts = {}
         for part, values in tensors.items():
             copies[part] = values if part == "best" else {name: self._copy(part, name, values[name]) for name in values}
@@ -54,7 +54,7 @@ class HostBuffers:
 
 
 class DeviceCopies:
-    """Copies from a CUDA device, on a stream of their own, while the device computes the next gradients."""
+    """Copies from a CUDA device, on a separate stream, while the device computes the next gradients."""
 
     def __init__(self, device: torch.device) -> None:
         self.buffers = HostBuffers(pinned=True)
@@ -71,7 +71,7 @@ class DeviceCopies:
         return copies
 
     def hold_device(self) -> None:
-        """Let the device change the tensors only after they have been copied. The host goes on."""
+        """Make the device wait until the tensors have been copied before it changes them. The host continues."""
         if self.copied:
             torch.cuda.current_stream().wait_event(self.copied)
 
@@ -82,7 +82,7 @@ class DeviceCopies:
 
 
 class Pauses:
-    """The seconds for which a training has waited for checkpoints."""
+    """The seconds that training has waited for checkpoints."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -97,7 +97,7 @@ class Pauses:
             self.seconds += time.perf_counter() - started
 
     def take(self) -> float:
-        """Take the seconds since the last call."""
+        """Return the seconds since the last call."""
         seconds = self.seconds
         self.seconds = 0.0
         return seconds

@@ -61,7 +61,7 @@ def write_shards(parts: Mapping[str, Mapping[str, Tensor]], folder: Path, group:
 
 
 class _Writer(HuggingFaceStorageWriter):
-    """Writes tensors from where they are. torch's writer first copies all of them into a string of bytes."""
+    """Writes tensors directly. torch's writer first copies all of them into a byte string."""
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write the tensors that the plan gives to this process into a file."""
@@ -111,7 +111,7 @@ def read_shards(folder: Path, sharded: Mapping[str, DTensor]) -> Parts:
 
 
 def cut(part: str, values: Mapping[str, Tensor], sharded: Mapping[str, DTensor]) -> dict[str, Tensor]:
-    """Cut whole tensors into the parts that this process stores. The arguments are as in `read_shards`."""
+    """Shard whole tensors: return the parts that this process stores. The arguments are as in `read_shards`."""
     placed = dict(values)
     for name, value in values.items():
         like = owner(part, name, value.shape, sharded)

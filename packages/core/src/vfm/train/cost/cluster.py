@@ -63,7 +63,7 @@ CARDS = {
 
 @dataclass(frozen=True)
 class Load:
-    """The cost of a training step, as far as it does not depend on the number of devices.
+    """The costs of a training step that do not depend on the number of devices.
 
     Attributes:
         trained: parameters that are trained.

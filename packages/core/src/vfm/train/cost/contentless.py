@@ -1,7 +1,7 @@
-"""Tensors without contents, on which a training step has the real shapes, types and devices, but allocates nothing.
+"""Tensors without contents, with which a training step has the real shapes, types and devices, but allocates no memory.
 
-The host reads zeros from them. A size that depends on values (boxes after a suppression, indices where a condition
-holds) is the largest possible one. If a mask is used as an index, it selects a given share.
+The host reads zeros from them. If a size depends on values (boxes after suppression, indices where a condition
+holds), it is the largest possible size. If a mask is used as an index, it selects a given share.
 """
 
 from __future__ import annotations

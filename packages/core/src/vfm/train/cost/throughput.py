@@ -22,8 +22,8 @@ class Throughput:
         half: whether matrix products are in bf16 or fp16.
 
     Attributes:
-        flops: operations of a step, including what is computed a second time to save memory. 0: not counted yet.
-        repeated: operations that are computed a second time.
+        flops: operations of a step, including operations that are repeated to save memory. 0: not counted yet.
+        repeated: operations that are repeated.
     """
 
     def __init__(self, device: torch.device, runtime: TrainingRuntime, *, half: bool) -> None:
@@ -72,10 +72,10 @@ class Throughput:
         return values
 
     def state(self, num_processes: int) -> dict[str, int]:
-        """Build the state for a checkpoint: the operations of all processes."""
+        """Build the state for a checkpoint, the operations of all processes."""
         return {"flops": self.flops * num_processes, "repeated_flops": self.repeated * num_processes}
 
     def restore(self, facts: Mapping[str, Any], num_processes: int) -> None:
-        """Restore the state of a checkpoint, maybe of another number of processes."""
+        """Restore the state of a checkpoint, which may be from another number of processes."""
         self.flops = facts.get("flops", 0) // num_processes
         self.repeated = facts.get("repeated_flops", 0) // num_processes

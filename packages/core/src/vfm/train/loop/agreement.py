@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Agreement:
-    """Reads the requests of a step, which are on the device, without waiting for the device.
+    """Reads the requests of a step from the device without waiting for it.
 
     They are copied to the host in the background and read after the next step. A request therefore takes effect within
     two steps, and the host is never more than one step ahead of the device.

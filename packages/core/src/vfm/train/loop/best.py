@@ -25,7 +25,7 @@ class BestWeights:
         self.tensors: dict[str, Tensor] = {}
 
     def offer(self, step: int, scores: Mapping[str, float], module: nn.Module) -> None:
-        """Keep the model as evaluated after `step` (0: the initial weights) if it has the highest score so far.
+        """Keep the weights after `step` (0: the initial weights) if their score is the highest so far.
 
         Args:
             step: number of optimizer steps so far.

@@ -19,7 +19,7 @@ S = TypeVar("S")
 class Evaluations:
     """The evaluations of a training run: when they are due, and their scores.
 
-    They do not change the random draws of the training, since each of its forward passes is seeded anew.
+    They do not change the random draws of the training, because each training forward pass is seeded anew.
     """
 
     def __init__(self, config: Training, ctx: Context) -> None:
@@ -40,7 +40,7 @@ class Evaluations:
 
 
 def values_of(evaluation: Evaluation, ctx: Context, encoder: Any) -> Mapping[str, float]:
-    """Compute the value of each metric."""
+    """Compute the value of each metric for a model."""
     return evaluation.scores(ctx, encoder)
 
 

@@ -58,7 +58,7 @@ def fit(task: Task[Inputs], data: Data[Inputs], config: Training, ctx: Context) 
         UserError: If the configuration does not fit the processes, a loss or a trained weight is not finite, or too
             many samples cannot be read.
         OSError: If a file cannot be written, for example because the disk is full. Earlier checkpoints are complete.
-        Preempted: the process received SIGTERM or SIGUSR1, and a checkpoint has been saved.
+        Preempted: If the process received SIGTERM or SIGUSR1. A checkpoint has then been saved.
     """
     with distributed(config.runtime) as world, tf32(world.device), reproducible(world.device), termination() as stop:
         _fit(task, data, config, ctx, world, stop)
@@ -195,7 +195,7 @@ class _Loop(Generic[Inputs]):
 
         The host synchronises with the device only every `log_every` steps, when a checkpoint is due, and on the CPU,
         where it costs nothing. All processes must agree on whether to stop (after a signal) and whether a checkpoint is
-        due by time, so each contributes its wish to the single all-reduce of the step. Its result is read a step later.
+        due by time, so each adds its request to the single all-reduce of the step, whose result is read a step later.
         """
         alone = self.world.size == 1
         wishes = [float(self.stop.is_set()), float(self.checkpoints.due_by_time() and self.world.is_main)]
@@ -210,7 +210,7 @@ class _Loop(Generic[Inputs]):
         look = log or save or evaluate or reading_is_free(self.world.device) or (alone and any(wishes))
         lr = self.lr_at(step)
         set_lr(self.optimizer, lr, step)
-        # A skipped step computes nothing, but the other processes rely on its all-reduce for their wishes.
+        # A skipped step computes nothing, but the other processes rely on its all-reduce for their requests.
         if done in self.plan.skip_steps:
             self.checkpoints.wait_for_copy()
             agreed = self.world.mean(torch.tensor(wishes, device=self.world.device))
@@ -258,7 +258,7 @@ class _Loop(Generic[Inputs]):
         self.curves.restart_clock()
 
     def _free(self) -> None:
-        """Free what only steps need, before the whole model is gathered. A sharded model also frees its gradients."""
+        """Free the memory that only steps need, before the whole model is gathered. A sharded model also frees its gradients."""
         self.optimizer.state.clear()
         self.ema = None
 

@@ -47,10 +47,10 @@ class OptimizerStep(Generic[Inputs]):
         Args:
             step: number of the step, from 0.
             micro_batches: this process' share of the batch.
-            wishes: numbers that are averaged over the processes in the single all-reduce of the step.
+            wishes: requests as numbers, which are averaged over the processes in the single all-reduce of the step.
 
         Returns:
-            The mean of each wish over all processes.
+            The mean of each request over all processes.
         """
         losses: list[tuple[list[str], Tensor]] = []
         # Without a gradient, the first backward pass stores its result, where zeros would have to be read and added.

@@ -16,7 +16,7 @@ from vfm.train.parallel.dist import DistributedWorld
 
 
 class StepProfiler:
-    """Records some steps in rank 0, in which reading, forward and backward passes and the optimizer are marked.
+    """Records some steps in rank 0, with marks for reading, forward and backward passes and the optimizer.
 
     With `profiler: torch` their trace is written into the artifact, as `profile/steps-FIRST-LAST.json.gz`, which can be
     opened in chrome://tracing or Perfetto. With `nsys`, Nsight Systems records between the first and the last step, and
@@ -74,7 +74,7 @@ class StepProfiler:
             self.ctx.log(f"profile of steps {self.steps[0]} to {step}: profile/{file.name} in the artifact")
 
     def close(self) -> None:
-        """Stop a recording, also one that was interrupted by an error."""
+        """Stop recording, also after an error."""
         recording = self.recording
         self.recording = None
         if isinstance(recording, profile):

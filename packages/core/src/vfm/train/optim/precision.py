@@ -15,7 +15,7 @@ AUTOCAST = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16, "amp_fp8": to
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """Resolve `auto` for a device: amp_bf16 on CUDA devices that have bf16, else fp32."""
+    """Resolve `auto` for a device: amp_bf16 on CUDA devices that support bf16, else fp32."""
     if precision != "auto":
         return precision
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
@@ -191,7 +191,7 @@ class Numerics:
         return grad_norm.masked_fill(self.scale.overflow(grad_norm), 0.0)
 
     def skips(self, found_inf: Tensor, grad_norm: Tensor) -> Tensor:
-        """Compute the flag that skips a step, and adapt the loss scale of fp16."""
+        """Compute the flag for skipping a step, and adapt the loss scale of fp16."""
         if not self.scale:
             return found_inf
         overflow = self.scale.overflow(grad_norm)

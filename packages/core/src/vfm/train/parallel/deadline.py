@@ -1,4 +1,4 @@
-"""Work that must end in time: otherwise the stacks are written, and the process ends with a line."""
+"""A time limit for work. If it is exceeded, the stacks are written, and the process ends with a message."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def deadline(seconds: float, work: str, report: Callable[[str], None], stacks: P
 
     Args:
         seconds: the longest time.
-        work: what the context does, for the message.
+        work: description of the work in the context, for the message.
         report: called with the message before the process ends.
         stacks: file for the stacks of all threads.
     """

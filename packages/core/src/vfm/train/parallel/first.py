@@ -1,4 +1,4 @@
-"""What only rank 0 does before and after a training: it builds the weights of a sharded model, and exports them."""
+"""The tasks of rank 0 before and after training: it builds the weights of a sharded model, and exports them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from vfm.train.parallel.progress import Phase
 
 @contextmanager
 def weights_from_first(runtime: TrainingRuntime) -> Iterator[None]:
-    """Build a model within the context that has weights in rank 0 only, if `fit` shards it.
+    """Make a model that is built within the context have weights only in rank 0, if `fit` will shard it.
 
-    In the other processes its weights are on the meta device, where they take no memory. They cannot be read, and what
-    is written or loaded into them is dropped. `fit` then gives each process its part. The weights are those that a
-    single process would draw or load.
+    In the other processes its weights are on the meta device, where they take no memory. They cannot be read, and
+    values that are written or loaded into them are dropped. `fit` then gives each process its part. The weights are
+    the same as in a single process.
     """
     if runtime.parallel != "fsdp" or is_main():
         yield
@@ -40,13 +40,13 @@ def weights_from_first(runtime: TrainingRuntime) -> Iterator[None]:
 
 @contextmanager
 def exporting(runtime: TrainingRuntime, ctx: Context) -> Iterator[None]:
-    """Export the trained model within the context, in rank 0 only, since only its task is sure to have the weights.
+    """Run the context, which exports the trained model, in rank 0 only, since other ranks may have no weights.
 
-    If there are several processes and the export takes ten times `hang_seconds`, as long as a checkpoint may take, this
-    process writes its stacks and ends with a line.
+    If there are several processes and the export takes longer than ten times `hang_seconds`, the limit for a
+    checkpoint, this process writes its stacks and ends with a message.
 
     Raises:
-        LeftToFirst: in all other processes.
+        LeftToFirst: In all other processes.
     """
     if not is_main():
         raise LeftToFirst

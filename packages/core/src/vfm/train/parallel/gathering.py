@@ -13,13 +13,13 @@ BUCKET_BYTES = 64 * 2**20  # of the whole tensors that are gathered together
 
 
 def gathered(tensors: Iterable[tuple[str, Tensor]], bucket_bytes: int = BUCKET_BYTES) -> Iterator[tuple[str, Tensor]]:
-    """Yield tensors whole, by name, in their order. All processes must call it with the same names.
+    """Yield whole tensors by name, in the given order. All processes must call it with the same names.
 
-    Sharded tensors are gathered as they are needed. In memory are those of one bucket, in addition to the tensors that
-    the caller keeps. Tensors that are not sharded are copied.
+    Sharded tensors are gathered when they are needed, one bucket at a time, so only the tensors of a bucket are in
+    memory, in addition to the ones that the caller keeps. Tensors that are not sharded are copied.
 
     Args:
-        tensors: pairs of a name and a tensor. Sharded ones are cut by rows, as FSDP does.
+        tensors: pairs of a name and a tensor. Sharded ones are split by rows, as in FSDP.
         bucket_bytes: bytes of the whole tensors that are gathered together. A larger tensor is gathered alone.
     """
     bucket: list[tuple[str, DTensor]] = []
@@ -58,7 +58,7 @@ def _gather(bucket: list[tuple[str, DTensor]]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _padded(value: DTensor, size: int) -> Tensor:
-    """Flatten this process' rows, with zeros for the rows that it has fewer than the first process."""
+    """Flatten this process' rows, and pad them with zeros to the number of rows of the first process."""
     local = value.to_local()
     padded = local.new_zeros(-(-len(value) // size), *value.shape[1:])
     padded[: len(local)] = local

@@ -19,7 +19,7 @@ from vfm.train.parallel.deadline import dump_stacks
 from vfm.train.parallel.dist import DistributedWorld
 from vfm.train.parallel.progress import ENDED, Position, Sighting, hanging
 
-INTERVAL = 2.0  # seconds between signs of life
+INTERVAL = 2.0  # seconds between heartbeats
 SILENCE = 40.0  # seconds without a sign until a process is lost; writing a large file holds Python's lock for some
 GRACE = 15.0  # seconds for the main thread to end by itself, since a collective often fails when a process dies
 LOST = "lost"
@@ -27,21 +27,21 @@ DONE = "done"
 
 
 class Heartbeat:
-    """A thread that writes signs of life into the store of the process group, and watches the next process' signs.
+    """A thread that writes heartbeats into the store of the process group, and watches the next process' heartbeats.
 
     A process on the same machine counts as lost as soon as it dies. A process on another machine, or one that is
-    stopped or stuck with Python's lock, counts as lost after a time of silence. A process that gives signs of life but
-    no progress, because its data, a collective or an evaluation hangs, is detected by the first process.
+    stopped or stuck with Python's lock, counts as lost after some seconds of silence. If a process sends heartbeats but
+    makes no progress, because its data, a collective or an evaluation hangs, the first process detects it.
 
     Args:
         store: store of the process group, with separate keys.
         rank: rank of this process.
         size: number of processes.
         on_lost: called in the thread with a message if a process is lost and the main thread does not end by itself.
-        silence: seconds without a sign of life until a process is lost.
-        position: where this process is, which is published with each sign of life.
-        patience: seconds without progress until a process hangs (`vfm.train.parallel.progress`).
-        interval: seconds between signs of life.
+        silence: seconds without a heartbeat until a process counts as lost.
+        position: step and phase of this process, which are published with each heartbeat.
+        patience: seconds without progress until a process counts as hanging (`vfm.train.parallel.progress`).
+        interval: seconds between heartbeats.
         grace: seconds for the main thread to end by itself.
         stacks: file for the stacks of this process' threads, written as soon as a process is lost.
     """
@@ -87,7 +87,7 @@ class Heartbeat:
         return self.message
 
     def end(self, *, done: bool) -> None:
-        """Stop the thread. `done` marks this process as finished, so that it is not watched any more."""
+        """Stop the thread. `done` marks this process as finished, so that it is no longer watched."""
         self._ended.set()
         self._thread.join(self.interval)
         if done:
@@ -167,8 +167,8 @@ def watched(
     Args:
         world: this process.
         report: called with the message before this process is ended because its main thread waits.
-        position: where this process is. The training loop changes it.
-        patience: seconds without progress until a process hangs.
+        position: step and phase of this process. The training loop changes it.
+        patience: seconds without progress until a process counts as hanging.
         stacks: folder for the stacks of each process' threads.
 
     Raises:

@@ -14,7 +14,7 @@ T = TypeVar("T", bound=Task[Any])
 
 
 def hollow(like: Tensor, device: torch.device) -> Tensor:
-    """Create a tensor of the same shape and type that takes no memory. It can be read, but not be written."""
+    """Create a tensor of the same shape and type that takes no memory. It can be read but not written."""
     return torch.zeros((), dtype=like.dtype, device=device).expand(like.shape)
 
 

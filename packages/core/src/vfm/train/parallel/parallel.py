@@ -1,4 +1,4 @@
-"""The choice of how a task runs in the processes of a training run: alone, replicated (DDP), or sharded (FSDP2)."""
+"""Choose how a task runs: in a single process, replicated (DDP), or sharded (FSDP2)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vfm.train.task import Task
 
 
 def in_processes(task: Task[Inputs], runtime: TrainingRuntime, world: DistributedWorld) -> Alone[Inputs]:
-    """Choose how a task runs in this process, by the runtime, and move it to its device.
+    """Wrap a task for its processes as the runtime requires, and move it to its device.
 
     Raises:
         UserError: If `cpu_offload` is set, but there is a single process.

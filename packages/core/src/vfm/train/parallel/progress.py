@@ -39,7 +39,7 @@ DESCRIPTIONS = {
 
 
 class Position:
-    """Where a process is. The training loop changes it, and the thread of the heartbeat publishes it."""
+    """Step and phase of a process. The training loop changes it, and the heartbeat's thread publishes it."""
 
     def __init__(self) -> None:
         self.place = (0, Phase.STARTING)
@@ -73,8 +73,8 @@ class Sighting:
 def hanging(sightings: Sequence[Sighting], limit: float) -> str:
     """Describe which processes hang; empty if none does.
 
-    The others wait for the process that is least advanced, so only its time counts, by the limit of its phase. If all
-    are in one phase, a collective hangs, or each process does.
+    All other processes wait for the one that is furthest behind, so only its time counts, with the limit of its phase. If
+    all are in the same phase, a collective hangs, or each process does.
 
     Args:
         sightings: positions of all processes, in the order of their ranks.

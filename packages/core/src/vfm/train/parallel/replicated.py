@@ -39,7 +39,7 @@ class Replicated(Alone[Inputs]):
         return output
 
     def begin_micro_batch(self, *, is_last: bool) -> None:
-        """Average gradients with the last micro-batch only, as DDP's `no_sync` does."""
+        """Average gradients only in the last micro-batch, as DDP's `no_sync` does."""
         self.ddp.require_backward_grad_sync = is_last
 
     @contextmanager

@@ -26,11 +26,11 @@ class Sharded(Alone[Inputs]):
     """A task of which each process stores a part: weights, gradients, averages and optimizer state.
 
     A copy of the task is trained. Its weights come from rank 0, block by block, so the other processes need no weights,
-    and no process has the whole model. The caller's task gives its weights away. It has weights within `whole`, and in
-    rank 0 at the end.
+    and no process has the whole model. The weights of the caller's task are moved. It has weights again within `whole`,
+    and in rank 0 at the end.
 
     Blocks are gathered when they run, in the type of autocast. Gradients are averaged in fp32 after each micro-batch,
-    so that no process ever stores all of them. Scalars, such as a temperature, are not cut, so each process has them.
+    so that no process ever stores all of them. Scalars, such as a temperature, are not sharded, so each process has them.
 
     Args:
         task: the task, in rank 0 with its weights. In other processes they may be on the meta device.
@@ -58,7 +58,7 @@ class Sharded(Alone[Inputs]):
         self.mesh = _mesh(world, runtime.shard_degree)
 
     def wrap(self, half: torch.dtype | None) -> None:
-        """Receive the weights from rank 0, and cut them, which replaces the parameters by new objects."""
+        """Receive the weights from rank 0 and shard them, which replaces the parameters by new objects."""
         # Autocast would copy gathered fp32 matrices and keep the copies until the backward pass, as much memory as the
         # whole model. Inputs are not cast, so that sums of residuals stay in fp32, as with DDP. What is outside the
         # blocks, such as embeddings, is gathered in fp32 for the same reason.
@@ -90,12 +90,12 @@ class Sharded(Alone[Inputs]):
         return output
 
     def begin_micro_batch(self, *, is_last: bool) -> None:
-        """Average over copies of the model with the last micro-batch only, but within a copy with each."""
+        """Average over copies of the model in the last micro-batch, and within a copy in each micro-batch."""
         assert isinstance(self.root, FSDPModule)
         self.root.set_requires_all_reduce(is_last)
 
     def average_gradients(self) -> None:
-        """Average the gradients of parameters that are not cut."""
+        """Average the gradients of parameters that are not sharded."""
         for param in self.uncut:
             if param.grad is not None:
                 param.grad = self.world.mean(param.grad)
@@ -116,7 +116,7 @@ class Sharded(Alone[Inputs]):
 
     @contextmanager
     def _block_by_block(self) -> Iterator[None]:
-        """Let any method of the task run within the context, with blocks gathered in the precision of the training."""
+        """Allow any method of the task to run within the context. Blocks are gathered in the precision of the training."""
         device = self.world.device.type
         with torch.no_grad(), torch.autocast(device, self.half or torch.bfloat16, enabled=self.half is not None):
             self.root(lambda: None)  # gathers what is outside the blocks, and prepares their hooks
@@ -142,7 +142,7 @@ class Sharded(Alone[Inputs]):
 
     @torch.no_grad()
     def _receive(self, module: nn.Module) -> None:
-        """Give a module's hollow weights the values of rank 0, where the caller's task gives them away."""
+        """Fill a module's hollow weights with the values of rank 0, where they are moved from the caller's task."""
         for param in module.parameters():
             source = self.sources.pop(param, None)
             if source is None:  # it is cut already
@@ -175,7 +175,7 @@ def offload_policy(runtime: TrainingRuntime, device: torch.device) -> OffloadPol
 
 
 def prefetch_blocks(task: nn.Module, number: int) -> None:
-    """Let each sharded block have the blocks after it gathered while it runs, and in the backward pass those before it.
+    """Gather the next blocks while a sharded block runs, and in the backward pass the previous ones.
 
     Only blocks of the same list follow each other, since a model may have several towers.
     """

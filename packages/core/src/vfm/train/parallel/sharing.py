@@ -1,4 +1,4 @@
-"""Sharing of an evaluation's batches among processes: each computes some, and rank 0 gets the results of all.
+"""Sharing an evaluation's batches among processes: each computes some, and rank 0 receives all results.
 
 The batches are the same as in a single process, so on equal machines the results are identical bit for bit.
 """
@@ -31,7 +31,7 @@ _repeating: ContextVar[DistributedWorld | None] = ContextVar("repeating", defaul
 
 @contextmanager
 def sharing(world: DistributedWorld) -> Iterator[None]:
-    """Share batches among all processes within the context, which all of them enter with equal models and data.
+    """Share batches among all processes within the context. All processes must enter it with equal models and data.
 
     No process waits at the end, since rank 0 may score for longer than the timeout of a collective operation.
 
@@ -70,7 +70,7 @@ def leave_to_first() -> None:
     Rank 0 takes over the CPU threads of the other processes on its machine, which torchrun counts.
 
     Raises:
-        LeftToFirst: in all other processes.
+        LeftToFirst: In all other processes.
     """
     world = _sharing.get()
     if not world:
@@ -106,7 +106,7 @@ def of_all(results: Iterator[R], *, for_others: Callable[[R], R] | None = None, 
         at_once: number of results of each process that are sent together. 1 suits large results.
 
     Raises:
-        UserError: the first such error of any process, in the order of the batches.
+        UserError: If a process has raised one. It is the first in the order of the batches.
     """
     world = _sharing.get()
     if not world:

@@ -52,7 +52,7 @@ def check_eva_detect(config: EvaDetect, ctx: Preflight) -> None:
     """Check that the data have boxes and masks as needed, and that a known encoder takes the head.
 
     Raises:
-        UserError: the first mistake.
+        UserError: If something is wrong. The message describes the first mistake.
     """
     config.trained.check()
     data = ctx.artifact(config.data)
@@ -79,7 +79,7 @@ def check_data(config: EvaDetect, data: AnnotatedImages) -> None:
     """Check that a dataset has images, and boxes, and masks if the detector has them.
 
     Raises:
-        UserError: if it does not.
+        UserError: If the check fails.
     """
     if not data.has_images:
         raise UserError(f"{config.data}: made with images: false, so there is nothing to train on")

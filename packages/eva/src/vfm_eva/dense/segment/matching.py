@@ -55,7 +55,7 @@ def match(
         The query of each object, (L, objects of all images).
 
     Raises:
-        ValueError: if an image has more objects than queries.
+        ValueError: If an image has more objects than queries.
     """
     num_queries = predictions[0].masks.shape[1]
     if any(len(classes) > num_queries for classes in labels):
