@@ -115,8 +115,8 @@ class MakePair(BatchMake[PairContent, ClipInputs]):
     Attributes:
         transform: an `ImageTransform` or an `EvalTransform`.
         tokenize: the model's tokenizer.
-        weights: languages to draw captions from, with their weights. If a sample has no caption in a language, the caption
-            is drawn from the others.
+        weights: languages to draw captions from, with their weights. If a sample lacks one, its caption is drawn from
+            the others.
         weight: column with the weight of the pair. None: all pairs are equal.
     """
 

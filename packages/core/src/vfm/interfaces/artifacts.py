@@ -1,7 +1,7 @@
 """Artifacts: typed folders on disk, the only way to pass data from one stage to the next.
 
-`artifact.json` holds the facts (the fields below). Other files hold the bulk of the data, as safetensors, parquet or npy,
-never as pickle. This module imports little. `vfm.data` and `vfm.models` read the bulk.
+`artifact.json` holds the facts (the fields below). Other files hold the bulk of the data, as safetensors, parquet or
+npy, never as pickle. This module imports little. `vfm.data` and `vfm.models` read the bulk.
 """
 
 import json

@@ -194,7 +194,10 @@ def fit(
 
 @contextmanager
 def _restored_generators(seed: int) -> Iterator[None]:
-    """Restore the caller's random generators, which the loop seeds. Otherwise models created after two runs would be equal."""
+    """Restore the caller's random generators, which the loop seeds.
+
+    Otherwise models that are created after two runs would be equal.
+    """
     is_used: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     gpus = [torch.cuda.current_device()] if is_used else []
     with seeded(seed), torch.random.fork_rng(gpus):

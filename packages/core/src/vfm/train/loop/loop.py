@@ -258,7 +258,7 @@ class _Loop(Generic[Inputs]):
         self.curves.restart_clock()
 
     def _free(self) -> None:
-        """Free the memory that only steps need, before the whole model is gathered. A sharded model also frees its gradients."""
+        """Free the memory that only steps need, and a sharded model's gradients, before the whole model is gathered."""
         self.optimizer.state.clear()
         self.ema = None
 

@@ -73,8 +73,8 @@ class Sighting:
 def hanging(sightings: Sequence[Sighting], limit: float) -> str:
     """Describe which processes hang; empty if none does.
 
-    All other processes wait for the one that is furthest behind, so only its time counts, with the limit of its phase. If
-    all are in the same phase, a collective hangs, or each process does.
+    All other processes wait for the one that is furthest behind, so only its time counts, with the limit of its phase.
+    If all are in the same phase, a collective hangs, or each process does.
 
     Args:
         sightings: positions of all processes, in the order of their ranks.

@@ -30,7 +30,7 @@ class Sharded(Alone[Inputs]):
     and in rank 0 at the end.
 
     Blocks are gathered when they run, in the type of autocast. Gradients are averaged in fp32 after each micro-batch,
-    so that no process ever stores all of them. Scalars, such as a temperature, are not sharded, so each process has them.
+    so that no process ever stores all of them. Scalars, such as a temperature, are in every process.
 
     Args:
         task: the task, in rank 0 with its weights. In other processes they may be on the meta device.
@@ -116,7 +116,7 @@ class Sharded(Alone[Inputs]):
 
     @contextmanager
     def _block_by_block(self) -> Iterator[None]:
-        """Allow any method of the task to run within the context. Blocks are gathered in the precision of the training."""
+        """Allow any method of the task to run within the context, with blocks gathered in the training's precision."""
         device = self.world.device.type
         with torch.no_grad(), torch.autocast(device, self.half or torch.bfloat16, enabled=self.half is not None):
             self.root(lambda: None)  # gathers what is outside the blocks, and prepares their hooks
