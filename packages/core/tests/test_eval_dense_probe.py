@@ -156,7 +156,7 @@ def test_encoders_and_clip_towers_are_compared_on_the_same_pictures(tmp_path: Pa
     names = {(one.model, one.name) for one in report.metrics}
     assert {("vit", "dense_miou"), ("clip", "dense_miou"), ("clip", "dense_pixel_acc")} <= names
     assert all(one.n == 10 and one.low <= one.value <= one.high for one in report.metrics)
-    assert [gap.test for gap in report.comparisons] == ["paired bootstrap"] * 3
+    assert [gap.test for gap in report.comparisons] == ["paired resamples"] * 3
     record = json.loads((report.path / "results/test_vit_dense_probe.json").read_text())
     assert record["resize_mode"] == "squash"
     assert record["lrs"][0] in (1e-3, 1e-2)

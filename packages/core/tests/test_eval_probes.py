@@ -108,7 +108,7 @@ def test_better_ranking_is_significant_and_equal_ranking_is_not() -> None:
     assert gain.difference > 0
     assert gain.low > 0
     assert gain.p_value < 0.01
-    assert gain.test == "paired bootstrap"
+    assert gain.test == "paired resamples"
     assert compare(good, good, baseline="a", model="b").p_value == 1.0
     metric = to_metric(good, model="good")
     assert metric.low < metric.value < metric.high

@@ -288,7 +288,7 @@ def test_models_and_rules_are_scored_on_the_same_pictures(tmp_path: Path) -> Non
         f"{rule}_{part}" for rule in ("clip", "naclip", "near", "proxyclip") for part in ("miou", "pixel_acc")
     ]
     assert all(one.n == 4 and one.low <= one.value <= one.high for one in report.metrics)
-    assert {gap.test for gap in report.comparisons} == {"paired bootstrap"}
+    assert {gap.test for gap in report.comparisons} == {"paired resamples"}
     record = json.loads((report.path / "results/test_clip_open_segmentation.json").read_text())
     assert record["thresholds"].keys() == {"clip", "naclip", "near", "proxyclip"}
     assert record["resize_mode"] == "shorter side 32, windows of 16"

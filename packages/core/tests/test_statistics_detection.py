@@ -77,7 +77,7 @@ def rows_of(rng: np.random.Generator, images: int, detections: int, objects: int
 def test_weights_count_images_as_often_as_they_are_drawn(seed: int) -> None:
     rng = np.random.default_rng(seed)
     rows, scores = rows_of(rng, images=5, detections=int(rng.integers(0, 30)), objects=12)
-    weights = image_weights(5, 8, seed)
+    weights = rng.multinomial(5, [0.2] * 5, size=8)
     found = precision_recall(rows, weights)
     for number, weight in enumerate(weights):
         total = int(weight[rows.object_image[rows.object_counts[0]]].sum())
@@ -101,7 +101,9 @@ def test_a_class_without_objects_has_no_precision() -> None:
 
 def test_the_same_resamples_pair_two_models() -> None:
     assert (image_weights(9, 5, 3) == image_weights(9, 5, 3)).all()
-    assert (image_weights(9, 5, 3).sum(axis=1) == 9).all()
+    assert (image_weights(9, 5, 3).sum(axis=1) == 4).all()
+    assert set(image_weights(9, 5, 3).ravel().tolist()) == {0, 1}
+    assert image_weights(1, 5).tolist() == [[1]] * 5
     values = np.random.default_rng(0).random(200)
     first = ResampledScore("ap", 0.5, 9, lambda seed: values)
     better = ResampledScore("ap", 0.6, 9, lambda seed: values + 0.1)
@@ -160,28 +162,28 @@ def mean_precision(objects: NDArray[np.int64], table: Any, weights: NDArray[np.i
     return mean_of_known(np.stack(found, axis=1))
 
 
-def test_a_paired_difference_covers_the_truth_and_a_single_score_less_so() -> None:
+def test_intervals_of_a_score_and_of_a_difference_cover_what_is_expected_on_as_many_pictures() -> None:
     rng = np.random.default_rng(7)
     many = 6000
     objects, tables = population(rng, many)
     once = np.ones((1, many), dtype=np.int64)
     truth = [float(mean_precision(objects, table, once)[0]) for table in tables]
-    covered, single, bias = 0, 0, []
+    firsts, gaps = [], []
     for trial in range(TRIALS):
         objects, tables = population(rng, PICTURES)
         weights, once = image_weights(PICTURES, RESAMPLES, trial), np.ones((1, PICTURES), dtype=np.int64)
         drawn = [mean_precision(objects, table, weights) for table in tables]
         values = [float(mean_precision(objects, table, once)[0]) for table in tables]
         scores = [
-            ResampledScore("ap", value, PICTURES, lambda seed, one=one: one, reflect=True)
+            ResampledScore("ap", value, PICTURES, lambda seed, one=one: one)
             for value, one in zip(values, drawn, strict=True)
         ]  # type: ignore[misc]
-        found = scores[1].difference(scores[0])
-        covered += found.low <= truth[1] - truth[0] <= found.high
-        low, high = scores[0].interval()
-        single += low <= truth[0] <= high
-        bias.append(values[0] - truth[0])
-    # The sheet's larger simulation: 95 to 96 % for a paired difference, 78 to 90 % for one score, which reads high.
-    assert covered / TRIALS >= 0.88
-    assert 0.5 <= single / TRIALS <= 1.0
-    assert np.mean(bias) > 0
+        gaps.append(scores[1].difference(scores[0]))
+        firsts.append((values[0], scores[0].interval()))
+    expected = np.mean([value for value, _ in firsts])  # on as many pictures
+    single = np.mean([low <= expected <= high for _, (low, high) in firsts])
+    covered = np.mean([gap.low <= truth[1] - truth[0] <= gap.high for gap in gaps])
+    # benchmarks/coverage.py has the larger simulation
+    assert covered >= 0.88
+    assert single >= 0.88
+    assert expected > truth[0]  # on few pictures average precision is too high

@@ -14,7 +14,7 @@ from vfm.statistics import (
     effective_tests,
     holm,
     image_weights,
-    paired_bootstrap,
+    paired_resamples,
 )
 
 NUM_METRICS = 8
@@ -22,7 +22,7 @@ NUM_METRICS = 8
 
 def gaps_of(values: np.ndarray, seed: int = 0) -> np.ndarray:
     """Mean of each metric over resampled images, (M, R), from values (I, M)."""
-    return (image_weights(len(values), seed=seed) @ values / len(values)).T
+    return (image_weights(len(values), seed=seed) @ values / (len(values) // 2)).T
 
 
 def alike(rng: np.random.Generator, rho: float, images: int = 100) -> np.ndarray:
@@ -49,7 +49,7 @@ def test_a_false_call_among_the_metrics_of_an_evaluation_is_rare(rho: float) -> 
     trials, false = 300, 0
     for trial in range(trials):
         gaps = gaps_of(alike(rng, rho), trial)
-        p_values = [paired_bootstrap(row, 100).p_value for row in gaps]
+        p_values = [paired_resamples(row, 100).p_value for row in gaps]
         counts = [effective_tests(gaps) / NUM_METRICS] * NUM_METRICS
         false += bool((holm(p_values, counts) <= 0.05).any())
     assert false / trials <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / trials)
@@ -66,7 +66,7 @@ def test_holm_of_tests_that_count_less_lies_between_no_correction_and_all(p_valu
 
 def score(metric: str, seed: int, shift: float = 0.0) -> ResampledScore:
     values = np.random.default_rng(seed).normal(0.5 + shift, 0.1, 60)
-    return ResampledScore(metric, float(values.mean()), 60, lambda s: image_weights(60, seed=s) @ values / 60)
+    return ResampledScore(metric, float(values.mean()), 60, lambda s: image_weights(60, seed=s) @ values / 30)
 
 
 def test_only_further_metrics_on_the_same_resamples_count_less() -> None:

@@ -16,7 +16,7 @@ from vfm.statistics.intervals import (
 from vfm.statistics.max_t import compare_models, effective_tests
 from vfm.statistics.paired import corrected_interval, holm, mcnemar_exact, newcombe_interval, paired_t, sign_flip_p
 from vfm.statistics.power import detectable_difference
-from vfm.statistics.resampling import ResampledScore, image_weights, paired_bootstrap
+from vfm.statistics.resampling import ResampledScore, image_weights, paired_resamples
 
 __all__ = [
     "Accuracy",
@@ -35,7 +35,7 @@ __all__ = [
     "mcnemar_exact",
     "mean_per_class_interval",
     "newcombe_interval",
-    "paired_bootstrap",
+    "paired_resamples",
     "paired_t",
     "sign_flip_p",
     "stratified_mean",

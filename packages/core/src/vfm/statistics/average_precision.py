@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vfm.interfaces import Difference
 from vfm.statistics.intervals import CONFIDENCE
-from vfm.statistics.resampling import paired_bootstrap
+from vfm.statistics.resampling import paired_resamples
 
 NUM_RESAMPLES = 1000  # each sums over all images of every label (the order is shared), so fewer than elsewhere
 CHUNK = 4_000_000  # weights held at once: 32 MB
@@ -109,7 +109,7 @@ class MeanAveragePrecision:
         return float(low), float(high)
 
     def difference(self, baseline: MeanAveragePrecision, seed: int = 0) -> Difference:
-        """Compute this minus the baseline's on the same resampled images, as `paired_bootstrap` does.
+        """Compute this minus the baseline's on the same resampled images, as `paired_resamples` does.
 
         Raises:
             ValueError: If the two scores have different items.
@@ -118,7 +118,7 @@ class MeanAveragePrecision:
             raise ValueError(
                 f"expected scores of the same items, got {self.positives.shape} and {baseline.positives.shape}"
             )
-        return paired_bootstrap(self._resampled(seed) - baseline._resampled(seed), len(self.positives))
+        return paired_resamples(self._resampled(seed) - baseline._resampled(seed), len(self.positives))
 
     def _resampled(self, seed: int) -> NDArray[np.float64]:
         """Compute the mean of each resample, (R,). It is cached, since the interval and the tests share resamples.

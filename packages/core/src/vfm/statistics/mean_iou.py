@@ -55,19 +55,12 @@ class MeanIou:
         return cls(*(np.stack([getattr(count, name) for count in counts]) for name in ("right", "predicted", "true")))
 
     def by_class(self, weights: NDArray[np.integer] | None = None) -> NDArray[np.float64]:
-        """Compute the IoU of each class, (R, K), or (K,) without weights. NaN for a class in no image.
-
-        If a resample lacks a class, it uses the value of the whole set, so that resamples average the same classes.
-        """
+        """Compute the IoU of each class, (R, K), or (K,) without weights. NaN for a class in no image."""
         union = self.predicted + self.true - self.right
-        whole = _share(self.right.sum(axis=0), union.sum(axis=0))
         if weights is None:
-            return whole
+            return _share(self.right.sum(axis=0), union.sum(axis=0))
         table = weights.astype(np.float64)
-        ious = _share(table @ self.right, table @ union)
-        # A class that a resample does not contain keeps its value in the whole set, so that all resamples average the
-        # same classes.
-        return np.where(np.isnan(ious), whole, ious)
+        return _share(table @ self.right, table @ union)
 
     def scores(self, prefix: str = "", num_resamples: int = NUM_RESAMPLES) -> list[ResampledScore]:
         """Compute the mean IoU, the fraction of right pixels and its mean over classes, each over resamples."""
@@ -78,10 +71,8 @@ class MeanIou:
             return _share(table @ self.right.sum(axis=1), table @ self.true.sum(axis=1))
 
         def recall(weights: NDArray[np.integer]) -> NDArray[np.float64]:
-            whole = _share(self.right.sum(axis=0), self.true.sum(axis=0))
             table = weights.astype(np.float64)
-            recalls = _share(table @ self.right, table @ self.true)
-            return mean_of_known(np.where(np.isnan(recalls), whole, recalls))
+            return mean_of_known(_share(table @ self.right, table @ self.true))
 
         functions: dict[str, SetScore] = {
             "miou": lambda weights: mean_of_known(self.by_class(weights)),

@@ -18,7 +18,7 @@ def detectable_difference(
     """Compute the true difference that would be called clear in 80 % of samples of as many items.
 
     Half of the interval is its quantile times the standard error, and the error falls with the root of the number of
-    items. The difference must exceed the error by the quantile of the test's level and by that of the power.
+    items. The difference must exceed the error by the quantiles of the test's level and of the power.
 
     Args:
         interval: 95 % interval of the difference before any correction.

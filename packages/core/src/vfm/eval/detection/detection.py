@@ -234,7 +234,7 @@ def _rule_panel(
     unit = {"coco": "image and class", "lvis": "image", "lvis_fixed": "class"}[rule]
     note = (
         f"{rule}'s rule, at most {max_dets} detections of each {unit}, on {len(source)} images. Average precision on"
-        " few images is too high; the difference of two models is not. Its interval is reflected at the value."
+        " few images is too high; its interval is for as many images, and two models are compared on the same ones."
     )
     columns = ["model", "compared", "recall with 1", "with 10", f"with {max_dets}"]
     return TablePanel(title="Rule and recall", note=note, order=20, columns=columns, rows=rows)

@@ -105,7 +105,7 @@ class DetectionScores:
                     with_objects.update(rows.object_image[rows.object_counts[area]].tolist())
             images = len(with_objects)
         value = float(reduced(self.point)[0])
-        return ResampledScore(metric, value, images, lambda seed: reduced(self._drawn(seed)), reflect=True)
+        return ResampledScore(metric, value, images, lambda seed: reduced(self._drawn(seed)))
 
     def _drawn(self, seed: int) -> PrecisionRecallTables:
         if seed not in self._resampled:  # all scores share the resamples of a seed
