@@ -110,6 +110,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     _add_vae(outside / "generator")
     _detector(outside / "detector.pth")
     _segmenter(outside / "segmenter.pth")
+    _segformer(outside / "segformer")
     (outside / "choices.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
     _videos(outside / "videos")
     _break_a_sample(outside / "photos/00000.tar", keys[3])
@@ -147,6 +148,18 @@ def _videos(folder: Path) -> None:
             frames = np.broadcast_to(grey[::order] + number, (8, 32, 32, 3))
             (folder / name / f"{number}.mp4").write_bytes(encode_video(np.ascontiguousarray(frames), 8))
     (folder / "darker/none.mp4").write_bytes(b"none")
+
+
+def _segformer(folder: Path) -> None:
+    """A small SegFormer in transformers' layout, with the first two of the scenes' four classes."""
+    import transformers
+
+    config = transformers.SegformerConfig(
+        num_encoder_blocks=2, depths=[1, 1], sr_ratios=[2, 1], hidden_sizes=[8, 16], patch_sizes=[7, 3], strides=[4, 2],
+        num_attention_heads=[1, 2], mlp_ratios=[2, 2], decoder_hidden_size=8, id2label={0: "circle", 1: "square"},
+    )  # fmt: skip
+    transformers.SegformerForSemanticSegmentation(config).save_pretrained(folder)
+    transformers.SegformerImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
 
 
 def _segmenter(file: Path) -> None:

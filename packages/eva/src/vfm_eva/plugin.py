@@ -18,6 +18,7 @@ STAGES = {
     "eva.import_detector": "vfm_eva.dense.detect.stages:ImportDetector",
     "eva.segment": "vfm_eva.dense.segment.stages:EvaSegment",
     "eva.import_segmenter": "vfm_eva.dense.segment.stages:ImportSegmenter",
+    "eva.import_dense": "vfm_eva.dense.imported.stages:ImportDense",
 }
 
 

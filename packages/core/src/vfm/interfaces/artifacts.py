@@ -279,10 +279,10 @@ class DenseCheckpoint(Artifact):
     """A model with a dense head.
 
     Its encoder is a `VisionCheckpoint` in a subfolder, in timm's unchanged layout, so that it stays usable on its own.
-    The files of the head are next to that folder.
+    The files of the head are next to that folder. A model of another library (`eva.import_dense`) has no such folder.
     """
 
-    encoder: str = Field("encoder", description="folder of the VisionCheckpoint, in this artifact")
+    encoder: str = Field("encoder", description="folder of the VisionCheckpoint, in this artifact; empty: none")
     tasks: list[Literal["boxes", "masks", "semantic", "panoptic"]] = Field(description="what the model predicts")
     class_names: list[str] = Field(description="class names in the order of the labels")
     image_size: int = Field(description="pixels along a side of the input")
@@ -379,7 +379,7 @@ class Comparison(Config):
     high: float = Field(description="upper end of the 95 % interval")
     p_value: float = Field(description="two-sided p-value")
     test: str = Field(
-        description="name of the test: exact McNemar, sign flips, paired bootstrap, paired t over seeds, ..."
+        description="name of the test: exact McNemar, sign flips, paired resamples, paired t over seeds, ..."
     )
     counts_as: float = Field(
         1.0,

@@ -21,7 +21,7 @@ from vfm.data import open_dataset
 from vfm.eval import data_hash, encode_dataset
 from vfm.models import PooledVision, Preprocess, read_masked_modelling
 from vfm.plugin import Context, Difference, Evaluated, ModelResult, Preflight, UserError
-from vfm.statistics import paired_bootstrap
+from vfm.statistics import paired_resamples
 from vfm.train import leave_to_first
 from vfm_eva.pretrain.held_out_checks import check_width
 from vfm_eva.pretrain.held_out_stages import MaskedPatches
@@ -180,8 +180,8 @@ class MeanScore:
         return low, high
 
     def difference(self, baseline: MeanScore, seed: int = 0) -> Difference:
-        """Compare with a baseline, as `paired_bootstrap` does."""
-        return paired_bootstrap(_means(self.values - baseline.values, seed), len(self.values))
+        """Compare with a baseline, as `paired_resamples` does."""
+        return paired_resamples(_means(self.values - baseline.values, seed), len(self.values))
 
 
 def _means(values: NDArray[np.float64], seed: int) -> NDArray[np.float64]:

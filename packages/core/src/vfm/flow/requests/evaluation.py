@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from vfm.base import UserError, did_you_mean
 from vfm.flow.recipe.yaml_lines import dump
 from vfm.flow.requests.datasets import EvaluationDataset
-from vfm.flow.requests.inputs import Fields, Input, stage_name
+from vfm.flow.requests.inputs import IMPORT_DENSE, Fields, Input, stage_name
 from vfm.flow.requests.suites import SkippedDataset
 from vfm.interfaces import (
     AnnotatedImages,
@@ -85,9 +85,14 @@ def evaluation_recipe(
     for task in tasks:
         if task not in kinds:
             raise UserError(f"tasks: no task {task!r}{did_you_mean(task, kinds)}")
-    inputs = list(plan.models)
+    dense = [model for model in plan.models if model.stage and model.stage["kind"] == IMPORT_DENSE]
+    inputs = [model for model in plan.models if model not in dense]
     for dataset in datasets:
         inputs += [part for part in (dataset.data, dataset.train) if part]
+    for model in dense:  # after the data, whose classes they get
+        assert model.stage is not None
+        model.stage.update(_classes_and_task(datasets, tasks))
+    inputs += dense
     for part in inputs:
         if part.stage and part.stage not in plan.stages:
             plan.stages.append(part.stage)
@@ -104,6 +109,19 @@ def evaluation_recipe(
     plan.stages.append(summary)
     record = {"description": description, "stages": plan.stages}
     return dump(record)
+
+
+def _classes_and_task(datasets: Sequence[EvaluationDataset], tasks: Sequence[str]) -> Fields:
+    """Choose the data whose classes a model of transformers gets, and what a model of queries predicts."""
+    fields: Fields = {}
+    annotated = [dataset.data.ref for dataset in datasets if issubclass(dataset.data.makes, AnnotatedImages)]
+    if annotated:
+        fields["data"] = annotated[0]
+    trained_for = {"panoptic": "panoptic", "detection": "instance"}
+    chosen = [trained_for[task] for task in trained_for if task in tasks]
+    if chosen:
+        fields["task"] = chosen[0]
+    return fields
 
 
 def _evaluations(plan: EvaluationPlan, dataset: EvaluationDataset, task: str) -> Iterator[Fields]:

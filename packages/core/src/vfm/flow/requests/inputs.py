@@ -11,10 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from vfm.base import UserError, load_function
-from vfm.interfaces import FACTS_FILE, Artifact, ClipCheckpoint, Stage, VideoClassifier, VisionCheckpoint
+from vfm.interfaces import (
+    FACTS_FILE,
+    Artifact,
+    ClipCheckpoint,
+    DenseCheckpoint,
+    Stage,
+    VideoClassifier,
+    VisionCheckpoint,
+)
 from vfm.models.stages import source_and_tag
+from vfm.storage.store_files import read_record
 
 Fields = dict[str, Any]  # fields of a stage, as in a recipe
+# Ends of the names of transformers' classes that `eva.import_dense` reads.
+DENSE_CLASSES = ("ForObjectDetection", "ForSemanticSegmentation", "ForUniversalSegmentation")
+IMPORT_DENSE = "eva.import_dense"
 
 
 @dataclass(frozen=True)
@@ -60,20 +72,24 @@ def saved_artifact(path: str) -> Artifact | None:
 def model_input(word: str) -> Input:
     """Resolve the model that a user names as `[NAME=]MODEL`.
 
-    MODEL is the folder of a checkpoint, or a source of `models.clip` or `models.vision`. A pretrained tag follows an
-    open_clip name after a comma: `ViT-B-32,openai`.
+    MODEL is the folder of a checkpoint, a source of `models.clip` or `models.vision`, or the folder of a detector or
+    segmenter of transformers. A pretrained tag follows an open_clip name after a comma: `ViT-B-32,openai`.
 
     Raises:
         UserError: If there is no such model, or the folder holds another artifact.
     """
     name, rest = split_name(word)
     artifact = saved_artifact(rest)
-    if artifact is not None and not isinstance(artifact, ClipCheckpoint | VisionCheckpoint | VideoClassifier):
+    heads = VideoClassifier | DenseCheckpoint
+    if artifact is not None and not isinstance(artifact, ClipCheckpoint | VisionCheckpoint | heads):
         raise UserError(f"{rest}: expected a model, got a {type(artifact).__name__}")
-    if isinstance(artifact, VideoClassifier) and name:
-        raise UserError(f"{word}: a classifier of videos is evaluated under its folder's name; leave {name}= out")
+    if isinstance(artifact, heads) and name:
+        raise UserError(f"{word}: a {type(artifact).__name__} is evaluated under its folder's name; leave {name}= out")
     if artifact is not None and name is None:
         return Input(rest, type(artifact))
+    if artifact is None and _is_dense(Path(rest)):
+        name = name or stage_name(rest.rstrip("/").rsplit("/", 1)[-1])
+        return Input(name, DenseCheckpoint, {"kind": IMPORT_DENSE, "name": name, "source": rest})
     source, tag = source_and_tag(rest)
     encoder = isinstance(artifact, VisionCheckpoint) if artifact else _is_encoder(source, tag)
     kind, makes = ("models.vision", VisionCheckpoint) if encoder else ("models.clip", ClipCheckpoint)
@@ -86,6 +102,14 @@ def model_input(word: str) -> Input:
     if tag:
         fields["pretrained"] = tag
     return Input(name, makes, fields)
+
+
+def _is_dense(folder: Path) -> bool:
+    """Check whether a folder has a detector or segmenter in transformers' layout."""
+    if not (folder / "config.json").is_file():
+        return False
+    names = read_record(folder / "config.json").get("architectures") or []
+    return any(str(name).endswith(DENSE_CLASSES) for name in names)
 
 
 def named_apart(model: Input, taken: Collection[str], name: str) -> Input:

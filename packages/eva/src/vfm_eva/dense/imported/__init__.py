@@ -1,0 +1,1 @@
+"""Detectors and segmenters that other libraries trained, used by their own code."""
