@@ -217,6 +217,8 @@ COMMANDS = {
     'uv run vfm search "a red star" photo.jpg --index embeddings.parquet': AS_IT_STANDS,
     "uv run vfm view store/runs/quickstart/artifacts/eva photo.jpg --out maps": AS_IT_STANDS,
     "uv run vfm export store/runs/quickstart/artifacts/clip --format onnx --out clip-onnx": AS_IT_STANDS,
+    # packages/eva/tests/test_import_dense_eval.py evaluates two.
+    "uv run vfm eval mask2former segformer=segformer-b0 --data scenes/test.tar --tasks segmentation": NOT_HERE,
     "uv run vfm eval store/runs/quickstart/artifacts/clip store/runs/quickstart/artifacts/teacher"
     " --data TRAIN.tar --tasks retrieval": AS_IT_STANDS,
     "uv run vfm finetune store/runs/quickstart/artifacts/clip TRAIN.tar --val VAL.tar": "{} --steps 2 --batch-size 16",
