@@ -2,7 +2,8 @@
 
     python packages/clip/benchmarks/kills.py [--kills 20] [--seed 0] [--page FILE]
 
-A small CLIP model is trained in one process, and in two with DDP and with FSDP. Each training is killed by SIGKILL at a
+A small CLIP model is trained in one process, and in two with DDP and with FSDP, and in one and two on tars that a
+server sends, where a twentieth of the requests fails. Each training is killed by SIGKILL at a
 random moment between its first checkpoint and its end: alternately all of its processes, and the last one only, after
 which the others must end by themselves. It is killed again while it resumes, in every second case, and then resumes to
 the end. Its metrics and weights must have the bytes of a training that nothing interrupted.
@@ -15,30 +16,37 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from vfm.data.streaming.stages import Stream
 from vfm.data.synthetic.stages import ShapesPool
 from vfm.interfaces import LeftToFirst
-from vfm.plugin import Context, UserError
+from vfm.plugin import Context, Stage, UserError
 from vfm.train.parallel import heartbeat
 from vfm_clip import ClipTrain
 from vfm_clip.train import train_clip
 
 STEPS, EVERY = 40, 4
 COMPARED = ("metrics.jsonl", "open_clip_model.safetensors")
-RUNTIMES: dict[str, dict[str, Any]] = {
-    "1 process": {},
-    "2 processes, DDP": {"processes": 2},
-    "2 processes, FSDP": {"processes": 2, "parallel": "fsdp"},
+SERVER = Path(__file__).parents[2] / "core/tests/range_server.py"
+CASES: dict[str, tuple[dict[str, Any], str]] = {
+    "1 process": ({}, "pool"),
+    "2 processes, DDP": ({"processes": 2}, "pool"),
+    "2 processes, FSDP": ({"processes": 2, "parallel": "fsdp"}, "pool"),
+    "1 process, streamed": ({}, "tars"),
+    "2 processes, streamed": ({"processes": 2}, "tars"),
 }
+"""Runtime and data of each case."""
 
 
 @dataclass
@@ -46,7 +54,7 @@ class Training:
     """Runs a training in a folder, in processes forked from this one, because importing torch takes seconds."""
 
     folder: Path
-    pool: Path
+    data: Path
     runtime: dict[str, Any]
 
     def __post_init__(self) -> None:
@@ -87,7 +95,7 @@ class Training:
                 "runtime": {"device": "cpu", **self.runtime},
             }
         )  # fmt: skip
-        ctx = Context("clip", directory, self.folder / "work", {"pool": self.pool}, lambda event: None)
+        ctx = Context("clip", directory, self.folder / "work", {"pool": self.data}, lambda event: None)
         try:
             with suppress(LeftToFirst):
                 train_clip(config, ctx)
@@ -118,16 +126,47 @@ def contents(training: Training) -> list[bytes]:
     return [(training.folder / "part" / name).read_bytes() for name in COMPARED]
 
 
-def count_equal(name: str, kills: int, root: Path, pool: Path, draw: random.Random) -> str:
+@contextmanager
+def data_sets(root: Path) -> Iterator[dict[str, Path]]:
+    """Make a pool of 16 tars, and a list of them on a server that fails to answer every twentieth request."""
+    stage = ShapesPool.model_validate(
+        {"kind": "shapes.pool", "name": "pool", "num_samples": 256, "samples_per_shard": 16}
+    )
+    pool = make(stage, root / "pool")
+    command = [sys.executable, str(SERVER), str(pool), "--failing", "0.05"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout
+        try:
+            path = f"{server.stdout.readline().strip()}/{{00000..00015}}.tar"
+            tars = Stream(name="tars", path=path, texts="json.en", lanes=2, lane_samples=8)
+            if not (pid := os.fork()):  # a process that has made requests cannot be forked
+                make(tars, root / "tars")
+                os._exit(0)
+            if any(wait([pid])):
+                sys.exit("the tars could not be listed")
+            yield {"pool": pool, "tars": root / "tars"}
+        finally:
+            server.kill()
+
+
+def make(stage: Stage, folder: Path) -> Path:
+    """Run a stage in a folder."""
+    (folder / "work").mkdir(parents=True)
+    stage.run(Context(stage.name, folder, folder / "work", {}))
+    return folder
+
+
+def count_equal(name: str, kills: int, root: Path, data: dict[str, Path], draw: random.Random) -> str:
     """Kill and resume trainings, and describe the results in a row of a table."""
-    unbroken = Training(root / name / "unbroken", pool, RUNTIMES[name])
+    runtime, kind = CASES[name]
+    unbroken = Training(root / name / "unbroken", data[kind], runtime)
     started = time.monotonic()
     if any(wait(unbroken.start())):
         sys.exit(f"{name}: the training failed without a kill")
     seconds = (time.monotonic() - started) / 2
     expected, equal, killed, tries = contents(unbroken), 0, 0, 0
     while killed < kills:
-        training = Training(root / name / str(tries), pool, RUNTIMES[name])
+        training = Training(root / name / str(tries), data[kind], runtime)
         tries += 1
         hit = interrupt(training, draw, seconds, only_last=tries % 2 == 0)
         if hit and tries % 4 > 1:
@@ -144,17 +183,13 @@ def main() -> None:
     """Run all cases, and print or write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20, help="trainings that are killed, in each case")
+    parser.add_argument("--cases", nargs="+", choices=CASES, help="default: all")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     parser.add_argument("--page", type=Path, help="file for the table")
     options = parser.parse_args()
     draw = random.Random(options.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        pool, work = Path(folder) / "pool", Path(folder) / "work"
-        pool.mkdir()
-        work.mkdir()
-        stage = ShapesPool.model_validate({"kind": "shapes.pool", "name": "pool", "num_samples": 256})
-        stage.run(Context("pool", pool, work, {}))
-        rows = [count_equal(name, options.kills, Path(folder), pool, draw) for name in RUNTIMES]
+    with tempfile.TemporaryDirectory() as folder, data_sets(Path(folder)) as data:
+        rows = [count_equal(name, options.kills, Path(folder), data, draw) for name in options.cases or CASES]
     table = "\n".join(["| training | killed after a checkpoint | same bytes after resuming |", "|---|---|---|", *rows])
     print(table)
     if options.page:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import re
 import socket
 import socketserver
@@ -151,14 +152,22 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
     parser.add_argument("--rate", type=float, default=0.0, help="bytes a second over all connections; 0: no limit")
+    parser.add_argument("--failing", type=float, default=0.0, help="share of the requests that fail")
     chosen = parser.parse_args()
+    draw = random.Random(0)
     count = len(list(chosen.folder.glob("*.tar")))
 
+    def fault(path: str, number: int) -> str | None:
+        return "status 500" if draw.random() < chosen.failing else None
+
     def alias(name: str) -> str:
+        if (chosen.folder / name).is_file():
+            return name
         stem, _, end = name.rpartition(".")
         return f"{int(stem) % count:06d}.{end}" if stem.isdecimal() else name
 
-    with RangeServer(chosen.folder, latency=chosen.latency, rate=chosen.rate, alias=alias) as server:
+    options = {"latency": chosen.latency, "rate": chosen.rate, "fault": fault, "alias": alias}
+    with RangeServer(chosen.folder, **options) as server:
         print(server.url, flush=True)
         server.serve_forever()
 
