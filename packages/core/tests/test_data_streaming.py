@@ -69,6 +69,7 @@ def test_each_epoch_has_every_tar_once_over_all_lanes(num_shards: int, most: int
     seen = Counter((group.epoch, shard) for group in groups for shard in group.shards)
     assert seen == Counter(itertools.product(range(3), range(num_shards)))
     assert all(len(group.shards) <= GROUP for group in groups)
+    assert lanes.number == min(most, num_shards), "each lane has tars of its own"
 
 
 @given(st.integers(1, 9), st.integers(1, 7))
@@ -89,6 +90,7 @@ def test_every_position_of_every_lane_is_given_once(most: int, run: int) -> None
         (16, 1, 8, 8, 1, 1),
         (4, 1, 2, 2, 1, 2),
         (8, 2, 2, 4, 2, 1),
+        (500, 250, 2, 4, 1, 1),
     ],
 )
 def test_lanes_are_read_once_if_they_are_a_multiple_of_the_workers(

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
-GROUP = 8  # tars of a lane that are read together
+GROUP = 8  # tars of a lane that are read together, at most
 ROWS = 64  # rows of each tar of a group whose order is shuffled together: a block
 FIRST_ROWS = 32  # in the first block of a group, so that the first samples need fewer bytes
 _LANES = 5  # separates the draws of blocks from the draws of groups
@@ -35,7 +34,7 @@ class Lanes:
 
     Attributes:
         num_shards: number of tars.
-        most: greatest number of lanes. There are no more lanes than groups in an epoch.
+        most: greatest number of lanes. There are no more lanes than tars.
         run: samples that a lane gives before the next lane follows.
         seed: seed of the order of the tars, and of the rows in each block.
     """
@@ -46,9 +45,14 @@ class Lanes:
     seed: int
 
     @property
+    def group_size(self) -> int:
+        """Number of tars in a group, so few that each lane has one in an epoch."""
+        return max(1, min(GROUP, self.num_shards // self.most))
+
+    @property
     def groups_in_epoch(self) -> int:
         """Number of groups, of which the last may have fewer tars."""
-        return -(-self.num_shards // GROUP)
+        return -(-self.num_shards // self.group_size)
 
     @property
     def number(self) -> int:
@@ -58,7 +62,8 @@ class Lanes:
     def group(self, lane: int, turn: int) -> Group:
         """Choose the group that a lane reads in its turn, from 0. Each epoch has every tar once."""
         epoch, number = divmod(turn * self.number + lane, self.groups_in_epoch)
-        shards = _permuted(self.num_shards, self.seed, epoch)[number * GROUP : (number + 1) * GROUP]
+        first = number * self.group_size
+        shards = _permuted(self.num_shards, self.seed, epoch)[first : first + self.group_size]
         return Group(epoch, number, tuple(shards.tolist()))
 
     def first_row(self, block: int) -> int:
@@ -84,14 +89,15 @@ class Lanes:
             micro_batch: samples of a micro-batch.
             per_step: micro-batches of a process in each step.
         """
-        seen: list[set[tuple[int, int]]] = [set() for _ in range(self.number)]
-        num_steps = 2 * self.number * workers * -(-self.run // micro_batch)
-        for step, rank, micro in product(range(num_steps), range(processes), range(per_step)):
-            start = ((step * processes + rank) * per_step + micro) * micro_batch
-            worker = (step * per_step + micro) % workers
-            for turn in range(start // self.run, (start + micro_batch - 1) // self.run + 1):
-                seen[turn % self.number].add((rank, worker))
-        return max(map(len, seen))
+        seen = np.zeros((self.number, processes, workers), dtype=bool)
+        ranks, micros = np.arange(processes)[:, None], np.arange(per_step)
+        for step in range(2 * self.number * workers * -(-self.run // micro_batch)):
+            starts = ((step * processes + ranks) * per_step + micros) * micro_batch  # (processes, per_step)
+            last_turns = (starts + micro_batch - 1) // self.run
+            for ahead in range(micro_batch // self.run + 2):
+                turns = np.minimum(starts // self.run + ahead, last_turns)
+                seen[turns % self.number, ranks, (step * per_step + micros) % workers] = True
+        return int(seen.sum((1, 2)).max())
 
 
 @dataclass(frozen=True)
