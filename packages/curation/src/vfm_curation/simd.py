@@ -89,6 +89,16 @@ def lowest_bit(typing: Any, word: Any) -> Any:
     return types.uint64(types.uint64), generate
 
 
+@_instruction
+def num_bits(typing: Any, word: Any) -> Any:
+    """Count the set bits of a word."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
+
+    return types.uint64(types.uint64), generate
+
+
 def byte_masks(*sets: bytes) -> Callable[..., tuple[np.uint64, ...]]:
     """Create a function (data, at) -> words, one for each set: bit i is 1 if byte at + i is in the set."""
     vector = ir.VectorType(_BYTE, 64)

@@ -12,13 +12,22 @@ import pyarrow as pa
 
 from vfm.data import BadSample, Sample, decode_image, open_image
 from vfm_curation.filters.hashes import pdq, phash, variant_hashes
+from vfm_curation.filters.local_points import points_of
 from vfm_curation.filters.survivors import Survivors, shard_file
 from vfm_curation.filters.texts import VERSION, digest, halves, opened
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 from vfm_curation.summaries import TaskSummary
 
 # Measured only if a filter reads them.
-OPTIONAL_COLUMNS = frozenset({"image", "url", "phash", "variants", "address", "sha256", "pdq"})
+OPTIONAL_COLUMNS = frozenset({"image", "url", "phash", "variants", "address", "sha256", "pdq", "points"})
+KINDS = {
+    "phash": pa.uint64(),
+    "variants": pa.list_(pa.uint64()),
+    "address": pa.string(),
+    "sha256": pa.string(),
+    "pdq": pa.binary(32),
+    "points": pa.binary(),
+}
 
 
 @dataclass(frozen=True)
@@ -52,7 +61,8 @@ def measure_images(job: ImageJob, shard: int) -> TaskSummary:
 
     The job may list further columns. `image` and `url` stand for two halves each of a hash of the file and of the URL.
     `address` is the URL itself, `sha256` the hash of the file in hexadecimal digits. `phash`, `variants` (hashes of the
-    forms that a copy may have) and `pdq` decode the image. If the pool has no images, only the URL is measured.
+    forms that a copy may have), `pdq` and `points` (local features) decode the image. If the pool has no images, only
+    the URL is measured.
     """
     file = shard_file(job.folder, shard)
     entry = opened(job.dataset).index.shards[shard]
@@ -96,7 +106,7 @@ def measure(sample: Sample | BadSample, columns: frozenset[str], shard: str) -> 
     if isinstance(sample, BadSample):
         raise sample
     # Sizes are in the header, and decoding is a hundred times slower.
-    read_image = decode_image if columns & {"phash", "pdq"} else open_image
+    read_image = decode_image if columns & {"phash", "pdq", "points"} else open_image
     image = read_image(sample.image, f"{shard}:{sample.key}")
     values: dict[str, Any] = {"width": image.width, "height": image.height, "num_bytes": len(sample.image)}
     if "image" in columns:
@@ -113,18 +123,14 @@ def measure(sample: Sample | BadSample, columns: frozenset[str], shard: str) -> 
         values["sha256"] = hashlib.sha256(sample.image).hexdigest()
     if "pdq" in columns:
         values["pdq"] = pdq(image)
+    if "points" in columns:
+        values["points"] = points_of(image).tobytes()
     return values
 
 
 def _table(measurements: Sequence[dict[str, Any]], columns: frozenset[str]) -> pa.Table:
     kinds = {"row": pa.int32(), "bad": pa.string(), "width": pa.int32(), "height": pa.int32(), "num_bytes": pa.int64()}
-    if "phash" in columns:
-        kinds["phash"] = pa.uint64()
-    for name, kind in (("address", pa.string()), ("sha256", pa.string()), ("pdq", pa.binary(32))):
-        if name in columns:
-            kinds[name] = kind
-    if "variants" in columns:
-        kinds["variants"] = pa.list_(pa.uint64())
+    kinds |= {name: kind for name, kind in KINDS.items() if name in columns}
     arrays = {}
     for name, kind in kinds.items():
         arrays[name] = pa.array([measured.get(name) for measured in measurements], kind)

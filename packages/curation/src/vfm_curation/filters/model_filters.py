@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -10,7 +11,7 @@ from pydantic import Field, model_validator
 
 from vfm.plugin import ClipCheckpoint, ImageDataset, Preflight, Ref, Seed, UserError
 from vfm_curation.filters.linear_head import head_width
-from vfm_curation.filters.stages import MAX_DISTANCE, VARIANTS, Filter, Measure, Unit, hash_columns
+from vfm_curation.filters.stages import MAX_DISTANCE, THOROUGH, VARIANTS, Filter, Measure, Unit, copy_columns
 
 CUTS = ("min_score", "max_score", "top_fraction", "bottom_fraction")
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -165,13 +166,15 @@ class Decontaminate(Filter):
     """Drop images near to an image of the reference sets: by perceptual hash, and by cosine if `clip` is given.
 
     The hash of an image, or of a variant (mirrored, turned by 90 degrees, or cut), is near to the other image's hash.
-    Memory holds about 2 kB for each image of the sets, and its embedding if `clip` is given.
+    With `thorough: true` local features are compared too, whatever part of the one image is in the other. Memory holds
+    about 2 kB for each image of the sets, and its embedding if `clip` is given.
     """
 
     type: Literal["decontaminate"] = Field("decontaminate", description="an image near to one of an evaluation set")
     against: list[Ref[ImageDataset]] = Field(min_length=1, description="evaluation sets")
     max_distance: int = MAX_DISTANCE
     variants: bool = VARIANTS
+    thorough: bool = THOROUGH
     clip: Ref[ClipCheckpoint] | None = Field(None, description="model whose image embeddings are compared too")
     min_cosine: float | None = Field(None, gt=0, le=1, description="with clip: smallest cosine of near images")
 
@@ -180,8 +183,15 @@ class Decontaminate(Filter):
 
     @property
     def columns(self) -> frozenset[str]:  # type: ignore[override]
-        """Columns of the hashes."""
-        return hash_columns(self.variants)
+        """Columns of the hashes and the points."""
+        return copy_columns(variants=self.variants, thorough=self.thorough)
+
+    @property
+    def package(self) -> tuple[str, str] | None:
+        """Module with the local features, or the one of the model, and its extra."""
+        if self.thorough and not find_spec("cv2"):
+            return ("cv2", "copies")
+        return super().package
 
     @model_validator(mode="after")
     def _both_or_none(self) -> Decontaminate:

@@ -146,16 +146,11 @@ class FilterRun:
             at = np.searchsorted(table["unit"].to_numpy(), self.survivors.places(shard))
             yield table["score"].to_numpy()[at]
 
-    def hashes_of(self, dataset: Ref[ImageDataset], columns: frozenset[str]) -> pa.Table:
-        """Measure the perceptual hashes, some `columns`, of all usable images of another dataset."""
+    def measured_of(self, dataset: Ref[ImageDataset], columns: frozenset[str]) -> tuple[Path, int]:
+        """Measure all images of another dataset. Return the folder of their measurements and the number of shards."""
         folder = self._folder(f"against-{_slug(dataset)}")
-        path = self._path(dataset)
-        count = self._measure_other(dataset, measure_images, ImageJob(path, folder, None, columns), self.runtime)
-        tables = []
-        for shard in range(count):
-            file = shard_file(folder, shard)
-            tables.append(pq.read_table(file, columns=sorted(columns), page_checksum_verification=True))
-        return pa.concat_tables(tables).drop_null()
+        job = ImageJob(self._path(dataset), folder, None, columns)
+        return folder, self._measure_other(dataset, measure_images, job, self.runtime)
 
     def embeddings_of(self, dataset: Ref[ImageDataset], clip: Ref[ClipCheckpoint]) -> NDArray[np.float32]:
         """Compute the unit vectors of all usable images of another dataset, (N, D)."""

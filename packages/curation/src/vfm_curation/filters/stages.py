@@ -27,11 +27,16 @@ MAX_DISTANCE: Any = Field(
 VARIANTS: Any = Field(
     True, description="also find copies that are mirrored, turned by 90 degrees, cut, framed or have a caption below"
 )
+THOROUGH: Any = Field(
+    False,
+    description="also compare local features: finds crops at any place, collages, screenshots, at seven times the time",
+)
 
 
-def hash_columns(variants: bool) -> frozenset[str]:
-    """List the columns of perceptual hashes that a filter of copies reads."""
-    return frozenset({"phash", "variants"} if variants else {"phash"})
+def copy_columns(*, variants: bool, thorough: bool) -> frozenset[str]:
+    """List the columns that a filter of copies reads: perceptual hashes, and points if it is thorough."""
+    columns = {"phash": True, "variants": variants, "points": thorough}
+    return frozenset(name for name, is_read in columns.items() if is_read)
 
 
 class Filter(Part):
@@ -226,11 +231,14 @@ class NearDuplicates(Filter):
     pixels, then more bytes, then a smaller uid. The other image need not be kept itself: only the best of a chain of
     near images is kept. All pairs within the distance are found. Images of a single colour, or nearly so, have the same
     hash. Memory holds about 100 bytes for each image. `max_distance: 4` with `variants: false` costs a thirtieth.
+    With `thorough: true` images are also compared by local features, whatever part of the one is in the other, and
+    eight points or more must agree on one transformation. The report lists such pairs.
     """
 
     type: Literal["near_duplicates"] = Field("near_duplicates", description="an image that looks like another")
     max_distance: int = MAX_DISTANCE
     variants: bool = VARIANTS
+    thorough: bool = THOROUGH
 
     unit: ClassVar[Unit] = "image"
     measures: ClassVar[tuple[Measure, ...]] = ("images",)
@@ -238,8 +246,13 @@ class NearDuplicates(Filter):
 
     @property
     def columns(self) -> frozenset[str]:  # type: ignore[override]
-        """Columns of the hashes."""
-        return hash_columns(self.variants)
+        """Columns of the hashes and the points."""
+        return copy_columns(variants=self.variants, thorough=self.thorough)
+
+    @property
+    def package(self) -> tuple[str, str] | None:
+        """Module with the local features, and its extra, if they are compared."""
+        return ("cv2", "copies") if self.thorough else None
 
 
 class FilterPool(CurationStage):

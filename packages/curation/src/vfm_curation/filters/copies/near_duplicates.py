@@ -1,4 +1,4 @@
-"""Filter of images that look like another one, by perceptual hashes of each image and of its variants.
+"""Filter of images that look like another one: by perceptual hashes of each image and of its variants, and by points.
 
 Two images are near if the first image's hash, or a variant's, is within the distance of the second image's hash. Near
 hashes agree on some choice of their blocks (see `block_masks`), so each hash is written once for each choice into
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from vfm.data import splitmix64
 from vfm_curation.filters.copies.buckets import Buckets, num_buckets
 from vfm_curation.filters.copies.duplicates import LARGEST_FIRST
+from vfm_curation.filters.copies.same_content import panel_of_pairs, same_content
 from vfm_curation.filters.hashes import NUM_VARIANTS, Hashes, block_masks
 from vfm_curation.filters.run import FilterRun
 from vfm_curation.filters.stages import NearDuplicates
-from vfm_curation.simd import compiled
+from vfm_curation.simd import compiled, num_bits
 
 Bools = NDArray[np.bool_]
 MANY_ROWS = 1000  # rows for each image, above which the user is warned of the cost of the distance
@@ -27,7 +28,32 @@ MANY_ROWS = 1000  # rows for each image, above which the user is warned of the c
 
 def distinct_images(config: NearDuplicates, run: FilterRun) -> Iterator[Bools]:
     """Yield a mask of images without a better near image: more pixels, then a larger file, then a smaller uid."""
-    ranks = _ranks(run)
+    ordered = _best_first(run)
+    ranks = np.empty(len(ordered), dtype=np.int64)
+    ranks[ordered["index"].to_numpy()] = np.arange(len(ordered))
+    dropped = _near_by_hash(config, run, ranks)
+    if config.thorough:
+        pairs = _same_content(run, ordered)
+        dropped[pairs["second"].to_numpy()] = True
+    start = 0
+    for table in run.identities():
+        yield ~dropped[ranks[start : start + len(table)]]
+        start += len(table)
+
+
+def _best_first(run: FilterRun) -> pa.Table:
+    """Sort all images, the best first: uid, shard, unit, and `index`, the position in the order of shards."""
+    columns = ["width", "height", "num_bytes", "uid", "shard", "unit"]
+    tables = [table.select(columns) for table in run.images()]
+    table = pa.concat_tables(tables)
+    pixels = table["width"].to_numpy().astype(np.int64) * table["height"].to_numpy()
+    index = pa.array(np.arange(len(table)))
+    ordered = table.append_column("pixels", pa.array(pixels)).append_column("index", index).sort_by([*LARGEST_FIRST])
+    return ordered.select(["uid", "shard", "unit", "index"])
+
+
+def _near_by_hash(config: NearDuplicates, run: FilterRun, ranks: NDArray[np.int64]) -> Bools:
+    """Mark the images whose hash is near to a better image's, by rank, (num_images,)."""
     hashed = 1 + NUM_VARIANTS * config.variants
     masks = block_masks(config.max_distance, hashed * len(ranks))
     if len(masks) * hashed > MANY_ROWS:
@@ -46,29 +72,21 @@ def distinct_images(config: NearDuplicates, run: FilterRun) -> Iterator[Bools]:
             _add(agreeing, masks, _flat(table["variants"]), np.repeat(rank, NUM_VARIANTS), plain=False)
     dropped = np.zeros(len(ranks), dtype=np.bool_)
     for table in agreeing:
-        ordered = table.sort_by([("group", "ascending"), ("rank", "ascending")])
-        groups = ordered["group"].to_numpy()
-        hashes = ordered["hash"].to_numpy()
-        rank = ordered["rank"].to_numpy()
-        plain = ordered["plain"].to_numpy()
-        dropped[rank[near_better(groups, hashes, rank, plain, config.max_distance)]] = True
-    start = 0
-    for table in run.identities():
-        yield ~dropped[ranks[start : start + len(table)]]
-        start += len(table)
+        sorted_rows = table.sort_by([("group", "ascending"), ("rank", "ascending")])
+        columns = [sorted_rows[name].to_numpy() for name in ("group", "hash", "rank", "plain")]
+        dropped[columns[2][near_better(*columns, config.max_distance)]] = True
+    return dropped
 
 
-def _ranks(run: FilterRun) -> NDArray[np.int64]:
-    """Compute the rank of each image in the order `LARGEST_FIRST`, 0 for the best, (num_images,)."""
-    columns = ["width", "height", "num_bytes", "uid", "shard", "unit"]
-    tables = [table.select(columns) for table in run.images()]
-    table = pa.concat_tables(tables)
-    pixels = table["width"].to_numpy().astype(np.int64) * table["height"].to_numpy()
-    ranks = np.empty(len(table), dtype=np.int64)
-    index = pa.array(np.arange(len(table)))
-    ordered = table.append_column("pixels", pa.array(pixels)).append_column("index", index).sort_by([*LARGEST_FIRST])
-    ranks[ordered["index"].to_numpy()] = np.arange(len(table))
-    return ranks
+def _same_content(run: FilterRun, ordered: pa.Table) -> pa.Table:
+    """Find the pairs of images that show the same content, and list them in the report."""
+    places = np.zeros((len(ordered), 3), np.int32)
+    places[:, 1] = ordered["shard"].to_numpy()
+    places[:, 2] = ordered["unit"].to_numpy()
+    pairs = same_content(run, (run.remaining.measured,), places)
+    names = [ordered["uid"].take(pairs[name]).to_pylist() for name in ("first", "second")]
+    run.details = panel_of_pairs("Copies of a better image", pairs, *names).model_dump(mode="json")
+    return pairs
 
 
 def _flat(lists: pa.ChunkedArray) -> Hashes:
@@ -115,18 +133,9 @@ def _near_better(groups: Hashes, hashes: Hashes, ranks: NDArray[np.int64], plain
             # Two variants are not compared, nor an image with itself.
             if not (plain[row] or plain[leader]) or ranks[leader] == ranks[row]:
                 continue
-            if _num_bits(hashes[row] ^ hashes[leader]) <= distance:
+            if num_bits(hashes[row] ^ hashes[leader]) <= distance:
                 is_near[row] = True
         if is_new:
             leaders[num_leaders] = row
             num_leaders += 1
     return is_near
-
-
-@compiled
-def _num_bits(word: np.uint64) -> np.uint64:
-    """Count the set bits of a word, many at a time."""
-    word = word - ((word >> np.uint64(1)) & np.uint64(0x5555555555555555))
-    word = (word & np.uint64(0x3333333333333333)) + ((word >> np.uint64(2)) & np.uint64(0x3333333333333333))
-    word = (word + (word >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return (word * np.uint64(0x0101010101010101)) >> np.uint64(56)

@@ -1,0 +1,131 @@
+"""Find images with the same content in a pool: candidates by shared words, each verified by an alignment.
+
+Verification is one task for each shard of the pool. It holds the points of two shards, 8 kB an image at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from vfm.plugin import TablePanel
+from vfm_curation.engine import run_shards
+from vfm_curation.filters.copies.alignment import align
+from vfm_curation.filters.copies.point_index import candidate_pairs, points_from
+from vfm_curation.filters.local_points import Points
+from vfm_curation.filters.run import FilterRun
+from vfm_curation.filters.survivors import save_array, shard_file
+from vfm_curation.shard_files import write_shard_file
+from vfm_curation.summaries import TaskSummary
+
+NUM_SHOWN = 50  # pairs of the panel
+SCHEMA = pa.schema(
+    [
+        ("first", pa.int64()),
+        ("second", pa.int64()),
+        ("num_points", pa.int32()),
+        ("coverage", pa.float32()),
+        ("mirrored", pa.bool_()),
+        ("degrees", pa.float32()),
+        ("scale", pa.float32()),
+    ]
+)
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class AlignJob:
+    """Settings that the tasks share: folders of measured images, and candidates of each shard of the first folder."""
+
+    folders: tuple[Path, ...]
+    candidates: Path
+
+    @property
+    def places(self) -> Path:
+        """File with the folder, shard and row of each image, in the order of ranks, (num_images, 3)."""
+        return self.candidates / "places.npy"
+
+
+def same_content(
+    run: FilterRun, folders: tuple[Path, ...], places: NDArray[np.int32], num_references: int = 0
+) -> pa.Table:
+    """Find all verified pairs: `first`, the better rank, `second`, and the fields of `Alignment`. Sorted by both.
+
+    Args:
+        run: the run of the filter, whose scratch folder takes the index.
+        folders: folders of measured images, of which the first one is the pool's.
+        places: folder, shard and row of each image, best first, (num_images, 3).
+        num_references: if not 0, only pairs of a reference, which are the first images by rank, and another image.
+    """
+    job = AlignJob(folders, run.scratch / "candidates")
+    job.candidates.mkdir(parents=True)
+    save_array(job.places, places)
+    images = _images(folders, places)
+    pairs = candidate_pairs(images, len(places), run.scratch / "points", num_references)
+    pairs = pairs[np.argsort(places[pairs[:, 1], 1], kind="stable")]
+    shards, starts = np.unique(places[pairs[:, 1], 1], return_index=True)
+    for shard, chosen in zip(shards.tolist(), np.split(pairs, starts[1:]), strict=True):
+        save_array(shard_file(job.candidates, shard, "npy"), chosen)
+    for _ in run_shards(align_shard, job, shards.tolist(), run.runtime):
+        pass
+    files = [shard_file(job.candidates, shard) for shard in shards.tolist()]
+    tables = [pq.read_table(file, page_checksum_verification=True) for file in files]
+    return pa.concat_tables([SCHEMA.empty_table(), *tables]).sort_by([("first", "ascending"), ("second", "ascending")])
+
+
+def align_shard(job: AlignJob, shard: int) -> TaskSummary:
+    """Align the candidates whose second image is in a shard, and write the ones with the same content."""
+    places = np.load(job.places, mmap_mode="r")
+    pairs: Integers = np.load(shard_file(job.candidates, shard, "npy"))
+    seconds = _points(shard_file(job.folders[0], shard), places[pairs[:, 1], 2])
+    rows = []
+    files = places[pairs[:, 0], :2]
+    for folder, number in np.unique(files, axis=0).tolist():
+        here = np.flatnonzero((files == (folder, number)).all(axis=1))
+        firsts = _points(shard_file(job.folders[folder], number), places[pairs[here, 0], 2])
+        for pair, points in zip(here.tolist(), firsts, strict=True):
+            alignment = align(points, seconds[pair])
+            if alignment:
+                first, second = pairs[pair].tolist()
+                rows.append({"first": first, "second": second, **asdict(alignment)})
+    write_shard_file(shard_file(job.candidates, shard), pa.Table.from_pylist(rows, SCHEMA), "", {})
+    return TaskSummary(num_texts=len(pairs))
+
+
+def _images(folders: tuple[Path, ...], places: NDArray[np.int32]) -> Iterator[tuple[Integers, pa.ChunkedArray]]:
+    """Yield the ranks and the points of the images of each file."""
+    files, which = np.unique(places[:, :2], axis=0, return_inverse=True)
+    order = np.argsort(which, kind="stable")
+    ranks_of_files = np.split(order, np.cumsum(np.bincount(which))[:-1])
+    for (folder, shard), ranks in zip(files.tolist(), ranks_of_files, strict=True):
+        table = _measured(shard_file(folders[folder], shard), places[ranks, 2])
+        yield ranks, table["points"]
+
+
+def _measured(file: Path, rows: NDArray[np.int32]) -> pa.Table:
+    table = pq.read_table(file, columns=["row", "points"], page_checksum_verification=True)
+    return table.take(np.searchsorted(table["row"].to_numpy(), rows))
+
+
+def _points(file: Path, rows: NDArray[np.int32]) -> list[Points]:
+    return [points_from(points) for points in _measured(file, rows)["points"].to_pylist()]
+
+
+def panel_of_pairs(title: str, pairs: pa.Table, firsts: Iterable[str], seconds: Iterable[str]) -> TablePanel:
+    """Build a table of the first pairs with their transformations. `firsts` and `seconds` name their images."""
+    rows: list[list[str | float | int | None]] = []
+    for first, second, pair in zip(firsts, seconds, pairs.slice(0, NUM_SHOWN).to_pylist(), strict=False):
+        changed = [round(pair["degrees"], 1), round(pair["scale"], 3), "yes" if pair["mirrored"] else "no"]
+        rows.append([first, second, *changed, pair["num_points"], round(100 * pair["coverage"])])
+    return TablePanel(
+        title=title, order=14, rows=rows,
+        note=f"{len(pairs):,} pairs of images show the same content by points that agree. The first {len(rows)}, with"
+        " the transformation from the first to the second.",
+        columns=["first", "second", "rotation, degrees", "scale", "mirrored", "points", "coverage, %"],
+    )  # fmt: skip
