@@ -18,6 +18,7 @@ from vfm_curation.language import detect
 from vfm_curation.pool_texts import texts_or_lost
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 from vfm_curation.summaries import TaskSummary
+from vfm_curation.text_counts import character_and_word_counts
 
 OPTIONAL_COLUMNS = frozenset({"caption", "text", "detected"})  # measured only if a filter reads them
 IDENTITY = ["shard", "row", "uid", "language", "text_index"]
@@ -55,26 +56,27 @@ def measure_texts(job: TextJob, shard: int) -> TaskSummary:
         return TaskSummary.of(finished)
     summary = TaskSummary()
     table = texts_or_lost(source, shard, summary)
-    table = table.sort_by([(name, "ascending") for name in ("row", "language", "text_index")])
-    texts = table["text"].to_pylist()
+    if len(table["language"].unique()) > 1:  # the texts of one language are in order
+        table = table.sort_by([(name, "ascending") for name in ("row", "language", "text_index")])
+    characters, words = character_and_word_counts(table["text"])
     columns = {
-        "shard": pa.array(np.full(len(texts), shard, dtype=np.int32)),
+        "shard": pa.array(np.full(len(table), shard, dtype=np.int32)),
         **{name: table[name] for name in IDENTITY[1:]},
-        "characters": pa.array([len(text) for text in texts], pa.int32()),
-        "words": pa.array([len(text.split()) for text in texts], pa.int32()),
+        "characters": pa.array(characters),
+        "words": pa.array(words),
     }
     if "caption" in job.columns:
         columns["caption"] = table["text"]
     if "text" in job.columns:
-        columns |= halves("text", [digest(text.encode()) for text in texts])
+        columns |= halves("text", [digest(text.encode()) for text in table["text"].to_pylist()])
     if "detected" in job.columns:
-        codes, scores = detect(texts)
+        codes, scores = detect(table["text"].to_pylist())
         columns |= {"detected": pa.array(codes, pa.string()), "detected_score": pa.array(scores, pa.float32())}
     if job.values:
         rows, at = np.unique(table["row"].to_numpy(), return_inverse=True)
         values = source.index.open(shard).values(rows.astype(np.int64), sorted(job.values)).take(at)
         columns |= {f"stored.{name}": values[name] for name in values.column_names}
-    summary.num_texts = len(texts)
+    summary.num_texts = len(table)
     write_shard_file(file, pa.table(columns), source_hash, vars(summary))
     return summary
 

@@ -1,0 +1,59 @@
+"""Count the characters and the words of texts, in their UTF-8 bytes, as `len(text)` and `len(text.split())` do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vfm_curation.simd import compiled
+
+Counts = NDArray[np.int32]
+
+
+def character_and_word_counts(texts: pa.ChunkedArray) -> tuple[Counts, Counts]:
+    """Count the characters of each text, and its words between white space, two arrays of (num_texts,)."""
+    column = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+    if not len(column):
+        return np.zeros(0, np.int32), np.zeros(0, np.int32)
+    _, offsets, data = column.buffers()
+    ends = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
+    characters, words = _counts(np.frombuffer(data or b"", np.uint8), ends)
+    return characters, words
+
+
+@compiled
+def _counts(data: NDArray[np.uint8], ends: NDArray[np.int32]) -> tuple[Counts, Counts]:
+    characters = np.empty(len(ends) - 1, np.int32)
+    words = np.empty(len(ends) - 1, np.int32)
+    for text in range(len(characters)):
+        at = ends[text]
+        end = ends[text + 1]
+        num_characters = 0
+        num_words = 0
+        in_word = False
+        while at < end:
+            byte = data[at]
+            size = 1 if byte < 0xC0 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+            if size == 1:
+                space = byte == 32 or 9 <= byte <= 13 or 28 <= byte <= 31
+            else:
+                space = size < 4 and _is_wide_space(data, at, size)
+            num_characters += 1
+            num_words += not space and not in_word
+            in_word = not space
+            at += size
+        characters[text] = num_characters
+        words[text] = num_words
+    return characters, words
+
+
+@compiled
+def _is_wide_space(data: NDArray[np.uint8], at: int, size: int) -> bool:
+    """Check whether a character of two or three bytes is white space for Python."""
+    if size == 2:
+        return bool(data[at] == 0xC2 and (data[at + 1] == 0x85 or data[at + 1] == 0xA0))
+    code = (data[at] & 0x0F) << 12 | (data[at + 1] & 0x3F) << 6 | (data[at + 2] & 0x3F)
+    if code < 0x2000 or code > 0x205F:
+        return bool(code == 0x1680 or code == 0x3000)
+    return bool(code <= 0x200A or code == 0x2028 or code == 0x2029 or code == 0x202F or code == 0x205F)
