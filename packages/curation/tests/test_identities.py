@@ -9,12 +9,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from vfm.data import drawn, open_dataset, text_keys, write_tar
+from vfm.data import drawn, open_dataset, packed_uids, text_keys, write_tar
 from vfm.data.pairs.stages import Pairs
 from vfm.plugin import Event
-from vfm_curation.match.repeated_texts import RepeatedTexts, smallest_keys
+from vfm_curation.match.repeated_texts import RepeatedTexts, keys_of, smallest_keys
 from vfm_curation.match.stages import MatchTexts
 from vfm_curation.metadata.stages import BuildMetadata
+from vfm_curation.uids import bytes_of_uids
 
 SHARDS, SIZE, SEEDS = 20, 25, 400
 KEYS: dict[str, Callable[[int, int], str]] = {
@@ -97,8 +98,8 @@ def test_a_tenth_of_repeated_texts_is_found_in_large_shards_in_any_order(
     shards.append(texts(third.tolist()))
     both = [RepeatedTexts(), RepeatedTexts()]
     for shard in order:
-        both[0].add(shard, smallest_keys(shards[shard]))
-        both[1].add(shard, smallest_keys(shards[shard]) if shard < 2 else [])
+        both[0].add(shard, smallest_keys(keys_of(shards[shard])))
+        both[1].add(shard, smallest_keys(keys_of(shards[shard])) if shard < 2 else [])
     assert both[1].warning(shards.__getitem__, str) is None
     line = both[0].warning(shards.__getitem__, str)
     assert line
@@ -107,12 +108,30 @@ def test_a_tenth_of_repeated_texts_is_found_in_large_shards_in_any_order(
     assert f" is in {places[0][0]} row {places[0][1]} and in {places[1][0]} row {places[1][1]};" in line
 
 
+HEX = "0123456789abcdef"
+
+
+@given(
+    st.one_of(
+        st.lists(st.text(HEX, min_size=32, max_size=32)),
+        st.lists(st.text(max_size=40)),
+        st.lists(st.text(HEX + "AFg \t/:`", min_size=32, max_size=32)),
+        st.lists(st.none() | st.text(HEX, min_size=32, max_size=32)),
+    ),
+    st.integers(0, 3),
+)
+def test_uids_are_packed_as_core_packs_them(uids: list[str | None], start: int) -> None:
+    column = pa.array(uids, pa.string())[start:]
+    assert bytes_of_uids(column).equals(packed_uids(column))
+    assert bytes_of_uids(pa.chunked_array([column, column])).equals(packed_uids(pa.chunked_array([column, column])))
+
+
 def test_memory_is_bounded_and_the_smallest_keys_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vfm_curation.match.repeated_texts.KEYS_IN_MEMORY", 64)
     shards = [texts([f"{number}-{row}" for row in range(100)]) for number in range(20)]
     shards.append(shards[7])
     repeated = RepeatedTexts()
     for shard, table in enumerate(shards):
-        repeated.add(shard, smallest_keys(table))
+        repeated.add(shard, smallest_keys(keys_of(table)))
         assert len(repeated._keys) <= 2 * 64 + 2
     assert "is in 7 row" in (repeated.warning(shards.__getitem__, str) or "")

@@ -24,7 +24,6 @@ from vfm.data import (
     stored_subset,
     subset_index_rows,
     subset_schema,
-    text_keys,
     write_subset_index,
 )
 from vfm.plugin import Artifact, Context, CuratedSubset, Matches, PairDataset, Pool, store_files
@@ -54,7 +53,10 @@ class BalancedShard:
         columns = {name: self.matches.table[name] for name in ("row", "uid", "language", "text_index")}
         columns |= {"shard": pa.array(np.full(len(self.kept), shard, np.int32))}
         columns |= {"probability": pa.array(self.probability.astype(np.float32)), "kept": pa.array(self.kept)}
-        table = pa.table({name: columns[name] for name in subset_schema().names}).cast(subset_schema())
+        # Uids stay in the form of the file of matches, which is the form of the subset's file too.
+        at = subset_schema().get_field_index("uid")
+        schema = subset_schema().set(at, pa.field("uid", columns["uid"].type))
+        table = pa.table({name: columns[name] for name in schema.names}).cast(schema)
         if len(self.matches.table["language"].unique()) < 2:
             return table  # matching wrote it in order of row and text
         return table.sort_by([(name, "ascending") for name in ("row", "language", "text_index")])
@@ -68,9 +70,8 @@ def balance_shard(
     `entry_probability` is (num_entries,), or without a dimension the probability of every matched text.
     """
     probability = _of_texts(matches, entry_probability)
-    keys = text_keys(*(matches.table[column] for column in ("uid", "language", "text_index")))
     images = matches.table["row"].to_numpy() if texts == "one_per_image" else None
-    return BalancedShard(matches, probability, drawn(keys, probability, seed, images=images))
+    return BalancedShard(matches, probability, drawn(matches.keys, probability, seed, images=images))
 
 
 def _of_texts(matches: ShardMatches, entry_probability: Floats) -> Floats:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vfm.data import unpacked_uids
+from vfm.data import text_keys, unpacked_uids
 from vfm_curation.shard_files import finished_summary
 
 FOLDER = "shards"
@@ -23,7 +23,7 @@ COUNTS_FILE = "counts.npy"  # texts of each entry
 class ShardMatches:
     """The matched texts of a shard: the columns of its file, and all entry ids with an offset for each text."""
 
-    table: pa.Table  # shard, row, uid, language, text_index, perhaps detected
+    table: pa.Table  # shard, row, uid (perhaps as 16 bytes), language, text_index, perhaps detected, key
     ids: NDArray[np.int32]
     offsets: NDArray[np.int64]  # text i has ids[offsets[i]:offsets[i + 1]]
 
@@ -31,6 +31,13 @@ class ShardMatches:
         """List the entries in one text."""
         ids: list[int] = self.ids[self.offsets[text] : self.offsets[text + 1]].tolist()
         return ids
+
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        """The key of each text. Files of earlier versions do not store it."""
+        if "key" in self.table.column_names:
+            return self.table["key"].to_numpy()
+        return text_keys(unpacked_uids(self.table["uid"]), self.table["language"], self.table["text_index"])
 
     @property
     def languages(self) -> pa.ChunkedArray:
@@ -67,8 +74,6 @@ def read_matches(file: Path, *, only_ids: bool = False) -> ShardMatches:
     """Read the matches of a shard."""
     with pq.ParquetFile(file, read_dictionary=["language"], page_checksum_verification=True) as parquet:
         table = parquet.read(["ids"] if only_ids else None)
-    if not only_ids:
-        table = table.set_column(table.schema.get_field_index("uid"), "uid", unpacked_uids(table["uid"]))
     return of_table(table)
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vfm.data import Source, open_dataset, packed_uids
+from vfm.data import Source, open_dataset
 from vfm.plugin import (
     Context,
     CuratedSubset,
@@ -38,15 +38,16 @@ from vfm_curation.counts.sampled_texts import SAMPLE_FILE, SampledTexts
 from vfm_curation.engine import run_shards
 from vfm_curation.language import detected
 from vfm_curation.match.matchers import Matchers
-from vfm_curation.match.repeated_texts import RepeatedTexts, smallest_keys
+from vfm_curation.match.repeated_texts import RepeatedTexts, keys_of, smallest_keys
 from vfm_curation.match.stages import MatchTexts
 from vfm_curation.matching import FIXED_BLANKS, FIXED_MARKS, Semantics, dead_entries
 from vfm_curation.metadata import load_entries
 from vfm_curation.pool_texts import OnBad, texts_of, texts_or_lost
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 from vfm_curation.summaries import Lost, TaskSummary, with_progress
+from vfm_curation.uids import bytes_of_uids
 
-RULES_VERSION = 4  # increase when the same text and entries give other matches
+RULES_VERSION = 5  # increase when the same text and entries give other matches, or another file
 
 
 def check_match(config: MatchTexts, ctx: Preflight) -> None:
@@ -199,7 +200,7 @@ def match_shard(job: MatchJob, shard: int) -> ShardSummary:
     """Match the texts of a shard and write its file, unless a finished file exists.
 
     The file has one row for each matched text: shard, row, uid, language, text_index, `detected` if languages are
-    detected, and `ids`, the entries in it.
+    detected, `key`, the text's key that draws use, and `ids`, the entries in it.
     """
     source, matchers = _opened(job)
     source_hash = made_from(asdict(source.index.shards[shard]), *job.rules)
@@ -209,7 +210,8 @@ def match_shard(job: MatchJob, shard: int) -> ShardSummary:
         return ShardSummary.of(finished)
     summary = ShardSummary(shard=shard)
     texts = in_languages(texts_or_lost(source, shard, summary), job.languages)
-    summary.smallest_keys = smallest_keys(texts)
+    keys = keys_of(texts)
+    summary.smallest_keys = smallest_keys(keys)
     if job.detect_language:
         texts = texts.append_column("detected", detected(texts["text"], matchers.languages))
     languages = texts["detected" if job.detect_language else "language"]
@@ -218,11 +220,11 @@ def match_shard(job: MatchJob, shard: int) -> ShardSummary:
     summary.num_texts, summary.num_matched = len(texts), pc.sum(matched).as_py() or 0
     summary.num_pairs, summary.texts_of = len(ids.values), count_of_each(languages)
     table = texts.drop_columns("text").add_column(0, "shard", pa.array(np.full(len(texts), shard, np.int32)))
-    table = table.append_column("ids", ids).filter(matched)
+    table = table.set_column(table.schema.get_field_index("uid"), "uid", bytes_of_uids(table["uid"]))
+    table = table.append_column("key", pa.array(keys)).append_column("ids", ids).filter(matched)
     matches = of_table(table)
     write_counts(job.statistics, shard, matches.ids)
     SampledTexts.of_shard(matches, shard, len(source.shard_sizes)).save(job.sample(shard))
-    table = table.set_column(table.schema.get_field_index("uid"), "uid", packed_uids(table["uid"]))
     write_shard_file(file, table, source_hash, vars(summary))  # last: it marks all three as whole
     return summary
 

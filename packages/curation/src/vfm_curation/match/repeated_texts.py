@@ -19,9 +19,8 @@ KEYS_IN_MEMORY = 1 << 20  # over all shards
 Keys = NDArray[np.uint64]
 
 
-def smallest_keys(texts: pa.Table) -> list[int]:
+def smallest_keys(keys: Keys) -> list[int]:
     """Select the smallest keys of a shard's texts, including repeated ones, ascending."""
-    keys = keys_of(texts)
     if len(keys) > KEYS_OF_SHARD:
         some = np.partition(keys, KEYS_OF_SHARD)[:KEYS_OF_SHARD]
     else:

@@ -85,7 +85,7 @@ def texts_by_column(
 
     # 2. Their texts as columns, language by language. cumsum maps a good row to its position among the good uids.
     numbers = np.concatenate([column.parents for column in captions.values()])
-    uid = uids(good).take(pa.array(np.cumsum(good)[numbers] - 1))
+    uid = _taken(uids(good), np.cumsum(good)[numbers] - 1)
     language = pa.concat_arrays([pa.repeat(name, len(column.values)) for name, column in captions.items()])
     indices = np.concatenate([column.text_indices() for column in captions.values()])
     text = pa.concat_arrays([column.values for column in captions.values()])
@@ -97,6 +97,13 @@ def texts_by_column(
         table = pa.concat_tables([table, rest])
         table = table.take(np.argsort(table["row"].to_numpy(), kind="stable"))
     return table
+
+
+def _taken(column: pa.Array, positions: Rows) -> pa.Array:
+    """Take the values at some positions, without a copy if these are all of them in their order."""
+    if len(positions) == len(column) and (positions == np.arange(len(column))).all():
+        return column
+    return column.take(pa.array(positions))
 
 
 def uids_of(keys: Iterable[object]) -> pa.Array:
@@ -153,6 +160,8 @@ class _TextColumn:
 
     def trimmed(self) -> _TextColumn:
         """Strip whitespace around the texts, and drop empty texts."""
+        if not _may_begin_or_end_with_space(self.values):
+            return self
         trimmed = _TextColumn(pc.utf8_trim_whitespace(self.values), self.parents)
         return trimmed._filter(trimmed.sizes > 0)
 
@@ -166,6 +175,18 @@ class _TextColumn:
         if mask.all():
             return self
         return _TextColumn(self.values.filter(pa.array(mask)), self.parents[mask])
+
+
+def _may_begin_or_end_with_space(values: pa.Array) -> bool:
+    """Check whether any text is empty, or begins or ends with a byte that may be of a space. Stripping copies all."""
+    _, offsets, data = values.buffers()
+    ends = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1] if len(values) else []
+    if len(ends) < 2 or (ends[1:] == ends[:-1]).any():
+        return True
+    characters = np.frombuffer(data, np.uint8)
+    outer = np.concatenate([characters[ends[:-1]], characters[ends[1:] - 1]])
+    # Spaces beyond ASCII have bytes of 128 or more.
+    return bool(((outer <= ord(" ")) | (outer >= 128)).any())
 
 
 def _not_utf8(values: pa.Array) -> list[int]:

@@ -240,12 +240,16 @@ class ParquetShard(ShardReader):
         """Compute the uids of the rows in a mask from the column `uid`, or from the keys."""
         # As in `read`, a uid is a text or an integer. An empty uid, or a value of another type, counts as missing.
         # Bytes are no plain type, so a table with them is read by `read`.
-        uids = columns["uid"].filter(pa.array(good)) if "uid" in columns else pa.nulls(int(good.sum()))
+        uids = columns["uid"] if "uid" in columns else pa.nulls(len(good))
+        if not good.all():
+            uids = uids.filter(pa.array(good))
         if is_text(uids.type) or pa.types.is_integer(uids.type):
             uids = uids.cast(pa.string())
         else:
             uids = pa.nulls(len(uids), pa.string())
-        uids = pc.if_else(pc.equal(uids, ""), None, uids)
+        empty = pc.equal(uids, "")
+        if pc.any(empty).as_py():  # replacing copies all
+            uids = pc.if_else(empty, None, uids)
         if not uids.null_count:
             return uids
         lacking = good.nonzero()[0][uids.is_null().to_numpy(zero_copy_only=False)]
