@@ -7,7 +7,7 @@ from timm.models.eva import EvaAttention
 from torch import nn
 
 from vfm_kernels import attention, attention_packed, explain
-from vfm_kernels.layers.timm_layers import FusedAttention, FusedEvaAttention
+from vfm_kernels.layers.timm_attention import FusedAttention, FusedEvaAttention
 from vfm_kernels.multihead.attention_plain import attention_plain
 from vfm_kernels.multihead.backends import BY_NAME, first_choice
 from vfm_kernels.multihead.explain import report

@@ -14,6 +14,23 @@ timm_layers = pytest.importorskip("vfm_kernels.layers.timm_layers")
 IMAGES = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
+MLP = {"swiglu_mlp": False, "scale_mlp": False}
+HALVES = {"rope_type": "dinov3", "rope_rotate_half": True, "num_reg_tokens": 2}
+MIXED = {"rope_type": "mixed", "rope_temperature": 10.0}
+ROTARY = {
+    "DINOv3": {**HALVES, "qkv_fused": True, "qkv_bias": False},
+    "DINOv3 with biases": {**HALVES, "qkv_fused": True},
+    "halves, separate": HALVES,
+    "halves with QK norm": {**HALVES, "qkv_fused": True, "qk_norm": True},
+    "halves with drops": {**HALVES, "qkv_fused": True, "patch_drop_rate": 0.5},
+    "QK norm": {"qk_norm": True},
+    "RoPE-ViT": {"attn_type": "rope", "qkv_fused": True},
+    "RoPE-ViT, mixed": {**MIXED, "attn_type": "rope", "qkv_fused": True},
+    "mixed, separate": MIXED,
+    "mixed with drops": {**MIXED, "attn_type": "rope", "qkv_fused": True, "patch_drop_rate": 0.5},
+}
+
+
 def scrambled(model: nn.Module) -> nn.Module:
     """Draw parameters that make every part matter; some start at zero or one."""
     torch.manual_seed(0)
@@ -74,8 +91,9 @@ def exact_gradients(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
         (eva_g(), {"add_layer_norm": 2, "attention": 2}),
         (vit(), {"add_layer_norm": 2, "attention": 2}),
         (vit(qk_norm=True, scale_attn_norm=True), {"add_layer_norm": 2, "attention": 2}),
+        *((eva(**MLP, **arguments), {"add_layer_norm": 2, "attention": 2}) for arguments in ROTARY.values()),
     ],
-    ids=["EVA-02", "EVA-02 CLIP, packed", "EVA-02 with drops", "EVA-g", "ViT", "ViT with norms"],
+    ids=["EVA-02", "EVA-02 CLIP, packed", "EVA-02 with drops", "EVA-g", "ViT", "ViT with norms", *ROTARY],
 )
 def test_logits_and_gradients_are_equal_and_undone(model, expected):
     theirs, exact = gradients(model, IMAGES), exact_gradients(model, IMAGES)
@@ -231,8 +249,8 @@ def test_layers_that_are_kept_have_reasons():
         assert set(done.replaced.values()) == {"attention"}
         assert done.skipped["blocks.1"] == "its second norm is RmsNorm"
         assert str(done) == "attention in 2 layers"
-    with pytest.raises(ValueError, match=r"blocks.0.attn: its model has rotary positions for each head"):
-        accelerate(eva(rope_type="mixed", **options))
+    with pytest.raises(ValueError, match=r"blocks.0.attn: 2 of its heads share keys and values"):
+        accelerate(eva(attn_type="rope", num_kv_heads=1, **options))
     with pytest.raises(ValueError, match=r"blocks.0.attn: its heads are 12 wide; the width must be a multiple of 8"):
         accelerate(eva(embed_dim=24, **options))
     with pytest.raises(ValueError, match="none is known"):

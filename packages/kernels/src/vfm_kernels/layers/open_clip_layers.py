@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from vfm_kernels.layers.add_layer_norm import add_layer_norm
 from vfm_kernels.layers.next_norm import NextNorm, first_norm, sum_for_next
-from vfm_kernels.layers.timm_layers import backend_of, is_of_patches
+from vfm_kernels.layers.timm_attention import backend_of
+from vfm_kernels.layers.timm_layers import is_of_patches
 from vfm_kernels.multihead.attention import attention_packed
 from vfm_kernels.multihead.backends import WIDEST
 

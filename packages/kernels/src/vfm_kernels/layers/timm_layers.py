@@ -1,22 +1,23 @@
 """timm's layers with our ops in their forward. Parameters and checkpoints are timm's."""
 
-# B batch, N tokens, H heads, D width of a head
-
 from collections.abc import Iterator
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from timm.layers import DropPath, LayerNorm, LayerNormFp32, PatchEmbed, SwiGLU
-from timm.models.eva import Eva, EvaAttention, EvaBlock
+from timm.layers import AttentionRope, DropPath, LayerNorm, LayerNormFp32, PatchEmbed, SwiGLU
+from timm.models.eva import EvaAttention, EvaBlock
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
 from vfm_kernels.layers.add_layer_norm import add_layer_norm
 from vfm_kernels.layers.next_norm import NextNorm, first_norm, sum_for_next
 from vfm_kernels.layers.swiglu import swiglu_subln
-from vfm_kernels.multihead.attention import attention, attention_packed
-from vfm_kernels.multihead.backends import HALF, WIDEST
+from vfm_kernels.layers.timm_attention import (
+    ATTENTIONS,
+    FusedAttention,
+    FusedAttentionRope,
+    FusedEvaAttention,
+    reason_against_attention,
+)
 from vfm_kernels.tokens.drop_path import residual_of_subset
 
 
@@ -29,51 +30,6 @@ class FusedSwiGLU(SwiGLU):  # type: ignore[misc]
         hidden = swiglu_subln(self.fc1_g(x), self.fc1_x(x), norm.weight, norm.bias, norm.eps)
         result: Tensor = self.drop2(self.fc2(hidden))
         return result
-
-
-class FusedEvaAttention(EvaAttention):  # type: ignore[misc]
-    """Attention and rotary positions in one pass over the heads, which are read where the linear layers wrote them."""
-
-    def forward(
-        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
-        """Compute the same as timm's layer."""
-        if not is_plain(self, attn_mask):
-            return super().forward(x, rope=rope, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
-        pattern: dict[str, Any] = {"causal": is_causal, "visible": attn_mask}
-        if rope is not None:
-            # (N, 2 D), or (B, 1, N, 2 D) with patch dropout; timm repeats each angle for both channels of a pair.
-            table = rope if rope.ndim == 2 else rope.squeeze(1)
-            sin, cos = (half[..., ::2] for half in table.chunk(2, dim=-1))
-            pattern |= {"sin": sin, "cos": cos, "num_prefix_tokens": self.num_prefix_tokens}
-        batch, num_tokens, _ = x.shape
-        # EVA's keys have no bias, which timm stores as a buffer of zeros.
-        if self.qkv is not None:
-            bias = None if self.q_bias is None else torch.cat((self.q_bias, self.k_bias, self.v_bias))
-            packed = F.linear(x, self.qkv.weight, bias).view(batch, num_tokens, 3, self.num_heads, -1)
-            mixed = attention_packed(packed, backend=backend_of(packed, attn_mask), **pattern)
-        else:
-            heads = (batch, num_tokens, self.num_heads, -1)
-            q, k, v = (layer(x).view(heads) for layer in (self.q_proj, self.k_proj, self.v_proj))
-            mixed = attention(q, k, v, backend=backend_of(q, attn_mask), **pattern)
-        return projected(self, x, mixed)
-
-
-class FusedAttention(Attention):  # type: ignore[misc]
-    """Attention in one pass over the heads, which are read where the linear layer wrote them."""
-
-    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """Compute the same as timm's layer."""
-        if not is_plain(self, attn_mask):
-            return super().forward(x, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
-        batch, num_tokens, _ = x.shape
-        packed = self.qkv(x).view(batch, num_tokens, 3, self.num_heads, self.head_dim)
-        kind: dict[str, Any] = {"causal": is_causal, "visible": attn_mask, "backend": backend_of(packed, attn_mask)}
-        if isinstance(self.q_norm, nn.Identity):
-            return projected(self, x, attention_packed(packed, **kind))
-        q, k, v = packed.unbind(2)
-        q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)  # under autocast a norm may return fp32
-        return projected(self, x, attention(q, k, v, **kind))
 
 
 class FusedEvaBlock(EvaBlock):  # type: ignore[misc]
@@ -166,29 +122,6 @@ def _of(tensor: Tensor | None, index: Tensor, batch: int) -> Tensor | None:
     return tensor[index]
 
 
-def is_plain(layer: Any, attn_mask: Tensor | None) -> bool:
-    """Check whether our ops support this call of an attention: no mask except booleans, and no dropout."""
-    masked = attn_mask is not None and (attn_mask.dtype != torch.bool or attn_mask.ndim != 4)
-    return not masked and layer.fused_attn and not (layer.training and layer.attn_drop.p > 0)
-
-
-def backend_of(heads: Tensor, visible: Tensor | None = None) -> str | None:
-    """Choose torch's backend where our kernels cannot run (fp32 on a GPU, or a boolean mask); None elsewhere."""
-    on_gpu = heads.device.type == "cuda"
-    if visible is not None:
-        return "sdpa_efficient" if on_gpu else "sdpa"
-    return "sdpa_efficient" if on_gpu and heads.dtype not in HALF else None
-
-
-def projected(layer: Any, x: Tensor, mixed: Tensor) -> Tensor:
-    """Apply the rest of an attention of `x` to its mixed heads (B, N, H, D): norm, gate, linear layer, dropout."""
-    mixed = layer.norm(mixed.flatten(2))
-    if layer.gate is not None:
-        mixed = mixed * layer.gate(x).sigmoid()
-    result: Tensor = layer.proj_drop(layer.proj(mixed))
-    return result
-
-
 def sum_and_norm(
     x: Tensor, branch: Tensor, norm: Any, layer_scale: Tensor | None, drop_path: nn.Module
 ) -> tuple[Tensor, Tensor]:
@@ -215,16 +148,6 @@ def following_norm(block: Any) -> Any:
     return block.norm1 if is_fused else None
 
 
-def known_attentions(model: nn.Module) -> set[nn.Module]:
-    """Collect the attentions whose `Eva` passes no angles, or angles that all heads share."""
-    attentions: set[nn.Module] = set()
-    for module in model.modules():
-        if isinstance(module, Eva) and not getattr(module, "rope_mixed", False):
-            blocks: Any = module.blocks
-            attentions.update(block.attn for block in blocks)
-    return attentions
-
-
 def reason_against(module: Any, model: nn.Module) -> str | None:
     """Explain why a layer of a known class keeps its forward in this model; None if it can be replaced."""
     if isinstance(module, SwiGLU):
@@ -232,23 +155,10 @@ def reason_against(module: Any, model: nn.Module) -> str | None:
             return "it has no layer norm"
         if module.drop1.p > 0 or not isinstance(module.act, nn.SiLU):
             return "it has dropout before the norm, or another activation"
-    elif isinstance(module, (Attention, EvaAttention)):
-        return _reason_against_attention(module, model)
+    elif isinstance(module, ATTENTIONS):
+        return reason_against_attention(module, model)
     elif not is_layer_norm(module.norm2):
         return f"its second norm is {type(module.norm2).__name__}"
-    return None
-
-
-def _reason_against_attention(module: Any, model: nn.Module) -> str | None:
-    if not module.fused_attn:
-        return "its fused attention is switched off"
-    if module.head_dim % 8 or module.head_dim > WIDEST:
-        return f"its heads are {module.head_dim} wide; the width must be a multiple of 8, at most {WIDEST}"
-    if isinstance(module, EvaAttention):
-        if module not in known_attentions(model):
-            return "its model has rotary positions for each head, or is not a known class"
-        if module.rotate_half or module.qkv_bias_separate or not isinstance(module.q_norm, nn.Identity):
-            return "it rotates halves, adds the bias separately, or normalises queries"
     return None
 
 
@@ -256,7 +166,7 @@ def width_of(layer: Any) -> int:
     """Return the width that identifies a layer's op in the measurements: the width of a head or of the norm."""
     if isinstance(layer, SwiGLU):
         return len(layer.norm.weight)
-    width: int = layer.head_dim if isinstance(layer, Attention | EvaAttention) else len(layer.norm2.weight)
+    width: int = layer.head_dim if isinstance(layer, ATTENTIONS) else len(layer.norm2.weight)
     return width
 
 
@@ -277,6 +187,7 @@ FUSED: dict[type[nn.Module], tuple[type[nn.Module], str]] = {
     SwiGLU: (FusedSwiGLU, "swiglu_subln"),
     Attention: (FusedAttention, "attention"),
     EvaAttention: (FusedEvaAttention, "attention"),
+    AttentionRope: (FusedAttentionRope, "attention"),
     EvaBlock: (FusedEvaBlock, "add_layer_norm"),
     Block: (FusedBlock, "add_layer_norm"),
 }
