@@ -12,7 +12,7 @@ import pytest
 
 from cli_world import Outcome, run_here
 from peer_annotations import ANNOTATIONS, coco, roboflow_folder
-from peer_files import DATA, NUM_SAMPLES, class_folders, images, jpeg, open_clip_csv, table, write
+from peer_files import DATA, NAMES, NUM_SAMPLES, class_folders, images, jpeg, open_clip_csv, table, write
 from vfm.flow.recognition.tables import image_root
 from vfm.flow.requests.datasets import import_fields
 
@@ -193,3 +193,47 @@ def test_data_counts_sizes_words_classes_and_copies(tmp_path: Path, monkeypatch:
     assert "<b>" not in page
     labels = run_here("data", class_folders(tmp_path))
     assert f"images of a class: {NUM_SAMPLES // 4} (n03) to {NUM_SAMPLES // 4} (n00)" in labels.out
+
+
+def test_hidden_labels_are_missing_ones(tmp_path: Path) -> None:
+    rows = [{"image": {"bytes": jpeg(n), "path": None}, "label": n % 4 if n % 3 else -1} for n in range(NUM_SAMPLES)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "test.parquet")
+    done, lines = looked(tmp_path / "test.parquet")
+    hidden = sum(row["label"] == -1 for row in rows)
+    assert f"wrong: skipped: {hidden} missing_label; the first is {tmp_path}/test.parquet: row 0 (label -1)" in done.out
+    assert lines[0].startswith("vfm classify ")
+
+
+def test_a_store_and_a_run_are_no_dataset(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("stages:\n  - {kind: shapes.pool, name: pool, num_samples: 8}\n")
+    store = tmp_path / "store"
+    assert run_here("run", tmp_path / "r.yaml", "--store", store, "--quiet").code == 0
+    done, lines = looked(store)
+    assert done.out.startswith(f"{store}: a store of vfm\n  artifacts: 1\n  runs: 1 (r)\n")
+    of_run, more = looked(store / "runs/r")
+    assert of_run.out.startswith(f"{store}/runs/r: a run of vfm\n  artifacts: 1 (pool)\n")
+    for line in (*lines, *more):
+        assert run_here(*shlex.split(line)[1:]).code == 0
+
+
+def test_a_column_of_labels_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    path = DATA["Parquet with integers and names"](tmp_path)
+    done = run_here("data", path, "--data-option", "label_key=nope", "--out", tmp_path / "s.png")
+    assert f"{path}: no column 'nope' (label_key); the columns are image, label, names" in done.err
+
+
+def test_a_file_that_does_not_exist_is_no_command() -> None:
+    assert "No such file 'captions.cvs'." in run_here("captions.cvs").err
+    assert "No such command 'clasify'. Did you mean 'classify'?" in run_here("clasify").err
+
+
+def test_the_names_of_a_class_label_are_the_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` writes them into the schema of Parquet, whose labels are numbers."""
+    monkeypatch.chdir(tmp_path)
+    path = DATA["datasets: Parquet with ClassLabel"](tmp_path)
+    done, _ = looked(path)
+    assert f"classes: {len(NAMES)} ({', '.join(NAMES)})" in done.out
+    assert "numbers without names" not in done.out
+    dry = run_here("classify", path, "--model", "resnet10t,none", "--method", "finetune", "--dry-run")
+    assert dry.code == 0, dry.err
+    assert "class_names" not in dry.out

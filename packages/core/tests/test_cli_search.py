@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -32,6 +34,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for model in ("clip", "encoder"):
         words = ("embed", here / model, here / "labeled", "--out", here / f"{model}.parquet")
         assert run_here(*words, "--max-bad-fraction", "0.2").code == 0
+    pq.write_table(pa.table({"image": ["a.png"]}), here / "no_index.parquet")
+    absolute = f"filepath,title\n{here / 'other/a.png'},red\n"
+    (here / "absolute.csv").write_text(absolute)
+    options = ("--out", here / "absolute.parquet", "--data-option", "image_root=/")
+    assert run_here("embed", here / "clip", here / "absolute.csv", *options).code == 0
     (here / "texts.txt").write_text("a red boat\na blue boat\nein Boot\n")
     return here
 
@@ -100,6 +107,8 @@ def test_an_index_keeps_where_its_pictures_are_without_credentials(
         (["search", "red", "--index", "clip.parquet", "--out", "a.gif"], "--out a.gif: expected a .png file, got .gif"),
         (["search", "red", "--index", "clip.parquet", "--data", "other"], "no sample has the key"),
         (["search", "red", "--index", "clip.parquet", "--model", "encoder"], "has no text tower"),
+        (["search", "red", "--index", "no_index.parquet"], "expected the columns key, text, embedding of vfm"),
+        (["search", "red", "--index", "absolute.parquet"], "unsafe path; paths must be relative to image_root"),
         (["embed", "clip", "pool", "--texts", "texts.txt", "--out", "a.parquet"], "give either DATA"),
         (["embed", "clip", "--out", "a.parquet"], "give either DATA"),
         (["embed", "encoder", "--texts", "texts.txt", "--out", "a.parquet"], "it has no text tower"),

@@ -24,6 +24,7 @@ from vfm.base import UserError, redacted
 from vfm.data import BadSample, Source, decode_image
 from vfm.data.samples.contact_sheet import SIDE, contact_sheet
 from vfm.data.samples.images import IMAGE_EXTENSIONS
+from vfm.data.samples.sample import CURES
 from vfm.eval import check_finite, read_embeddings
 from vfm.eval.encode.embeddings import SavedEmbeddings
 from vfm.interfaces import Artifact
@@ -185,5 +186,6 @@ def _shown_hit(source: Source, hit: Hit) -> Shown:
             try:
                 return decode_image(source[number].image, hit.key), caption
             except BadSample as bad:
-                raise UserError(f"{source.where(number)}: {bad.reason.replace('_', ' ')}") from None
+                cure = CURES.get(bad.reason, "")
+                raise UserError(f"{source.where(number)}: {bad.reason.replace('_', ' ')}{cure}") from None
     raise UserError(f"no sample has the key {hit.key!r}: --data is not the dataset of the index, or has changed")

@@ -29,8 +29,11 @@ class PathGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Look at a path in place of a command."""
-        if args[0] not in self.list_commands(ctx) and Path(args[0]).exists():
+        word = args[0]
+        if word not in self.list_commands(ctx) and Path(word).exists():
             args = [LOOK, *args]
+        elif "/" in word or Path(word).suffix:
+            ctx.fail(f"No such file {word!r}.")
         return super().resolve_command(ctx, args)
 
 

@@ -126,7 +126,7 @@ def eval(  # noqa: A001
             for table in panel_tables(link, f"By {column_name(by)}: "):
                 console.print(table)
         show_outcome(outcome)
-        show(f"{count} results: {results}")
+        show(f"{count} {'result' if count == 1 else 'results'}: {results}")
 
 
 def _words(listed: str) -> list[str]:

@@ -37,7 +37,7 @@ def find_class_names(layout: Layout, label_key: str | None) -> list[str]:
     path = layout.paths[0]
     if layout.kind == "folder":
         return class_folders(path)[0]
-    in_column = label_key if layout.kind in ("table", "parquet") else None
+    in_column = _label_column(layout, label_key)
     names = lines_beside(path, CLASS_NAMES_FILE)
     if names and not (in_column and _are_all_others(_texts(layout.paths, in_column), names)):
         if "" in names:
@@ -93,11 +93,22 @@ def _numbers(layout: Layout, label_key: str | None) -> Iterator[int]:
             places = scan_tar(path, ["image", "cls"], IMAGE_EXTENSIONS).places[:, 1].tolist()
             texts = (files.read_bytes(path, start, start + size).decode() for start, size in places if start >= 0)
             yield from (int(text) for text in texts if _is_number(text.strip()))
-    elif layout.kind in ("table", "parquet"):
-        columns = table_columns(layout.paths[0])
-        key = label_key or find_column(columns, None, LABEL_COLUMNS, "label_key", layout.paths[0])
+    key = _label_column(layout, label_key)
+    if key:
         values = (value for value in _values(layout.paths, key) if isinstance(value, int | str))
         yield from (int(value) for value in values if _is_number(value))
+
+
+def _label_column(layout: Layout, label_key: str | None) -> str | None:
+    """Find the column of a table's labels. None for other layouts.
+
+    Raises:
+        UserError: If there is no such column, or none of the usual names if it is not given.
+    """
+    if layout.kind not in ("table", "parquet"):
+        return None
+    path = layout.paths[0]
+    return find_column(table_columns(path), label_key, LABEL_COLUMNS, "label_key", path)
 
 
 def _from_values(paths: Sequence[str], label_key: str) -> list[str]:

@@ -41,6 +41,7 @@ Reason = Literal[
 CURES: dict[str, str] = {
     "unsafe_path": "; paths must be relative to image_root; absolute ones and addresses need image_root: /"
     " (--data-option image_root=/)",
+    "wrong_encoding": "; save the file in UTF-8 (iconv -f latin1 -t utf-8 FILE > NEW)",
     "linked_folder": "; links to folders are not followed: give the folder itself, or copy the data with cp -rL",
 }
 REASONS: tuple[str, ...] = get_args(Reason)

@@ -10,6 +10,9 @@ from vfm.data.samples.sample import BadSample
 MAX_CLASSES = 100_000  # a larger number is not a class, and names for all numbers up to it would fill the memory
 
 
+HIDDEN = -1  # label that public test sets have in place of the true one
+
+
 class DatasetSpec(Config):
     """Parts to read of each sample."""
 
@@ -50,9 +53,12 @@ class DatasetSpec(Config):
         try:
             label = int(value)  # type: ignore[call-overload]
         except (TypeError, ValueError, OverflowError):  # the last: infinity
-            raise BadSample("missing_label", where) from None
+            unknown = f" ({value!r} is not a class name)" if isinstance(value, str) and value else ""
+            raise BadSample("missing_label", f"{where}{unknown}") from None
         if isinstance(value, float) and value != label:
             raise BadSample("missing_label", where)
+        if label == HIDDEN:
+            raise BadSample("missing_label", f"{where} (label {HIDDEN})")
         if label < 0 or (self.class_names and label >= len(self.class_names)):
             raise BadSample("unknown_label", f"{where} (label {label} of {len(self.class_names)} classes)")
         return int(label)

@@ -100,6 +100,10 @@ def text_columns(path: str) -> list[str]:
     return [name for name, value in first.items() if isinstance(value, str) and any(map(str.isalpha, value))]
 
 
+# What to write where no column has a usual name, by configuration field.
+HINTS = {"texts": "; captions can be made of other columns: --data-option 'texts=a photo of a {COLUMN}'"}
+
+
 def find_column(columns: list[str], name: str | None, defaults: tuple[str, ...], field: str, path: str) -> str:
     """Find the column that the user named, or else the first default name that exists.
 
@@ -117,7 +121,8 @@ def find_column(columns: list[str], name: str | None, defaults: tuple[str, ...],
         if candidate in columns:
             return candidate
     named = ", ".join(column for column in columns if column)  # pandas writes its index as a column without a name
-    raise UserError(f"{path}: no column '{name or defaults[0]}' ({field}); the columns are {named}")
+    hint = HINTS.get(field, "") if not name else ""
+    raise UserError(f"{path}: no column '{name or defaults[0]}' ({field}); the columns are {named}{hint}")
 
 
 def table_values(path: str, column: str) -> Iterator[object]:

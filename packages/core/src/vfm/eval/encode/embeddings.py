@@ -40,6 +40,7 @@ from vfm.storage.publishing import open_part, publish_file, write_file
 from vfm.storage.store_files import read_npy, read_parquet, reading
 
 MODEL, DATA = b"vfm.model", b"vfm.data"  # in the schema's metadata
+COLUMNS = ("key", "text", "embedding")
 SUFFIXES = (".parquet", ".npy")
 KEYS = ".keys.txt"  # suffix of the file of keys that belongs to an npy file
 
@@ -269,6 +270,9 @@ def read_embeddings(file: Path) -> SavedEmbeddings:
         _check_record(file)
         if file.suffix == ".parquet":
             table = read_parquet(file)
+            if not set(COLUMNS) <= set(table.column_names):
+                columns = ", ".join(table.column_names)
+                raise UserError(f"{file}: expected the columns {', '.join(COLUMNS)} of vfm embed, got {columns}")
             flat = table["embedding"].combine_chunks().flatten().to_numpy()
             texts = [text or "" for text in table["text"].to_pylist()]  # null without a caption or class
             vectors = torch.from_numpy(flat.reshape(len(table), -1).copy())

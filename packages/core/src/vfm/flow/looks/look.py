@@ -13,6 +13,7 @@ from vfm.data.samples.sample import BadSample
 from vfm.data.videos.media import Media
 from vfm.flow.looks.datasets import look_at_data
 from vfm.flow.looks.facts import Look
+from vfm.flow.looks.stores import look_at_store
 from vfm.flow.recipe.recipe import parse_recipe
 from vfm.flow.recognition.annotations import annotated_fields
 from vfm.flow.requests.inputs import saved_artifact
@@ -59,7 +60,8 @@ def look_at(path: str, known: Mapping[str, type[Stage]], folder: Path, send: Cal
         return look_at_image(path)
     if suffix in VIDEO_EXTENSIONS and Path(path).is_file():
         return look_at_video(path)
-    return look_at_data(path, known, folder, send)
+    store = None if files.is_remote(path) else look_at_store(path)
+    return store or look_at_data(path, known, folder, send)
 
 
 def _look_at_recipe(path: str, known: Mapping[str, type[Stage]]) -> Look:

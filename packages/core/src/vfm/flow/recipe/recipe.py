@@ -156,7 +156,8 @@ def runtime_of(stage: type[Stage]) -> type[Runtime]:
 
 def _check_runtime_keys(keys: RecipeKeys, known: Mapping[str, type[Stage]], mistakes: Mistakes) -> None:
     """Report the keys of a recipe's runtime that no installed stage type has."""
-    used = [known[item["kind"]] for item in keys.stages if item.get("kind") in known]
+    kinds = [item.get("kind") for item in keys.stages]
+    used = [known[kind] for kind in kinds if isinstance(kind, str) and kind in known]
     # The stage types of other kinds are imported only if none of the recipe's has a key.
     for key in keys.runtime.keys() - _runtime_keys(used):
         allowed = _runtime_keys(known.values())

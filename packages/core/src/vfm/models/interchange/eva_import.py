@@ -167,7 +167,10 @@ def _of_its_size(tensors: Tensors, names: Iterable[str], where: str) -> list[str
     prefix = _prefix(tensors)
     kernel, positions = (tensors.get(f"{prefix}{key}") for key in ("patch_embed.proj.weight", "pos_embed"))
     if kernel is None or positions is None:
-        raise UserError(f"{where}: not an EVA checkpoint; set source to the architecture and pretrained to the file")
+        raise UserError(
+            f"{where}: not an EVA checkpoint, so its architecture is needed: ARCHITECTURE,{where} in a command, source"
+            f" and pretrained in a recipe (vfm doctor {where} may find it)"
+        )
     size = {4096: "8B", 5120: "18B"}.get(positions.shape[-1])  # by width
     if size:
         raise unsupported_eva_clip(where, size)

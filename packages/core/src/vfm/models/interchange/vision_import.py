@@ -160,7 +160,8 @@ def vision_from_file(
     try:
         model.load_state_dict(_in_layout_of(model, tensors))
     except (RuntimeError, KeyError) as error:
-        raise UserError(f"{file}: does not fit {source!r}: {' '.join(str(error).split())[:300]}") from None
+        hint = f"vfm doctor {file} may find its architecture"
+        raise UserError(f"{file}: does not fit {source!r} ({hint}): {' '.join(str(error).split())[:200]}") from None
     return model.eval()
 
 
