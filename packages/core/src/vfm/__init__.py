@@ -19,7 +19,7 @@ def __getattr__(name: str) -> Any:
         AttributeError: If there is no such name.
         UserError: If it needs a package that is not installed.
     """
-    if name not in __all__:  # lazy_loader would say it in words of its own
+    if name not in __all__:  # lazy_loader would say it in its own words
         raise AttributeError(f"module 'vfm' has no attribute {name!r}")
     from vfm.interfaces.plugins import naming_extras
 

@@ -28,7 +28,7 @@ _WORDS = (
 _VALUE = r"'[^']*'|\"[^\"]*\"|\[[^\]]*\]|[^\s,'\"&}\]]*[^\s,'\"&}\]:]"  # a message may go on with a colon
 _MISTAKE = r"unknown key\b|is required|expected an? "  # text after the key in the error of a recipe
 _NAMED = re.compile(rf"(?i)(?<![\w.-])((?:[\w.-]*[_.-])?(?:{_WORDS})['\"]?\s*[:=]\s*)(?!{_MISTAKE})(?:{_VALUE})")
-# A header's value goes on after a space. `Basic` alone is an English word, so it counts after the header's name only.
+# A header's value continues after a space. `Basic` alone is an English word, so it counts after the header's name only.
 _HEADER = re.compile(r"(?i)(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:bearer|basic|token)?\s*)[^\s'\",}]+")
 _BEARER = re.compile(r"(?i)(\bbearer\s+)[\w.~+/=-]{16,}")
 _COOKIE = re.compile(r"(?i)(\b(?:set-)?cookie['\"]?\s*[:=]\s*['\"]?)[^'\"\n]+")

@@ -1,9 +1,9 @@
-"""LoRA: low-rank changes of the linear layers in a model's blocks, trained in place of its weights, then merged.
+"""LoRA: low-rank updates of the linear layers in a model's blocks, trained in place of its weights, then merged.
 
-LoRA comes from peft: added before training, merged after it. peft changes only linear layers that are called. Two
-attentions do not call theirs: torch's own, in open_clip's towers, and timm's EVA. Both are made to call them during
-training. (peft 0.21's own wrapper of torch's attention adds the output projection's change twice and counts it once in
-the gradient.)
+peft implements LoRA. The updates are added before training and merged after it. peft only updates linear layers that
+are called. Two attention layers do not call theirs: torch's own, in open_clip's towers, and timm's EVA. Both are made
+to call them during training. (peft 0.21's own wrapper of torch's attention adds the output projection's update twice and
+counts it once in the gradient.)
 Source: Hu et al. 2021, LoRA (arXiv:2106.09685).
 """
 
@@ -49,7 +49,7 @@ class CalledAttention(nn.Module):
     ) -> tuple[Tensor, None]:
         """Compute tokens (B, N, D) after self-attention, and no weights, as open_clip's blocks need none.
 
-        The tokens have the same order in memory as in torch's own layer, so that the result is the same to the bit.
+        The tokens have the same order in memory as in torch's own layer, so that the result is the same bit for bit.
         """
         packed = self.in_proj(query.transpose(0, 1))  # (N, B, 3 * D)
         packed = packed.unflatten(-1, (3, self.num_heads, -1))  # (N, B, 3, H, D / H)
@@ -61,7 +61,7 @@ class CalledAttention(nn.Module):
 
 
 class SplitLinear(nn.Module):
-    """Three linear layers in place of `fused`, for query, key and value, so that each has a separate change."""
+    """Three linear layers in place of `fused`, for query, key and value, so that each has a separate update."""
 
     def __init__(self, fused: nn.Linear) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class ChangedMatrix(nn.Module):
 
     Args:
         matrix: the matrix, (outputs, inputs) as in a linear layer.
-        rank: rank of the change.
+        rank: rank of the update.
         alpha: numerator of the scale.
         transposed: whether the matrix is (inputs, outputs).
     """
@@ -110,19 +110,19 @@ class ChangedMatrix(nn.Module):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def forward(self, matrix: Tensor) -> Tensor:
-        """Compute the changed matrix."""
+        """Compute the updated matrix."""
         change = self.scale * self.lora_B @ self.lora_A
         return matrix + (change.T if self.transposed else change)
 
 
 def change_matrices(module: nn.Module, names: Iterable[str], *, rank: int, alpha: int) -> Callable[[], None]:
-    """Add low-rank changes to matrices, in place, and return a function that merges them.
+    """Add low-rank updates to matrices, in place, and return a function that merges them.
 
     Args:
         module: module that has the weights.
-        names: names of weights. Vectors among them are left out.
-        rank: rank of each change.
-        alpha: a change is alpha / rank times the product of its factors.
+        names: names of weights. Vectors among them are skipped.
+        rank: rank of each update.
+        alpha: an update is alpha / rank times the product of its factors.
     """
     weights = dict(module.named_parameters())
     changed: list[tuple[nn.Module, str]] = []
@@ -144,18 +144,18 @@ def change_matrices(module: nn.Module, names: Iterable[str], *, rank: int, alpha
 
 
 class LowRank:
-    """Low-rank changes of every linear layer in blocks. Nothing else in the blocks is trained, except `biases`.
+    """Low-rank updates of every linear layer in blocks. Nothing else in the blocks is trained, except `biases`.
 
     The first factors are drawn from torch's generator. The second factors are 0, so that the model is unchanged at
     first (except for rounding in timm's EVA, whose bias is added separately).
 
     Args:
         blocks: parts of a model, changed in place.
-        rank: rank of each change.
-        alpha: a change is alpha / rank times the product of its factors.
-        dropout: share of a change's inputs that is dropped in training mode.
-        separate_qkv: separate changes of query, key and value where a block has one layer for them.
-        biases: also train the biases of the changed layers.
+        rank: rank of each update.
+        alpha: an update is alpha / rank times the product of its factors.
+        dropout: share of an update's inputs that is dropped in training mode.
+        separate_qkv: separate updates of query, key and value if a block has one layer for them.
+        biases: also train the biases of the updated layers.
 
     Raises:
         UserError: If peft is not installed.
@@ -201,7 +201,7 @@ class LowRank:
         self.changed.eval()
 
     def merge(self) -> None:
-        """Add the changes to the blocks' weights, and restore their modules."""
+        """Add the updates to the blocks' weights, and restore their modules."""
         self.changed.merge_and_unload()
         for name, layer in self.split.items():
             parts = self.blocks.get_submodule(name)

@@ -1,4 +1,4 @@
-"""What is known about a model on the disk. It imports no torch."""
+"""A description of a model on disk. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class ModelDescription:
 
     Attributes:
         format: library and layout.
-        model: the word for `vfm eval`, `embed` and the other commands; empty if the architecture is not known.
-        facts: its architecture and size, and what the trainer saved next to it.
-        problems: why it cannot be used.
+        model: how to name the model in `vfm eval`, `embed` and other commands; empty if the architecture is unknown.
+        facts: its architecture and size, and other contents that the trainer saved.
+        problems: reasons why it cannot be used.
     """
 
     format: str

@@ -16,7 +16,7 @@ NO_WEIGHTS = "none"  # as `pretrained`: random weights of seed 0, and no downloa
 
 
 def source_and_tag(word: str) -> tuple[str, str | None]:
-    """Split `ViT-B-32,openai` into the source and what follows it as `pretrained`. A path that exists is a source."""
+    """Split `ViT-B-32,openai` into the source and the rest as `pretrained`. A path that exists is a source."""
     source, _, tag = (word, "", "") if Path(word).exists() else word.partition(",")
     return source, tag or None
 

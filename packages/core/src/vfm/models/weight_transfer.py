@@ -84,7 +84,7 @@ def transfer_weights(state_dict: Mapping[str, Tensor], module: Any, rules: Trans
         state_dict: tensors by key.
         module: a timm encoder, or the module of an open_clip model.
         rules: allowed differences.
-        report: filled in place with the fate of every key.
+        report: filled in place with what happened to every key.
 
     Raises:
         UserError: If a key is missing, unknown or of another shape. Nothing is loaded then.

@@ -44,7 +44,7 @@ class _Credential:
         return cls(f"{scheme}://{host}{slash}{path}", user, query)
 
     def is_for(self, address: str) -> bool:
-        """Check whether an address begins with this one. The host `a.org` is no beginning of `a.org.evil.com`."""
+        """Check whether an address begins with this one. The host `a.org` is not a beginning of `a.org.evil.com`."""
         if not address.startswith(self.beginning):
             return False
         rest = address[len(self.beginning) :]

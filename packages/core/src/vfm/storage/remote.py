@@ -71,7 +71,7 @@ def read_spans(spans: Sequence[Span]) -> list[bytes | RemoteError]:
 
 
 def begin_span(span: Span) -> Future[bytes | RemoteError]:
-    """Request the bytes of a span, and go on without waiting. The caller limits the number of requests."""
+    """Request the bytes of a span, and return without waiting. The caller limits the number of requests."""
     request = partial(_read_span, *filesystem(span.path), span)
     reading = _tried(span.path, request, asyncio.Semaphore(1), absent_is_answer=False)
     return asyncio.run_coroutine_threadsafe(reading, get_loop())

@@ -53,7 +53,7 @@ class ModuleTask(Task[Any]):
 
     def before_step(self, step: int) -> None:
         """Seed the generators of Python and NumPy, as the loop seeds torch's."""
-        # Index -1 is no sample, so the seed is none that a sample of this step has.
+        # Index -1 is not a sample, so no sample of this step has this seed.
         seed = SampleDraw.of(self.seed, step, -1).seed
         random.seed(seed)
         np.random.seed(seed % 2**32)  # NumPy only accepts seeds of 32 bits

@@ -1,4 +1,4 @@
-"""Work of `curation.balance`: keep all texts of rare entries and about `t` of each frequent one."""
+"""Stage `curation.balance`: keep all texts of rare entries and about `t` of each frequent one."""
 
 from __future__ import annotations
 

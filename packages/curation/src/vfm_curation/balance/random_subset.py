@@ -1,4 +1,4 @@
-"""Work of `curation.random`: draw matched texts regardless of their entries, as the control of a balanced subset."""
+"""Stage `curation.random`: draw matched texts regardless of their entries, as the control of a balanced subset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read the records of a WARC or WAT file. A broken member or a gap loses its own record, then reading goes on."""
+"""Read the records of a WARC or WAT file. A broken member or a gap loses its own record, then reading continues."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class _Member:
             if held:
                 yield held
             held = record, _content(record)
-        while self.read(CHUNK):  # fastwarc may end in silence before a member does
+        while self.read(CHUNK):  # fastwarc may end silently before a member does
             pass
         end = self.start + self.num_read - len(self.inflate.unused_data)
         if held:

@@ -1,4 +1,4 @@
-"""Work of `curation.retry`: choose the failed downloads of img2dataset to try again. Each of its shards is a task.
+"""Stage `curation.retry`: choose the failed downloads of img2dataset to try again. Each of its shards is a task.
 
 Source: img2dataset's output, github.com/rom1504/img2dataset: a parquet file for each shard with `url`, `status`
 ("success" or the failure), `error_message`, the caption and the columns that it was configured to save.

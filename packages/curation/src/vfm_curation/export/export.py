@@ -1,4 +1,4 @@
-"""Work of `curation.export`: write a curated subset in the formats of other tools.
+"""Stage `curation.export`: write a curated subset in the formats of other tools.
 
 It writes a table of pairs, DataComp's uids, links for img2dataset, and tars (`export_tars`).
 

@@ -52,7 +52,7 @@ def read_head(file: Path) -> tuple[NDArray[np.float32], np.float32]:
     """Read the weight, (D,), and the bias of a head.
 
     Raises:
-        UserError: If the file is no such head, as for `head_width`.
+        UserError: If the file is not such a head, as for `head_width`.
     """
     from safetensors.torch import load_file  # of the extra `clip`; numpy's reader has no bf16
 

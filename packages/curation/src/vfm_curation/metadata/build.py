@@ -1,4 +1,4 @@
-"""Work of `curation.metadata`: build the list of entries that texts are matched against."""
+"""Stage `curation.metadata`: build the list of entries that texts are matched against."""
 
 from __future__ import annotations
 

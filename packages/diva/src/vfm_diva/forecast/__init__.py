@@ -1,1 +1,1 @@
-"""The gain of feedback before it is paid for: `diva.predict`, and the law that it follows, `diva.law`."""
+"""Predictions of the gain of feedback before tuning (`diva.predict`), and the law behind them (`diva.law`)."""

@@ -1,9 +1,9 @@
-"""Law of feedback: an attribute's gain is proportional to the generator's knowledge of it and to CLIP's lack of it.
+"""Law of feedback: the gain on an attribute is proportional to what the generator knows and to what CLIP lacks.
 
     gain = slope x (preference - 1/2) x (1 - accuracy)
 
-The preference is the share of images that the generator denoises better with their own statement than with the other
-statement of their pair, 1/2 by chance. The accuracy is CLIP's on pairs, before the feedback.
+The preference is the share of images that the generator denoises better with the right statement than with the wrong
+one of their pair, 1/2 by chance. The accuracy is CLIP's accuracy on pairs before the feedback.
 """
 
 # C cells: an attribute in one set-up each

@@ -1,4 +1,4 @@
-"""Work of `diva.law`: report predicted and measured gains of feedback, with the error of the prediction."""
+"""Stage `diva.law`: report predicted and measured gains of feedback, with the error of the prediction."""
 
 # C cells: an attribute in one arm each
 

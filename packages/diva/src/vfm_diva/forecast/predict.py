@@ -1,4 +1,4 @@
-"""Work of `diva.predict`: measure a generator's knowledge and a CLIP model's gaps, and predict the feedback's gain."""
+"""Stage `diva.predict`: measure a generator's knowledge and a CLIP model's gaps, and predict the feedback's gain."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from vfm_diva.parts.presets import Preset
 class DivaPredict(Stage):
     """Predict the gain of feedback on each attribute from the generator's knowledge and CLIP's accuracy.
 
-    The generator knows an attribute if it denoises images better with their own statement than with the other one of
+    The generator knows an attribute if it denoises images better with the right statement than with the wrong one of
     their pair. Nothing is trained. The law and its interval come from the recipe `diva_law`.
     """
 
@@ -34,7 +34,7 @@ class DivaPredict(Stage):
 
 
 class LawArm(Config):
-    """A feedback whose gain was predicted, and measured."""
+    """A tuning whose gain was predicted and measured."""
 
     predicted: Ref[Report] = Field(description="a diva.predict of this CLIP model and this generator, on other pairs")
     before: Ref[ClipCheckpoint] = Field(description="CLIP model before the feedback")

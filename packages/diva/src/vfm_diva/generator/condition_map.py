@@ -116,7 +116,7 @@ class ConditionMap(nn.Module):
             )
 
     def check_space(self, clip: ClipModel) -> None:
-        """Check that a CLIP model has the joint space that the map was trained on, and not only the same width.
+        """Check that a CLIP model has the joint space that the map was trained on, which equal widths do not guarantee.
 
         On the meta device there is nothing to compare.
 

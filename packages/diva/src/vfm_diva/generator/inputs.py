@@ -1,4 +1,4 @@
-"""Inputs of training: from samples to tensors. Everything random is drawn from the sample's own seed.
+"""Training inputs: from samples to tensors. All random numbers are drawn from the seed of the sample.
 
 A step therefore has the same crops, noise, times and conditions with any micro-batches, workers and processes.
 """
@@ -46,7 +46,7 @@ LATENT_STREAM = 0x6C61746E
 
 @dataclass(frozen=True, kw_only=True)
 class ImageInputs:
-    """A crop of an image for CLIP and for the generator, with noise. Of a sample, or of a batch (B, ...).
+    """A crop of an image for CLIP and for the generator, with noise, of a sample or of a batch (B, ...).
 
     Attributes:
         images: image for CLIP, uint8 (3, S, S).

@@ -1,4 +1,4 @@
-"""Work of `diva.latents`, which caches a VAE's latents, and the code that reads such caches in training."""
+"""Stage `diva.latents`, which caches a VAE's latents, and the code that reads such caches in training."""
 
 # C channels, h side of the latents
 
@@ -130,7 +130,7 @@ def check_latents(
     """Check that a cache fits a dataset, a shape and a VAE. Arguments that are None are not checked.
 
     Raises:
-        UserError: If names the first difference.
+        UserError: If something differs. The message names the first difference.
     """
     cached_data = cache.linked(cache.data).resolve() if data else None
     if data and cached_data != data.path.resolve():

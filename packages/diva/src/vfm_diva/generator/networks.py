@@ -106,7 +106,7 @@ def takes_image_embeds(network: Any) -> bool:
 
 
 def take_vectors(network: Any) -> Any:
-    """Let a DiT take vectors in place of embedded classes. The network is changed in place, and others are not."""
+    """Make a DiT accept vectors in place of embedded classes, in place. Other networks are not changed."""
     if isinstance(network, DiTTransformer2DModel):
         for block in network.transformer_blocks:
             # A class is only an index into a table of vectors. A vector in its place conditions the network in the same

@@ -18,7 +18,7 @@ NOISE_STREAM = 0x6E6F6973  # separates the draws of noise and times from the cro
 
 @dataclass(frozen=True)
 class NoiseSampler:
-    """Draws the noise and the times of a batch, each sample's by itself.
+    """Draws the noise and the times of each sample of a batch separately.
 
     Attributes:
         shape: shape of the noise, (C, h, h).

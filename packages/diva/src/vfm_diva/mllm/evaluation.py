@@ -1,4 +1,4 @@
-"""Work of `eval.mllm`: find the option of each question that a model considers most likely."""
+"""Stage `eval.mllm`: find the option of each question that a model considers most likely."""
 
 # Q questions, O options
 

@@ -32,7 +32,7 @@ END = "</s>"
 def small_llama(config: SmallLlama, texts: Iterable[str], seed: int) -> tuple[PreTrainedModel, Any]:
     """Build a Llama with random weights, and a tokenizer for the words of the texts.
 
-    The weights depend on the seed, the sizes and the number of words alone, so that towers can be compared.
+    The weights depend only on the seed, the sizes and the number of words, so that towers can be compared.
     """
     tokenizer = word_tokenizer(texts)
     sizes = LlamaConfig(

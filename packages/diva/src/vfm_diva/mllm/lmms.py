@@ -1,4 +1,4 @@
-"""Work of `eval.lmms`: run lmms-eval in a separate environment, and report its logs with paired tests."""
+"""Stage `eval.lmms`: run lmms-eval in a separate environment, and report its logs with paired tests."""
 
 from __future__ import annotations
 

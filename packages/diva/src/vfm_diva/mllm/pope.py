@@ -1,4 +1,4 @@
-"""Work of `mllm.pope`: write POPE's yes-or-no questions about the objects of annotated images.
+"""Stage `mllm.pope`: write POPE's yes-or-no questions about the objects of annotated images.
 
 Source: Li et al. 2023, Evaluating object hallucination in large vision-language models (arXiv:2305.10355), section 4.
 """

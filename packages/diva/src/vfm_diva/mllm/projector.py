@@ -1,4 +1,4 @@
-"""The projector that LLaVA's pre-training leaves, `mm_projector.bin`, as the start of a training.
+"""Reading the projector that LLaVA's pre-training saves, `mm_projector.bin`, to start training from it.
 
 Source: the names are from LLaVA's released trainer: `mm_projector.0` and `mm_projector.2` of an MLP with a GELU
 between its two layers (`mlp2x_gelu`).
@@ -40,7 +40,7 @@ def load_projector(projector: nn.Module, file: str) -> None:
     """Load the file of a projector into the model's, in place.
 
     Raises:
-        UserError: If it maps between other widths, which are the tower's and the language model's.
+        UserError: If its widths are not the widths of the tower and the language model.
     """
     tensors = read_projector(file)
     expected = projector.state_dict()

@@ -72,7 +72,7 @@ class QuestionTokenizer:
 
         Args:
             conversations: questions and answers in alternation.
-            last_only: mark the last answers alone.
+            last_only: mark only the last answers.
         """
         tokenized = [self.sequence(tuple(turns)) for turns in conversations]
         longest = max(len(tokens.ids) for tokens in tokenized)

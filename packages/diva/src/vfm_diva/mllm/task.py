@@ -64,7 +64,7 @@ class MllmTask(Task[MllmInputs]):
         return self.model
 
     def export(self, directory: Path) -> MllmCheckpoint:
-        """Write the model in transformers' layout, with LoRA's changes merged."""
+        """Write the model in transformers' layout, with LoRA's updates merged."""
         self.merge()
         return self.model.save(directory)
 

@@ -1,4 +1,4 @@
-"""Work of `mllm.train`."""
+"""Stage `mllm.train`."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def condition_losses(
 def samples_panel(
     task: PriorTask, data: TrainingData[PriorInputs], language: str | None, directory: Path
 ) -> ImagesPanel:
-    """Write images into `directory`: each of the dataset's next to one that the prior generates.
+    """Write images into `directory`: images of the dataset, each next to an image that the prior generates.
 
     They are generated from the image's first caption in a language, or from its embedding if `language` is None. An
     image without a caption in the language is not shown.

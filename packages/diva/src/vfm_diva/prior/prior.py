@@ -1,4 +1,4 @@
-"""Work of `diva.prior`: train a small diffusion model over a CLIP's joint space, and report its results."""
+"""Stage `diva.prior`: train a small diffusion model over a CLIP's joint space, and report its results."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def statement_losses(
     *,
     seed: int = 0,
 ) -> NDArray[np.float64]:
-    """Compute each image's loss with its own and with the other statement, averaged over the same times, (P, 2).
+    """Compute each image's loss with the right and with the wrong statement, averaged over the same times, (P, 2).
 
     Args:
         task: a `StatementSource` and a module, such as a `PriorTask` after training.
@@ -103,10 +103,10 @@ def statement_losses(
 
 
 def rises(losses: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Check whether each image's loss rises with the other statement, (P,). Ties, as of equal statements, are 1/2.
+    """Check whether each image's loss rises with the wrong statement, (P,). Ties count as 1/2.
 
     Args:
-        losses: losses with the own and with the other statement, (P, 2).
+        losses: losses with the right and with the wrong statement, (P, 2).
     """
     right, wrong = losses.T
     return np.asarray((wrong > right) + 0.5 * (wrong == right))
@@ -115,7 +115,7 @@ def rises(losses: NDArray[np.float64]) -> NDArray[np.float64]:
 def statement_panel(
     task: PriorTask, choices: Iterable[Choice], transform: ImageTransform, sampler: NoiseSampler, *, seed: int = 0
 ) -> TablePanel:
-    """Build a table of the share of images whose loss rises with the other statement, by pattern.
+    """Build a table of the share of images whose loss rises with the wrong statement, by pattern.
 
     The two images of a pair count as one item in the bootstrap interval.
 

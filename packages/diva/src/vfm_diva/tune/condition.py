@@ -21,7 +21,7 @@ from vfm_diva.parts.parts import Cls, Embedding, Patches, PooledPatches, RasterP
 class ImageFeatures:
     """A tower's features of images: embeddings before the L2 norm, (B, D), and the condition's tokens, (B, T, E).
 
-    With tokens drawn for each of N times they are (B N, T, E), and tokens of an image are adjacent.
+    If tokens are drawn for each of N times, the tokens are (B N, T, E), and the rows of an image are adjacent.
     """
 
     embeds: Tensor

@@ -1,4 +1,4 @@
-"""Stop training when its loss rises for good, while its last good checkpoint still exists."""
+"""Stop training if its loss keeps rising, while the last good checkpoint still exists."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHECK_EVERY = 10  # steps between checks on a device that runs ahead of the host
 class DivergenceWatch(nn.Module):
     """Compares the mean loss of the last steps with the mean loss of the first ones.
 
-    Its numbers are buffers, so they are saved in checkpoints and a resumed run compares with its true beginning.
+    Its numbers are buffers, so they are saved in checkpoints, and a resumed run still compares with its first steps.
 
     Args:
         max_rise: largest tolerated multiple of the first steps' mean.

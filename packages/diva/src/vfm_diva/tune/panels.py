@@ -20,7 +20,7 @@ from vfm_diva.tune.tune_task import TuneTask
 
 @torch.no_grad()
 def before_after_panel(task: TuneTask, data: TrainingData[TuneInputs], *, batch_size: int = BATCH_SIZE) -> TablePanel:
-    """Build a table of the denoising loss before and after tuning, with the own embedding and with another image's.
+    """Build a table of the denoising loss before and after tuning, with each image's embedding and with another one.
 
     Args:
         task: task after training.
@@ -51,7 +51,7 @@ def before_after_panel(task: TuneTask, data: TrainingData[TuneInputs], *, batch_
 
 @torch.no_grad()
 def image_samples_panel(task: TuneTask, data: TrainingData[TuneInputs], directory: Path) -> ImagesPanel:
-    """Write images into `directory`: the dataset's, and images generated from its embedding before and after."""
+    """Write images into `directory`: images of the dataset, and images generated from their embeddings before and after."""
     device = next(task.parameters()).device
     (batch,) = sample_batches(data, device, num_batches=1, batch_size=NUM_SAMPLES)
     with eval_mode(task):

@@ -1,4 +1,4 @@
-"""Configurations of the DIVA stages. They are light: the code that does the work is imported when a stage runs."""
+"""Configurations of the DIVA stages. The code that does the work is imported when a stage runs."""
 
 from __future__ import annotations
 

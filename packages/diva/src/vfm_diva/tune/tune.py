@@ -1,4 +1,4 @@
-"""Work of `diva.tune`: improve a CLIP's vision tower by a diffusion model's feedback."""
+"""Stage `diva.tune`: improve a CLIP's vision tower by a diffusion model's feedback."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ class TuneTask(Task[TuneInputs]):
         return metrics
 
     def after_step(self) -> None:
-        """Stop the training if its loss rises for good."""
+        """Stop the training if its loss keeps rising."""
         self._steps += 1
         # Reading the loss synchronises with the device, which costs nothing on the CPU only.
         if self.watch and (self.watch.recent.device.type == "cpu" or self._steps % CHECK_EVERY == 0):
@@ -212,7 +212,7 @@ class TuneTask(Task[TuneInputs]):
     def export(self, directory: Path) -> ClipCheckpoint:
         """Write the CLIP model with its tuned tower, in open_clip's layout. Nothing of the generator is in it.
 
-        LoRA's changes are merged, so the task cannot be trained further.
+        LoRA's updates are merged, so the task cannot be trained further.
         """
         self.merge()
         return save_clip(self.clip, directory)

@@ -1,4 +1,4 @@
-"""Work of `data.annotated`: check and write images and annotations, and count the unusable ones by reason."""
+"""Stage `data.annotated`: check and write images and annotations, and count the unusable ones by reason."""
 
 # I images, C classes
 

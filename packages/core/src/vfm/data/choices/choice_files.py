@@ -1,4 +1,4 @@
-"""Work of `data.choices`: import a caption-choice benchmark, from its authors' files or from JSON lines."""
+"""Stage `data.choices`: import a caption-choice benchmark, from its authors' files or from JSON lines."""
 
 from __future__ import annotations
 

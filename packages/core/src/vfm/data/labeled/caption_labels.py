@@ -1,4 +1,4 @@
-"""Work of `data.caption_labels`: the most common nouns of captions become labels of their images."""
+"""Stage `data.caption_labels`: the most common nouns of captions become labels of their images."""
 
 from __future__ import annotations
 

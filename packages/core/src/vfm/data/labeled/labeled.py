@@ -1,4 +1,4 @@
-"""Work of `data.labeled`, `data.tagged` and `data.digits`: images with one or several labels."""
+"""Stage `data.labeled`, `data.tagged` and `data.digits`: images with one or several labels."""
 
 from __future__ import annotations
 

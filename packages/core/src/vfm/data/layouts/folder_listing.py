@@ -83,7 +83,7 @@ class FolderListing:
         self.account.give(self._link_numbers[index], self._link_numbers[index] + 1)
 
     def leave_link(self, index: int) -> None:
-        """Account for a link to a folder, which is no sample here."""
+        """Account for a link to a folder, which is not a sample here."""
         self.account.leave(self._link_numbers[index], self._link_numbers[index] + 1, "linked_folder")
 
     def use(self, index: int) -> None:

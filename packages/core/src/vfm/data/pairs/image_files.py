@@ -1,4 +1,4 @@
-"""Work of `data.images`: index images without captions or labels."""
+"""Stage `data.images`: index images without captions or labels."""
 
 from __future__ import annotations
 

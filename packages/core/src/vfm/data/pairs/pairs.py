@@ -1,4 +1,4 @@
-"""Work of `data.pairs`: index image-text pairs, or tables of captions without images."""
+"""Stage `data.pairs`: index image-text pairs, or tables of captions without images."""
 
 from __future__ import annotations
 

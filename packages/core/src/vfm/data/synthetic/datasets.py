@@ -1,4 +1,4 @@
-"""Work of `shapes.pool`, `shapes.classes` and `shapes.choices`: draw samples and write them to tars and parquet."""
+"""Stage `shapes.pool`, `shapes.classes` and `shapes.choices`: draw samples and write them to tars and parquet."""
 
 from __future__ import annotations
 

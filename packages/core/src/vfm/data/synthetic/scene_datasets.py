@@ -1,4 +1,4 @@
-"""Work of `shapes.scenes`: write scattered scenes to WebDataset tars, with the objects of each sample in `json`."""
+"""Stage `shapes.scenes`: write scattered scenes to WebDataset tars, with the objects of each sample in `json`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work of `shapes.videos`: draw clips of the moving world, write them as H.264 to tars, and index them."""
+"""Stage `shapes.videos`: draw clips of the moving world, write them as H.264 to tars, and index them."""
 
 # T frames, S side in pixels
 

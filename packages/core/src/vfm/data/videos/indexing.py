@@ -1,4 +1,4 @@
-"""Work of `data.videos`: open every video once, and count unusable videos by reason."""
+"""Stage `data.videos`: open every video once, and count unusable videos by reason."""
 
 from __future__ import annotations
 

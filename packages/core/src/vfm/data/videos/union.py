@@ -1,4 +1,4 @@
-"""Work of `data.video_union`: join video datasets and their classes, and leave out the videos of test datasets.
+"""Stage `data.video_union`: join video datasets and their classes, and leave out the videos of test datasets.
 
 Source: Fang et al. 2022, EVA (arXiv:2211.07636), section 2.2.2: Kinetics-722 is the union of three datasets.
 """

@@ -18,7 +18,7 @@ WIDTH = 128  # CSS pixels on the page, where six images fit in a row
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """An image, the text under it, and whether the model answered it correctly, None if it is no answer."""
+    """An image, the text under it, and whether the model answered it correctly, None if it is not an answer."""
 
     image: Image.Image
     caption: str

@@ -171,7 +171,7 @@ def _bare(key: str) -> str:
 def _check_tokenizer(folder: Path, transformers: Any, class_name: str) -> None:
     """Load a tokenizer by its class in transformers, if the required libraries are installed."""
     vocabularies = [names for names in _VOCABULARIES if all((folder / name).is_file() for name in names)]
-    # Without these files transformers makes an empty tokenizer, whose maximum length is no number of tokens.
+    # Without these files transformers makes an empty tokenizer, whose maximum length is not a number of tokens.
     if not vocabularies:
         raise UserError(
             f"{folder}: no tokenizer found: expected tokenizer.json, vocab.json with merges.txt, or spiece.model"

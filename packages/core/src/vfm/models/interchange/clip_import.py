@@ -88,8 +88,8 @@ def import_clip(
         pretrained: a tag that open_clip has for the name, or a file: safetensors, or a `torch.save` file of open_clip,
             OpenAI, EVA-CLIP, DIVA or un2CLIP, read with `weights_only`. `none`: random weights.
         options: how a file is read.
-        report: filled with the fate of every key of an EVA-CLIP file, of a file with a single tower, or of a file with
-            more than a CLIP model.
+        report: filled with what happened to every key, for an EVA-CLIP file, a file with a single tower, or a file
+            with more than a CLIP model.
 
     Raises:
         UserError: If a name is unknown, the weights are missing or do not fit, they were trained with QuickGELU and the

@@ -127,7 +127,7 @@ def to_official(tensors: Tensors, trunk: Any, report: KeyReport) -> dict[str, Te
     Args:
         tensors: tensors of a timm encoder, or of an open_clip model whose vision tower is a timm encoder.
         trunk: that encoder, whose rotary positions are added.
-        report: filled with the fate of every key.
+        report: filled with what happened to every key.
 
     Raises:
         UserError: If the official layouts have no entry for a key.

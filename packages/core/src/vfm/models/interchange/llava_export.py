@@ -148,7 +148,7 @@ def _replace(shard: dict[str, Tensor], key: str, tower: Mapping[str, Tensor], wh
 
 
 def _notes(model: ClipModel, base: Path, differing: list[str]) -> list[str]:
-    """Collect the notes that a user should know before a comparison."""
+    """Collect notes for users who compare the models."""
     config, lines = read_record(base / CONFIG_FILE), []
     depth = int(_tower_config(base).get("num_hidden_layers", _CLIP["num_hidden_layers"]))
     layer = config.get("vision_feature_layer", DEFAULT_LAYER)

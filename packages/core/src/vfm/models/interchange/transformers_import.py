@@ -77,7 +77,7 @@ def load_transformers_encoder(folder: Path, report: KeyReport) -> nn.Module:
 
     Args:
         folder: the folder.
-        report: filled with the fate of every key of its weights.
+        report: filled with what happened to every key of its weights.
 
     Raises:
         UserError: If it holds a model of another type, a setting has no counterpart, or the weights do not fit.

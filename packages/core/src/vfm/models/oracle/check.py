@@ -1,7 +1,7 @@
 """Comparison of an imported model with the library that wrote it, on eight fixed images and texts.
 
-A wrong activation, epsilon, mean or tokenizer changes features in silence. Here the source is also read by the library
-that wrote it, where that is installed, and ids, pixels and features of both are compared.
+A wrong activation, epsilon, mean or tokenizer silently changes features. Here the source is also read by the library
+that wrote it, if it is installed, and token ids, pixels and features of both are compared.
 """
 
 from __future__ import annotations
@@ -72,12 +72,12 @@ _COMPARISONS: dict[str, Compare] = {
 
 
 def check_import(ctx: Context, model: ClipModel | nn.Module, origin: Origin | None) -> None:
-    """Compare a model with its library and keep the differences as metrics, which are part of the manifest.
+    """Compare a model with its library, and log the differences as metrics, which are part of the manifest.
 
     Args:
         ctx: the stage's context.
         model: the imported model, in evaluation mode.
-        origin: its source. None, or a library that is not installed: nothing is compared.
+        origin: its source. Nothing is compared if it is None or its library is not installed.
 
     Raises:
         UserError: If a difference is above its tolerance.

@@ -47,7 +47,7 @@ def pixel_differences(preprocess: Preprocess, transform: Transform) -> dict[str,
 
 
 def share_of_different_ids(ours: Tensor, theirs: Tensor, end: int | None) -> float:
-    """Compute the share of texts whose ids differ, up to the first end token: libraries differ in what follows."""
+    """Compute the share of texts whose ids differ up to the first end token. Libraries pad differently after it."""
     ends = (theirs == end) if end is not None else torch.zeros_like(theirs)
     lengths = [int(row.nonzero()[0]) + 1 if row.any() else len(row) for row in ends]
     different = [not torch.equal(a[:n], b[:n]) for a, b, n in zip(ours, theirs, lengths, strict=True)]
@@ -55,13 +55,13 @@ def share_of_different_ids(ours: Tensor, theirs: Tensor, end: int | None) -> flo
 
 
 def _at_size(pixels: Tensor, side: int) -> Tensor:
-    """Resize pixels to the model's size, if the other library makes images of another."""
+    """Resize pixels to the model's size, if the other library makes images of another size."""
     if pixels.shape[-1] == side:
         return pixels
     return F.interpolate(pixels[None], size=(side, side), mode="bicubic", antialias=True)[0]
 
 
 def _smooth_image(size: tuple[int, int], number: int) -> Image.Image:
-    """Draw an image of a few colours that flow into each other."""
+    """Draw an image with a smooth gradient of a few colours."""
     seeds = np.random.default_rng(number).integers(0, 256, (3, 3, 3), dtype=np.uint8)
     return Image.fromarray(seeds).resize(size, Image.Resampling.BICUBIC)

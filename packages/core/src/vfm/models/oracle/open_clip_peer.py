@@ -15,7 +15,7 @@ from vfm.models.oracle.inputs import TEXTS, noise, pixel_differences, relative, 
 def open_clip_differences(model: ClipModel, source: str, weights: str | None = None) -> dict[str, float]:
     """Compute the differences between an imported CLIP model and open_clip by name.
 
-    A file says nothing about its preprocessing and its tokenizer, so features alone are compared.
+    A file does not specify its preprocessing and tokenizer, so only features are compared.
 
     Args:
         model: the imported model, in evaluation mode.

@@ -1,4 +1,4 @@
-"""What to compare of an imported CLIP model, and with which library."""
+"""Choose which part of an imported CLIP model is compared, and with which library."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def published_clip(
 ) -> tuple[ClipModel | nn.Module, Origin | None]:
     """Find the part of an imported model that a library has as well, and its source there.
 
-    Of an EVA-CLIP file it is the vision tower, which timm reads. None: no library reads the source as it is read here.
+    For an EVA-CLIP file it is the vision tower, which timm reads. None if no library reads the source in the same way.
 
     Args:
         config: the stage.
         model: the imported model.
-        report: the fate of the keys of its file.
+        report: what happened to the keys of its file.
     """
     source, tag, nothing = config.source, config.pretrained, (model, None)
     is_changed = config.text_from or config.weights == "raw" or report.resized or config.part == "text"

@@ -1,6 +1,6 @@
 """Vision encoders of transformers as timm builds them: a name and arguments from the settings in `config.json`.
 
-A setting that timm cannot express is refused by its name, since features would change in silence. Weights are not
+A setting that timm cannot express is refused by name, since features would change silently. Weights are not
 read here, so that a plan knows such an encoder as well.
 
 Defaults are from the configuration classes of transformers. `transformers` itself is not needed.
@@ -103,7 +103,7 @@ def is_transformers_encoder(folder: Path) -> bool:
 def timm_source(folder: Path) -> dict[str, Any]:
     """Convert a folder's configuration to the mapping with which `build_vision` builds its encoder.
 
-    Of a model with a text tower it is the vision tower.
+    If the model has a text tower, the mapping describes its vision tower.
 
     Raises:
         UserError: If the folder holds a model of another type, or a setting has no counterpart in timm.
@@ -129,7 +129,7 @@ def encoder_settings(record: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def mlp_ratio(hidden: int, width: int) -> float:
-    """Find the ratio with which `int(width * ratio)`, in timm and open_clip, is `hidden`. It may round down by one."""
+    """Find the ratio for which `int(width * ratio)`, as timm and open_clip compute it, is `hidden`."""
     ratio = hidden / width
     if int(width * ratio) == hidden:
         return ratio

@@ -1,6 +1,6 @@
 """Image processors of Hugging Face's layout: their settings as a `Preprocess`, and the reverse.
 
-A setting that `Preprocess` cannot express is refused by its name, since features would change in silence.
+A setting that `Preprocess` cannot express is refused by name, since features would change silently.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def processor_config(preprocess: Preprocess) -> dict[str, Any]:
 
 
 def folder_preprocess(folder: Path, model_type: str, image_size: int) -> Preprocess:
-    """Read the preprocessing of a folder's model; without a file of it, that of the model type's own processor.
+    """Read the preprocessing of a folder's model. Without a processor file, use the defaults of the model type.
 
     Args:
         folder: the folder, in Hugging Face's layout.
@@ -77,8 +77,8 @@ def folder_preprocess(folder: Path, model_type: str, image_size: int) -> Preproc
 def encoder_preprocess(folder: Path, model_type: str, image_size: int) -> Preprocess:
     """Read the preprocessing of a folder's encoder, which timm saves, so a crop may be smaller than the resized image.
 
-    The processor of an encoder for images of any size, such as DINOv2, may make images of another size. The result has
-    the encoder's size and the processor's way.
+    The processor of an encoder for images of any size, such as DINOv2, may make images of another size. The result
+    resizes as the processor does, to the encoder's size.
 
     Args:
         folder: the folder, in Hugging Face's layout.

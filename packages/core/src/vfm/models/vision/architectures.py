@@ -39,7 +39,7 @@ def check_vision_transformer(model: str | Mapping[str, Any]) -> None:
         model: as for `build_vision`.
 
     Raises:
-        UserError: If it is no transformer over patches, or does not exist.
+        UserError: If it is not a transformer over patches, or does not exist.
     """
     with torch.device("meta"):
         vision_tower(build_vision(model))

@@ -1,4 +1,4 @@
-"""The parts of the last block of any vision transformer, which training-free segmentation combines differently.
+"""The parts of the last block of any vision transformer. Training-free segmentation combines them differently.
 
 The tokens before the block are read with their rotary positions as the encoder computes them, so every image size and
 every kind of positions works. With the block's own attention, the parts give the block's output, which a test compares.

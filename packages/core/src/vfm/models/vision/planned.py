@@ -1,4 +1,4 @@
-"""Models of a plan: the known facts about an input before its stage has run, built on the meta device."""
+"""Models of a plan: inputs whose stages have not run yet, built on the meta device from their configurations."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def planned_encoder(ctx: Preflight, ref: Ref[ClipCheckpoint | VisionCheckpoint])
 def planned_checkpoint(ctx: Preflight, ref: Ref[Any], folder: Path) -> VisionCheckpoint | None:
     """Find the encoder of an input, or save its planned configuration, without weights, in a folder.
 
-    The result is None if the input is no vision encoder, or not known yet.
+    The result is None if the input is not a vision encoder, or not known yet.
     """
     checkpoint = ctx.artifact(ref)
     if checkpoint:

@@ -59,7 +59,7 @@ def init_vision_tower(
         take_normalization: use the mean and std of the checkpoint's images instead of the CLIP model's.
 
     Returns:
-        The fate of every key of the checkpoint and of the tower.
+        What happened to every key of the checkpoint and of the tower.
 
     Raises:
         UserError: If the tower is not a timm encoder, it computes something else with the same weights, its mean or std

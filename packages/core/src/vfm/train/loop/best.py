@@ -42,7 +42,7 @@ class BestWeights:
             raise UserError(f"{self.ctx.stage}: keep_best: no evaluation measures {self.metric}{hint}")
         self.scores[step] = scores[self.metric]
         best = self.scores[self.step] if self.tensors else math.nan
-        if math.isnan(best) or self.scores[step] > best:  # NaN is no score
+        if math.isnan(best) or self.scores[step] > best:  # NaN is not a score
             self.step = step
             # Copies, since later steps change the weights in place.
             self.tensors = {name: value.to("cpu", copy=True) for name, value in model_tensors(module).items()}

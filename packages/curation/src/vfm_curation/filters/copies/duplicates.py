@@ -37,7 +37,7 @@ def first_copies(config: Duplicates, run: FilterRun) -> Iterator[Bools]:
     high, low = f"{config.of}_high", f"{config.of}_low"
     num_hashed = 0
     for table in units():
-        # Units without the value, such as images without a URL, are no copies of each other.
+        # Units without the value, such as images without a URL, are not copies of each other.
         known = table.select(["shard", "unit", "uid", high, low]).drop_null()
         # Equal hashes fall into one bucket, so buckets can be searched one at a time.
         buckets.add(known, known[high].to_numpy() % number)

@@ -69,7 +69,7 @@ def values_of(cut: Cut, columns: Columns) -> NDArray[np.float64]:
     """Evaluate the expression of a cut, without missing values.
 
     Raises:
-        ValueError: If its values are no numbers.
+        ValueError: If its values are not numbers.
     """
     values = Evaluation(columns, {}).value(cut.node)
     if not (_is_number(values.type) or pa.types.is_null(values.type)):

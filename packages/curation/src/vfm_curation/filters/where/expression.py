@@ -68,7 +68,7 @@ class Expression:
         cuts: bounds that depend on all values, by their names.
 
     Raises:
-        ValueError: If the text is no such condition.
+        ValueError: If the text is not such a condition.
     """
 
     def __init__(self, text: str) -> None:
