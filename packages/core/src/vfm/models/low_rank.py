@@ -2,8 +2,9 @@
 
 peft implements LoRA. The updates are added before training and merged after it. peft only updates linear layers that
 are called. Two attention layers do not call theirs: torch's own, in open_clip's towers, and timm's EVA. Both are made
-to call them during training. (peft 0.21's own wrapper of torch's attention adds the output projection's update twice and
-counts it once in the gradient.)
+to call them during training. (peft 0.21's own wrapper of torch's attention adds the output projection's update twice
+and counts it once in the gradient.)
+
 Source: Hu et al. 2021, LoRA (arXiv:2106.09685).
 """
 

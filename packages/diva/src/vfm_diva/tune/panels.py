@@ -20,7 +20,7 @@ from vfm_diva.tune.tune_task import TuneTask
 
 @torch.no_grad()
 def before_after_panel(task: TuneTask, data: TrainingData[TuneInputs], *, batch_size: int = BATCH_SIZE) -> TablePanel:
-    """Build a table of the denoising loss before and after tuning, with each image's embedding and with another one.
+    """Tabulate the denoising loss before and after tuning, with each image's embedding and with another image's.
 
     Args:
         task: task after training.
