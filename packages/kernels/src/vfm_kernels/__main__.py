@@ -1,4 +1,4 @@
-"""Command line: `python -m vfm_kernels explain --shape 8,257,16,88 --dtype bf16` shows how an attention is computed."""
+"""Command line: `python -m vfm_kernels explain --shape 8,257,16,88 --dtype bf16` shows its backend."""
 
 import argparse
 
@@ -11,7 +11,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Parse the command line and print how an attention would be computed."""
+    """Parse the command line and print which backend would compute the attention."""
     parser = argparse.ArgumentParser(prog="python -m vfm_kernels", description="The kernels of vfm.")
     command = parser.add_subparsers(required=True).add_parser(
         "explain", help="show which backend an attention takes on this GPU (without a GPU: on Hopper), and why"

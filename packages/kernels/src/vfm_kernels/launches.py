@@ -1,4 +1,4 @@
-"""A record of the kernels that are launched, by which a comparison proves which code it ran."""
+"""A record of launched kernels, with which a comparison can prove which code it ran."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -118,7 +118,7 @@ def _check_lengths(cu_seqlens: Tensor, num_tokens: int, longest: int) -> None:
 
 
 def _assert_on_device(holds: Tensor, expected: str) -> None:
-    """Let the device stop if a condition does not hold. The host does not wait for it.
+    """Make the device stop if a condition does not hold. The host does not wait for the check.
 
     The message must be constant: with a number in it, `torch.compile` cannot trace a call with another number.
     """

@@ -37,7 +37,7 @@ class RunLog:
         started: time when it began; None: no event was written yet.
         last: time of the last event.
         stages: facts about each stage from the start of the run, by name.
-        begun: the event with which a stage began, by name.
+        begun: the event of the start of each stage, by name.
         seconds: durations of the stages that have ended, by name.
         failed: names of the stages that have failed while others continue.
         progress: progress of the stages in words, by name.

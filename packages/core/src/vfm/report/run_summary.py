@@ -132,7 +132,7 @@ def summary_of_run(directory: Path) -> RunSummary:
 class EventLog:
     """Facts from the events of a run's folder, which may be from several attempts.
 
-    They are from the last attempt that made an artifact, like the record of the run.
+    The facts are from the last attempt that made an artifact, like the record of the run.
 
     Attributes:
         status: status by stage.

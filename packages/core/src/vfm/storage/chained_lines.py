@@ -1,4 +1,4 @@
-"""Lines of JSON in a chain: each has its number, and a hash of itself and of all lines before it.
+"""Lines of JSON in a hash chain: each has its number, and a hash of itself and of all lines before it.
 
     {"t": 1.5, "type": "log", ..., "chain": [17, "9f2c..."], "crc32": "0123abcd"}
 
@@ -30,7 +30,7 @@ START: End = (0, hashlib.sha256().hexdigest())
 
 
 def chained(line: bytes, before: End) -> tuple[bytes, End]:
-    """Give a JSON object its place in a chain.
+    """Append a JSON object to a chain.
 
     Args:
         line: the object on one line, without a newline.

@@ -1,11 +1,11 @@
-"""Credentials of remote addresses. They stand in the environment, and not in datasets, which people share.
+"""Credentials of remote addresses. They are read from the environment, and not stored in datasets, which may be shared.
 
 `VFM_CREDENTIALS` has addresses with credentials, or is a file with one in each line:
 
     https://user:password@host/folder/
     https://host/container/?sv=2026-02-06&sig=...
 
-Each is for all addresses that begin with it. These get its user, password and query when they are read.
+Each entry applies to all addresses that begin with it, which get its user, password and query when they are read.
 """
 
 from __future__ import annotations
@@ -73,12 +73,12 @@ def with_credentials(address: str) -> str:
 
 
 def is_for_one_file(address: str) -> bool:
-    """Check whether an address has credentials that are no use for other files in its folder, such as a signature."""
+    """Check whether an address has credentials for this file only, such as a signature."""
     return any(credential.beginning == address for credential in _credentials(os.environ.get(VARIABLE, "")))
 
 
 def without_user(address: str) -> str:
-    """Remove the user and password that an address got, so that it can be kept."""
+    """Remove the user and password from an address, so that it can be stored."""
     return _USER.sub("://", address, count=1)
 
 
@@ -94,7 +94,7 @@ def _credentials(setting: str) -> list[_Credential]:
 
 
 def check_addresses(paths: Iterable[str]) -> None:
-    """Check that no address has credentials, since a dataset keeps the addresses of its files.
+    """Check that no address has credentials, since datasets store the addresses of their files.
 
     Raises:
         UserError: If one has.

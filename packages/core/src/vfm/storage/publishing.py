@@ -37,7 +37,7 @@ def publish_folder(part: Path, target: Path) -> None:
 
 @contextmanager
 def naming_full_disks(place: Path) -> Iterator[None]:
-    """Give an error of a full disk or a limit on sizes the name of what was written, which `write` leaves out."""
+    """Add the file's name to errors of full disks and size limits, since `write` leaves it out."""
     try:
         yield
     except OSError as error:

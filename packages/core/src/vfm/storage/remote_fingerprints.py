@@ -1,6 +1,6 @@
-"""Fingerprints of remote files: their size and the mark of their content that the store keeps, such as an ETag.
+"""Fingerprints of remote files: their size and the version that the server reports, such as an ETag.
 
-Without a mark, 16 evenly spaced blocks of the file are read, from the first byte to the last. The fingerprint of a
+Without a version, 16 evenly spaced blocks of the file are read, from the first byte to the last. The fingerprint of a
 folder hashes the names and fingerprints of its files. Paths and hosts are not included, so a mirror with the same marks
 has the same fingerprint.
 """

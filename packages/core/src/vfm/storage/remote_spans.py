@@ -1,4 +1,4 @@
-"""Parts of remote files, what identifies their content, and the error of a part that cannot be read."""
+"""Byte ranges of remote files, the version of their content, and the error of a range that cannot be read."""
 
 from __future__ import annotations
 

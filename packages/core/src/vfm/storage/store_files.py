@@ -1,6 +1,6 @@
 """Reading the files of a store and of artifacts: a file that cannot be read gives one line that names it.
 
-The module is light. Each function imports the libraries that it needs, since planning only reads JSON.
+Each function imports the libraries that it needs, since planning only reads JSON.
 """
 
 from __future__ import annotations

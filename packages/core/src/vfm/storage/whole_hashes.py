@@ -1,7 +1,7 @@
 """SHA-256 of large outside files, whose fingerprints leave out most of their bytes.
 
-A stage reads its files anyway, so their hashes are computed in a thread meanwhile and kept in the store, by the
-fingerprint. When a file has another time or inode later, all of its bytes are compared.
+A stage reads its files anyway, so a thread computes their hashes at the same time, and the store keeps them by
+fingerprint. If the time or inode of a file changes later, all of its bytes are compared.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def read_hashes(store: Path) -> dict[str, str]:
 
 
 def add_hashes(store: Path, hashes: dict[str, str]) -> None:
-    """Keep further hashes in the store. Earlier ones of the same fingerprints stay."""
+    """Add hashes to the store. Existing hashes of the same fingerprints are kept."""
     write_file(store / WHOLE_FILE_HASHES, seal({"hashes": {**hashes, **read_hashes(store)}}))
 
 

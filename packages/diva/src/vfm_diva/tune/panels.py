@@ -51,7 +51,7 @@ def before_after_panel(task: TuneTask, data: TrainingData[TuneInputs], *, batch_
 
 @torch.no_grad()
 def image_samples_panel(task: TuneTask, data: TrainingData[TuneInputs], directory: Path) -> ImagesPanel:
-    """Write images into `directory`: images of the dataset, and images generated from their embeddings before and after."""
+    """Write images of the dataset into `directory`, with images generated from their embeddings before and after."""
     device = next(task.parameters()).device
     (batch,) = sample_batches(data, device, num_batches=1, batch_size=NUM_SAMPLES)
     with eval_mode(task):

@@ -20,7 +20,7 @@ Times = Mapping[str, Sequence[float]]  # implementation -> median, 20th and 80th
 
 
 class Size(NamedTuple):
-    """What an implementation is chosen for.
+    """The size and kind of a call, for which an implementation is chosen.
 
     Attributes:
         op: name of the op.

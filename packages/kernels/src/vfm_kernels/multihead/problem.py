@@ -1,4 +1,4 @@
-"""An attention problem, by which backends are chosen: sizes and device, without values."""
+"""A description of an attention call, from which a backend is chosen: sizes and device, without values."""
 
 import importlib.util
 from dataclasses import dataclass

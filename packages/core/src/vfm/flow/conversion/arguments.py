@@ -1,4 +1,4 @@
-"""The options of another tool, and a command line read by them as argparse would read it."""
+"""The options of another tool, and a command line parsed with them as argparse would parse it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Option:
 
 @dataclass(frozen=True)
 class OptionTable:
-    """All options of a tool, by what becomes of them.
+    """All options of a tool, grouped by how they are converted.
 
     Options are words: `name`, `name|other` with two names, and at the end `!` for a switch, `?` for an optional value,
     `*` for a list.
@@ -39,7 +39,7 @@ class OptionTable:
     Attributes:
         tool: name of the tool.
         converted: options that the converter reads.
-        elsewhere: options that need no setting here, or have another place, and which.
+        elsewhere: options that need no setting, or are set elsewhere, with an explanation.
         missing: options without a counterpart.
         underscores: whether `-` and `_` are the same in names, and switches may have a value, as in transformers.
     """
@@ -62,7 +62,7 @@ class OptionTable:
 
     @cached_property
     def fates(self) -> dict[str, str]:
-        """What becomes of the options that are not converted, by the usual name."""
+        """Explanations for the options that are not converted, by the usual name."""
         fates = dict.fromkeys(self._usual_names(self.missing), "no counterpart")
         for words, fate in self.elsewhere.items():
             fates |= dict.fromkeys(self._usual_names(words), fate)

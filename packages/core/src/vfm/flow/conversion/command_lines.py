@@ -28,7 +28,7 @@ class CommandLine:
         words: the words after it.
         processes: processes on each machine.
         machines: number of machines.
-        notes: what could not be read, such as a number of processes that depends on the machine.
+        notes: facts that could not be read, such as a number of processes that depends on the machine.
     """
 
     program: str

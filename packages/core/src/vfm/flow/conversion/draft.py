@@ -1,4 +1,4 @@
-"""A recipe in the making, and the comments that say what its command line had and the recipe has not."""
+"""A recipe that is being converted, with comments on the options of the command line that it does not have."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Fields = dict[str, Any]
 
 @dataclass
 class Draft:
-    """A recipe in the making.
+    """A recipe that is being converted from a command line.
 
     Attributes:
         command: the command line.
         arguments: its options.
         stages: fields of the stages.
         runtime: settings of the runtime of all stages.
-        notes: what differs here, a line each.
+        notes: differences from the other tool, a line each.
         lost: options without a counterpart, some with the reason.
     """
 

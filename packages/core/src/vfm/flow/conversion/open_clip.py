@@ -126,7 +126,7 @@ def _training(draft: Draft, model: str) -> str:
 
 
 def _training_data(draft: Draft) -> str | list[Fields]:
-    """Add the stages of the training pairs, and return what `data` is to be."""
+    """Add the stages of the training pairs, and return the value of `data`."""
     arguments = draft.arguments
     if arguments.text("dataset-type") == "synthetic":
         draft.notes.append("--dataset-type synthetic: drawn shapes with captions in place of noise")
@@ -203,7 +203,7 @@ def _loss(draft: Draft) -> Fields:
 
 
 def _length(draft: Draft) -> Fields:
-    """Choose the batch and the length. open_clip's batch is that of a process."""
+    """Choose the batch and the length. open_clip's batch size is for each process."""
     arguments = draft.arguments
     command = draft.command
     batch = arguments.count("batch-size", 64)

@@ -1,4 +1,4 @@
-"""A run: preflight, every step whose artifact is missing, then the run's file."""
+"""Run a plan: preflight checks, every step whose artifact is missing, then the record of the run."""
 
 from __future__ import annotations
 

@@ -91,8 +91,8 @@ class Job:
     Attributes:
         environment: its environment variables.
         processes: the group of its processes.
-        fork: forks its process (`ForkServers.start`); None: start a new one.
-        ray: starts its process on a node of a Ray cluster (`RayNodes.start`); None: on this machine.
+        fork: function that forks its process (`ForkServers.start`); None: start a new process.
+        ray: function that starts its process on a node of a Ray cluster (`RayNodes.start`); None: use this machine.
     """
 
     environment: Mapping[str, str]

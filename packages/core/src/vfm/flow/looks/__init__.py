@@ -1,1 +1,1 @@
-"""What a path holds: its format, contents and problems, and the commands that use it."""
+"""Inspecting a path: its format, contents and problems, and the commands that use it."""

@@ -24,7 +24,7 @@ def training_commands(
     Args:
         fields: fields of the stage that imports it.
         val: fields for the validation images next to it; None if there are none.
-        cures: fields that are not found without the user.
+        cures: fields that the user must confirm.
         has_images: whether the samples have images, and are not captions alone.
     """
     kind = fields["kind"]

@@ -1,4 +1,4 @@
-"""Look at a dataset: import its first samples, and choose the commands that train on it."""
+"""Inspect a dataset: import its first samples, and choose the commands that train on it."""
 
 from __future__ import annotations
 

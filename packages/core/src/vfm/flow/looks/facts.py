@@ -1,4 +1,4 @@
-"""What a look reports."""
+"""The result of inspecting a path."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Look:
-    """What a path holds.
+    """The result of inspecting a path.
 
     Attributes:
         format: its format, in words.
         facts: its contents, a line each.
-        problems: what is wrong, a line each with the cure.
+        problems: problems and how to fix them, a line each.
         commands: the next commands, for a shell, best first.
     """
 

@@ -1,4 +1,4 @@
-"""Look at any path: recipes, models, images, videos and datasets."""
+"""Inspect any path: recipes, models, images, videos and datasets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHOWN = ("architecture", "model", "image_size", "embed_dim", "width", "context_l
 
 
 def look_at(path: str, known: Mapping[str, type[Stage]], folder: Path, send: Callable[[Event], None]) -> Look:
-    """Recognise what a path holds, and choose the commands that use it.
+    """Recognise the contents of a path, and choose the commands that use it.
 
     Args:
         path: a file or a folder, local or remote.

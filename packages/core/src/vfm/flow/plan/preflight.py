@@ -22,7 +22,7 @@ def preflight(steps: Sequence[Step], *, fresh: bool = False) -> None:
         fresh: all steps will run again, so none of their artifacts is known.
 
     Raises:
-        UserError: If one line for each check that failed.
+        UserError: If checks fail. The message has one line for each.
     """
     failures = []
     for step, before in _waiting(steps, fresh=fresh):

@@ -1,4 +1,4 @@
-"""Roots: one hash for everything that an artifact is made of.
+"""Roots: a single hash of an artifact, its files and all its inputs.
 
 The root of an artifact covers the size and SHA-256 of each of its files and the roots of its inputs, back to the
 fingerprints of outside files, which its identity covers. Its manifest has
@@ -7,8 +7,9 @@ fingerprints of outside files, which its identity covers. Its manifest has
     "roots": {identity of an input: root of the input that it was computed from}
     "caches": folders without hashes, since they can be made again
 
-so a result of other weights than the present ones is recognised, though their identity is the same. Panels are left
-out, since some are charts of times: an artifact that is made again with the same bits has the same root.
+so a result that was computed from other weights than the present ones is recognised, although their identity is the
+same. Panels are not included, since some are charts of times: an artifact that is made again with the same bits has the
+same root.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ def check_sampler(stage: Training, known: Preflight) -> None:
     """Check that the data of a training have, or will have, the column of its sampler.
 
     Raises:
-        UserError: If they have not.
+        UserError: If the data lack the column.
     """
     if stage.loading.by_column:
         load_function(f"{_CHECKS}:check_columns")(stage.loading.by_column, stage, known)

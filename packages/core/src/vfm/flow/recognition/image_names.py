@@ -47,7 +47,7 @@ def image_location(path: str) -> str | None:
 def image_root(path: str, location: str | None = None) -> str | None:
     """Find the folder that the paths in a table are relative to, if it is not the table's. None if it is, or unknown.
 
-    Tried are `/` for absolute paths, the folders in and around the table's folder, and the working folder.
+    It tries `/` for absolute paths, the folders in and around the table's folder, and the working folder.
     """
     if table_kind(path) == LIST_EXTENSION or files.is_remote(path):
         return None

@@ -154,7 +154,7 @@ def through_link(file: Path) -> Path:
 
 
 def _numbered(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:
-    """Find the folder of the run that has the plan's artifacts, or create one with the next number."""
+    """Find the folder of the run with the plan's artifacts, or create a folder with the next number."""
     existing = kept_runs(store)
     name = own_name(recipe.name, _owner(recipe, store), [(run.name, run.owner) for run in existing])
     runs = [run for run in existing if run.name == name]

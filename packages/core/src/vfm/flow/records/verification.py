@@ -31,7 +31,7 @@ class Place:
         folder: the folder.
         known: sizes and hashes of its files; None: it is of an older version, without hashes.
         problems: problems found before reading the files, one line each.
-        proven: whether it names the roots that it was computed from. Artifacts of older versions do not.
+        proven: whether it records the roots that it was computed from. Artifacts of older versions do not.
     """
 
     folder: Path

@@ -1,4 +1,4 @@
-"""Options of a dataset that a command or a function is given: fields of the stage that imports it."""
+"""Options of a dataset in a command or a function call: fields of the stage that imports it."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def dataset_page(title: str, lines: Iterable[str], source: Source, class_names: 
 
     Args:
         title: path of the data.
-        lines: what is known about them.
+        lines: facts about the data.
         source: the samples.
         class_names: names of the classes, by label.
     """

@@ -1,4 +1,4 @@
-"""Statistics of a dataset: sizes of images, lengths of captions, images that occur twice, and those of plugins."""
+"""Statistics of a dataset: image sizes, caption lengths, images that occur twice, and statistics from plugins."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Statistics:
         counts: number of images of each class, by label.
         columns: values of each column.
         others: statistics of plugins.
-        absent: what no installed package describes, and how to install it.
+        absent: statistics whose package is not installed, and how to install it.
     """
 
     num_samples: int = 0
@@ -84,7 +84,7 @@ class Statistics:
 
 
 def dataset_statistics(source: Source, num_samples: int = NUM_SAMPLES) -> Statistics:
-    """Read the first samples of a dataset, with the headers of their images. Bad samples are left out."""
+    """Read the first samples of a dataset, with the headers of their images. Bad samples are skipped."""
     statistics = Statistics()
     hashes = set()
     names = list(chain.from_iterable(load_plugins().hook.vfm_statistics()))

@@ -82,7 +82,7 @@ def dataset_at(
 
 
 def _check_one_caption(fields: Fields) -> None:
-    """Check that a tar has no second caption, which would be another task than the one that is scored.
+    """Check that a tar has no second caption, with which retrieval would be a different task.
 
     Raises:
         UserError: If its samples have captions in `txt` and others in `json`, and no option chooses between them.

@@ -35,7 +35,7 @@ class Finetuning:
         batch: pairs per step.
         lr: peak learning rate; None: 1e-5, and 1e-4 for LoRA.
         lock: train only the text tower.
-        lora: train LoRA weights in place of the weights.
+        lora: train LoRA weights instead of the model's weights.
         rank: rank of LoRA; None: its default.
         data_options: further fields of the stages that import the pairs.
     """
