@@ -1,7 +1,7 @@
 """Data: an index over the shards of a user's files, and random access to their samples.
 
-Nothing here imports torch, so that planning and curation work without it. What turns samples into tensors
-(`TrainingData`, `ImageTransform`, ...) is exported by `vfm.train`.
+Nothing here imports torch, so that planning and curation work without it. `vfm.train` exports the classes that turn
+samples into tensors (`TrainingData`, `ImageTransform`, ...).
 """
 
 import lazy_loader

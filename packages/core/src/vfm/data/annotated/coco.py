@@ -197,7 +197,7 @@ def _path_rule(images: Sequence[dict[str, Any]], image_root: str, path: str) -> 
 
 
 def _problem(image: dict[str, Any]) -> Reason | None:
-    """Find why the size of an image or its lists of classes cannot be used."""
+    """Explain why the size of an image or its lists of classes cannot be used."""
     for key in ("width", "height"):
         side = image.get(key) or 0
         if not is_number(side) or side < 0:

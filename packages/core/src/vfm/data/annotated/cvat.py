@@ -1,6 +1,6 @@
 """CVAT's XML "CVAT for images 1.1": the boxes and polygons of all images in one file.
 
-Source: the format's documentation, docs.cvat.ai. Points, lines, ellipses and tags are left out.
+Source: the format's documentation, docs.cvat.ai. Points, lines, ellipses and tags are ignored.
 """
 
 from __future__ import annotations

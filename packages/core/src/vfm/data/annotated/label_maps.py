@@ -116,7 +116,8 @@ def voc_maps(root: str, split: str) -> LabelMaps:
 def folder_maps(images: str, maps: str, classes: Classes) -> LabelMaps:
     """Open a folder of images and a folder of maps. Values are the ids of classes, and 255 is ignored.
 
-    So are values whose name says that they have no class, such as `0: unlabeled`. Skips images without a map.
+    Values whose name says that they have no class, such as `0: unlabeled`, are ignored too. Images without a map are
+    skipped.
     """
     named = dict(zip(classes.ids, classes.names, strict=True))
     kept = [value for value, name in named.items() if name.lower() not in IGNORED_NAMES]

@@ -1,4 +1,4 @@
-"""Recognise folders of annotated images by the names of their files. It needs no optional library."""
+"""Recognise folders of annotated images by the names of their files. This needs no optional library."""
 
 from __future__ import annotations
 

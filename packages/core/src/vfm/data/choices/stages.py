@@ -13,7 +13,7 @@ from vfm.interfaces import Artifact, ChoiceDataset, Ref, Seed, Stage
 class ChoiceFiles(Stage):
     """Import a caption-choice benchmark as its authors publish it, or your own items in JSON lines.
 
-    Known are MMVP-VLM, Winoground, ColorSwap, NaturalBench-Retrieval, EqBen, What'sUp and SugarCrepe.
+    Supported are MMVP-VLM, Winoground, ColorSwap, NaturalBench-Retrieval, EqBen, What'sUp and SugarCrepe.
     """
 
     kind: Literal["data.choices"] = "data.choices"
@@ -38,7 +38,7 @@ class ChoiceFiles(Stage):
 
 
 class PooledChoices(Stage):
-    """Join several benchmarks to one, whose accuracy has a narrower interval. An item's pattern is its dataset's name.
+    """Join several benchmarks to narrow the interval of the accuracy. The pattern of an item is its dataset's name.
 
     The mean over all items weighs a benchmark by its size, and `mean_over_patterns` weighs all benchmarks equally.
     """

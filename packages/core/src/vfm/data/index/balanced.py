@@ -1,6 +1,6 @@
 """Balanced epochs: each epoch redraws the texts of a curated subset that it uses, by their stored probabilities.
 
-Images without a drawn text are left out of the epoch. The draw depends only on the text, the seed and the epoch. The
+Images without a drawn text are not used in the epoch. The draw depends only on the text, the seed and the epoch. The
 length of an epoch is known after one streaming pass over the subset. Only the counts per shard stay in memory.
 
 Source: online curation, Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062), with a hash instead of a generator.

@@ -93,7 +93,7 @@ def _listed(columns: set[str]) -> str:
 
 
 def factors_of(values: Sequence[Value], sampler: ColumnSampler, where: str) -> Factors:
-    """Compute how often an epoch has each sample on average, (N,), with the mean 1.
+    """Compute how often each sample is drawn in an epoch on average, (N,). The mean is 1.
 
     Raises:
         UserError: If a weight is not a number of at least 0, or all are 0. `where` is the dataset, for the error.
@@ -129,7 +129,7 @@ class SamplingSummary:
     Attributes:
         num_samples: samples of the data, and draws of an epoch on average.
         num_distinct: different samples in an epoch, on average.
-        effective_size: samples of equal weight that would have means as certain as these (Kish).
+        effective_size: number of equally weighted samples with the same standard error of the mean (Kish).
         sizes: samples of each value, for `balanced`.
     """
 
@@ -168,5 +168,5 @@ class SamplingSummary:
 
 
 def known_columns(locations: Sequence[str]) -> list[str]:
-    """List the columns that a sampler can name, when the data's stage names these locations."""
+    """List the columns that a sampler can name, if the stage of the data reads these locations."""
     return [*map(column_name, locations), LABEL]

@@ -100,7 +100,7 @@ class Mixture:
         return start + source.another(epoch, index - start, number)
 
     def _named(self, sample: Sample, index: int) -> Sample:
-        """Give the sample a unique uid if its uid comes from its key, because every crawl has a sample 000000."""
+        """Make the uid of a sample unique if it comes from its key, because every crawl has a sample 000000."""
         if sample.uid != uid_of(sample.key):
             return sample
         return replace(sample, uid=uid_of(f"{self._part(index)}/{sample.key}"))

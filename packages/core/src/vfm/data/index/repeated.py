@@ -1,4 +1,4 @@
-"""Repeated samples: an epoch has each sample as often as its factor says, by draws of the seed and the epoch."""
+"""Repeated samples: an epoch has each sample as often as its factor says, drawn by the seed and the epoch."""
 
 # N samples
 
@@ -18,7 +18,7 @@ class RepeatedEpochs:
 
         Args:
             shard_sizes: number of samples of each shard.
-            factors: how often an epoch has each sample on average, (N,). Not all are 0.
+            factors: how often each sample occurs in an epoch on average, (N,). Not all are 0.
             seed: seed of the draws, together with the epoch.
         """
         self.shard_sizes: Integers = np.asarray(shard_sizes, dtype=np.int64)
@@ -50,7 +50,7 @@ class RepeatedEpochs:
         return np.repeat(np.arange(start, start + size), self._of_epoch(epoch)[start : start + size])
 
     def sample(self, epoch: int, number: int) -> int:
-        """Map any number to a sample that some epochs have."""
+        """Map any number to a sample with a factor above 0."""
         samples = np.flatnonzero(self.factors)
         return int(samples[number % len(samples)])
 

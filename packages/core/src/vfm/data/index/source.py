@@ -168,7 +168,7 @@ class Source:
         return self._read(*self.locate(index))
 
     def sample(self, index: int, epoch: int) -> Sample:
-        """Read a sample with the texts that an epoch uses: all, or the ones that it draws.
+        """Read a sample with the texts that an epoch uses: all texts, or the drawn ones.
 
         Raises:
             BadSample: If the sample cannot be used.
@@ -190,7 +190,7 @@ class Source:
         self.hold(read_together(self.spans(indices), cache))
 
     def hold(self, held: Held) -> None:
-        """Keep spans that have been read until their samples are read."""
+        """Hold spans that have been read until their samples are read."""
         self._ahead.hold(held)
 
     def locate(self, index: int) -> tuple[int, int]:

@@ -42,7 +42,7 @@ def add_dataset_panels(ctx: Context, dataset: ImageDataset, bad: Sequence[BadRow
 
 
 def add_ledger_panel(ctx: Context, totals: Mapping[str, Counter[str]]) -> None:
-    """Write the sums of a ledger, if it has any, and log parts of the data that are not samples."""
+    """Write the totals of a ledger, if it has any, and log parts of the data that are not samples."""
     rows: list[list[str | float | int | None]] = []
     for unit, uses in sorted(totals.items()):
         rows += [[unit, use, count] for use, count in uses.most_common()]

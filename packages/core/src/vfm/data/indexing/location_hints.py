@@ -1,4 +1,4 @@
-"""Hints in errors about absent captions or values: which locations were read, and which others the data have."""
+"""Hints in errors about missing captions or values: the locations that were read, and the ones that the data have."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vfm.storage import files
 
 
 def location_hint(reason: str, path: str, spec: DatasetSpec) -> str:
-    """Name the locations of captions or values that a spec reads, and the ones that the data have instead.
+    """Format the locations of captions or values that a spec reads, and the ones that the data have instead.
 
     Args:
         reason: reason why the first sample is bad. Other reasons have no hint.

@@ -17,7 +17,7 @@ def check_columns(sampler: ColumnSampler, stage: Training, known: Preflight) -> 
     """Check that the data of a training have, or will have, the column of its sampler.
 
     Raises:
-        UserError: If they have not.
+        UserError: If the data lack the column.
     """
     for ref in stage.datasets:
         columns = _columns(known.artifact(ref), known.stage(ref))

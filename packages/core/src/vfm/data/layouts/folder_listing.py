@@ -1,4 +1,4 @@
-"""The entries of a folder of images, numbered in the order in which they were listed, and the account of them."""
+"""The entries of a folder of images, numbered in the order of listing, and their account for the ledger."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vfm.storage import files
 
 
 class FolderListing:
-    """The files below a folder and the links to folders, without hidden ones, which are accounted for at once.
+    """The files below a folder and the links to folders. Hidden ones are accounted for at once and left out.
 
     Attributes:
         names: the files.

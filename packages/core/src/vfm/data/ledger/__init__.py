@@ -1,1 +1,1 @@
-"""The ledger of a dataset: where every byte, line, row or entry of its files went."""
+"""The ledger of a dataset, which records the use of every byte, line, row or entry of its files."""

@@ -1,4 +1,4 @@
-"""What a reader writes down about a source while it reads: which sample each unit belongs to, or why it is in none."""
+"""An account of a source that a reader keeps while it reads: the sample of each unit, or why it is in no sample."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ class Account:
 
     Attributes:
         source: path of the file or folder.
-        unit: what is counted. The entries of a folder are its files and links, at any depth.
+        unit: kind of the units. The entries of a folder are its files and links, at any depth.
         sample: number of the sample that is being read.
-        size: number of units, counted apart from the samples. None: the source was not read to its end.
+        size: number of units, counted separately from the samples. None: the source was not read to its end.
     """
 
     source: str
@@ -76,16 +76,16 @@ class Account:
         return account
 
     def shifted(self, samples: int) -> Self:
-        """Create the account of this source where so many samples come before its first."""
+        """Copy the account for a source that follows `samples` samples of other sources."""
         owners = [owner if owner < 0 else owner + samples for owner in self.owners]
         return replace(self, owners=owners)
 
     def give(self, start: int, stop: int, sample: int | None = None) -> None:
-        """Write that units belong to a sample. Default: the sample that is being read."""
+        """Record that units belong to a sample. Default: the sample that is being read."""
         self._add(start, stop, self.sample if sample is None else sample)
 
     def leave(self, start: int, stop: int, reason: str) -> None:
-        """Write that units belong to no sample."""
+        """Record that units belong to no sample."""
         if reason not in self.reasons:
             self.reasons.append(reason)
         self._add(start, stop, -1 - self.reasons.index(reason))
@@ -99,14 +99,14 @@ class Account:
             self.owners.append(owner)
 
     def runs(self, problems: Mapping[int, str], num_samples: int | None = None) -> Runs:
-        """Say of each unit whether it was used, or why not, and join equal neighbours.
+        """Determine whether each unit was used, or why not, and join equal neighbours.
 
         Args:
             problems: reason of each bad sample.
             num_samples: number of samples that were needed. Later ones were not used.
 
         Raises:
-            ValueError: If a unit is missing, or was written twice.
+            ValueError: If a unit is missing, or was recorded twice.
         """
         uses = sorted({USED, BEYOND, *self.reasons, *problems.values()})
         code_of = {use: code for code, use in enumerate(uses)}

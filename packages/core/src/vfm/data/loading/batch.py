@@ -22,7 +22,7 @@ MadeInputs = TypeVar("MadeInputs", covariant=True)
 
 @dataclass(frozen=True)
 class SampleDraw:
-    """A use of a sample in training. All its random numbers are drawn from `seed`."""
+    """One use of a sample in training. All its random numbers are drawn from `seed`."""
 
     seed: int  # 63 bits, the same in every process
     step: int

@@ -1,4 +1,4 @@
-"""Make the inputs of a whole batch at once, and keep what was read of small datasets in memory."""
+"""Make the inputs of a whole batch at once, and keep the contents of small datasets in memory."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ MEMORY_BYTES = 256 * 2**20  # of all workers of a process together
 class BatchMake(ABC, Generic[Content, Inputs]):
     """A `Make` in three steps: `read` a sample, `use` its content in a step of the training, `join` a batch.
 
-    `read` has no random numbers, so a small dataset is only read once. The inputs of a sample depend on its content and
-    its draw, never on other samples of the batch.
+    `read` draws no random numbers, so a small dataset is read only once. The inputs of a sample depend on its content
+    and its draw, never on other samples of the batch.
     """
 
     @abstractmethod
     def read(self, sample: Sample, /) -> Content:
-        """Read what a sample has before any draw, such as its decoded image and its captions.
+        """Read the content of a sample before any random draw, such as its decoded image and its captions.
 
         Raises:
             BadSample: If the sample cannot be used.
         """
 
     def use(self, content: Content, draw: SampleDraw, /) -> Any:
-        """Make what `join` needs of a sample, such as a random crop. The content must not be changed.
+        """Make the part of a sample that `join` needs, such as a random crop. The content must not be changed.
 
         Raises:
             BadSample: If the sample cannot be used.
@@ -42,7 +42,7 @@ class BatchMake(ABC, Generic[Content, Inputs]):
         return content
 
     def join(self, uses: Sequence[Any], draws: Sequence[SampleDraw], /) -> Inputs:
-        """Make the inputs of a batch from the use and the draw of each sample. Default: the uses, stacked."""
+        """Make the inputs of a batch from the results of `use` and the draws. Default: stack the results."""
         inputs: Inputs = stacked(uses)
         return inputs
 

@@ -34,7 +34,7 @@ STUCK = 1800.0  # seconds without a batch from the workers until reading has fai
 class TrainingData(Generic[Inputs]):
     """Batches for each optimizer step, in the order of the source. The content of a step depends only on its number.
 
-    An unusable sample is listed in `Batch.bad`, and replaced by a sample that its number determines.
+    An unusable sample is listed in `Batch.bad`, and replaced by another sample, which its number determines.
 
     Attributes:
         source: the samples.
@@ -186,7 +186,7 @@ def _unchanged(batch: Any) -> Any:
 
 
 def _outlast_signals(worker: int) -> None:
-    """Let a worker continue until the training process has saved a checkpoint.
+    """Make a worker continue until the training process has saved a checkpoint.
 
     Schedulers signal all processes of a job. A second SIGTERM ends the worker, which torch sends to workers that are
     left when its process ends.

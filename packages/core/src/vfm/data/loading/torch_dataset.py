@@ -1,4 +1,4 @@
-"""Train on a user's torch Dataset, with vfm's sample order, and with random draws that a resumed run repeats."""
+"""Train on a user's torch Dataset, in vfm's sample order, with random draws that a resumed run repeats."""
 
 from __future__ import annotations
 
