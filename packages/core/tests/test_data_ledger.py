@@ -41,7 +41,7 @@ SUMS: dict[tuple[str, str], Counter[str]] = {}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def table() -> Iterator[None]:
+def printed_sums() -> Iterator[None]:
     """Print the units of each use, which `make ledger-test` shows."""
     yield
     for (unit, use), sums in sorted(SUMS.items()):
