@@ -217,6 +217,9 @@ COMMANDS = {
     'uv run vfm search "a red star" photo.jpg --index embeddings.parquet': AS_IT_STANDS,
     "uv run vfm view store/runs/quickstart/artifacts/eva photo.jpg --out maps": AS_IT_STANDS,
     "uv run vfm export store/runs/quickstart/artifacts/clip --format onnx --out clip-onnx": AS_IT_STANDS,
+    # packages/eva/tests/test_dense_onnx.py runs both.
+    "uv run vfm export DETECTOR --format onnx --out detector-onnx": NOT_HERE,
+    "python examples/dense_onnx.py detector-onnx photo.jpg --out drawn.png": NOT_HERE,
     # packages/eva/tests/test_import_dense_eval.py evaluates two.
     "uv run vfm eval mask2former segformer=segformer-b0 --data scenes/test.tar --tasks segmentation": NOT_HERE,
     "uv run vfm eval store/runs/quickstart/artifacts/clip store/runs/quickstart/artifacts/teacher"

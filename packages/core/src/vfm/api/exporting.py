@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,7 +15,7 @@ import pyarrow as pa
 from vfm.api.paths import AnyPath, as_place
 from vfm.api.results import Results, as_table
 from vfm.base import UserError
-from vfm.interfaces import Artifact
+from vfm.interfaces import FACTS_FILE, Artifact, DenseCheckpoint, naming_extras
 from vfm.models import find_format, open_model
 from vfm.storage.publishing import publish_folder
 
@@ -67,14 +70,31 @@ def export(
     if target.exists() or target.is_symlink():
         raise UserError(f"{target} already exists; choose another folder, or remove it first")
     source = Path(as_place(model))
+    if (source / FACTS_FILE).is_file():
+        artifact = Artifact.load(source)
+        if isinstance(artifact, DenseCheckpoint):
+            return _export_dense(artifact, format, target, dry_run=dry_run)
     opened = open_model(source)
     form = find_format(format, opened, str(source), Path(base) if base is not None else None)
     if dry_run:
         return Export(target, form.description, [])
+    return Export(target, form.description, _write(partial(form.write, opened), target))
+
+
+def _export_dense(checkpoint: DenseCheckpoint, name: str, target: Path, *, dry_run: bool) -> Export:
+    """Export a model with a dense head. Its module is imported only here, since it needs the extra onnx."""
+    with naming_extras("an export to ONNX"):
+        dense: Any = import_module("vfm.eval.dense.onnx_export")
+    dense.check_dense_format(checkpoint, name)
+    notes = [] if dry_run else _write(partial(dense.write_dense_onnx, checkpoint), target)
+    return Export(target, "a model with a dense head for onnxruntime", notes)
+
+
+def _write(write: Callable[[Path], list[str]], target: Path) -> list[str]:
+    """Write a folder under another name and rename it, so that it is never incomplete."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Written under another name and then renamed, so that `out` is never incomplete.
     with TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as folder:
         part = Path(folder) / "made"
-        notes = form.write(opened, part)
+        notes = list(write(part))
         publish_folder(part, target)
-    return Export(target, form.description, list(notes))
+    return notes

@@ -128,7 +128,7 @@ class DenseEncoder(nn.Module):
         if positions is not None:
             values = values + positions
         prefix = self.trunk.prefix() if self.prefix else values[:1, :0]
-        values = torch.cat([prefix.to(values.dtype).expand(len(values), -1, -1), values], dim=1)
+        values = torch.cat([prefix.to(values.dtype).expand(values.shape[0], -1, -1), values], dim=1)
         return Tokens(self.trunk.before_blocks(values), prefix.shape[1], grid)
 
     def run(

@@ -244,7 +244,7 @@ class CascadeHeads(nn.Module):
         logits = split(self._masks(maps, boxes), boxes)
         with_masks = []
         for image, class_logits in zip(detections, logits, strict=True):
-            masks = class_logits[torch.arange(len(class_logits)), image.labels].sigmoid()
+            masks = class_logits[torch.arange(class_logits.shape[0]), image.labels].sigmoid()
             with_masks.append(DetectedObjects(image.labels, image.scores, image.boxes, masks))
         return with_masks
 
@@ -255,7 +255,7 @@ def select(scores: Tensor, boxes: Tensor, selection: Selection) -> DetectedObjec
     A box can be detected as several classes. Suppression is within a class.
     """
     usable = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
-    usable &= (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(dim=1)
+    usable = usable & (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(dim=1)  # ONNX has no `&=`
     scores = scores[usable]
     boxes = boxes[usable]
     rows, labels = torch.where(scores > selection.score)

@@ -80,6 +80,8 @@ class MaskHead(nn.Module):
 
 def split(values: Tensor, boxes: Sequence[Tensor]) -> list[Tensor]:
     """Split the stacked rows of all images by image."""
+    if len(boxes) == 1:  # an export to ONNX has one image, and would fix the number of its rows
+        return [values]
     return list(values.split([len(rows) for rows in boxes]))  # type: ignore[no-untyped-call]
 
 

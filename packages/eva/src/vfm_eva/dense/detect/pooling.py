@@ -37,10 +37,10 @@ def pool_boxes(
     """
     parts = []
     for number, rows in enumerate(boxes):
-        parts.append(torch.cat([rows.new_full((len(rows), 1), number), rows], dim=1))
+        parts.append(torch.cat([rows.new_full((rows.shape[0], 1), number), rows], dim=1))
     numbered = torch.cat(parts)  # (R, 5): number of the image, then the box
     levels = choose_levels(numbered[:, 1:], strides)
-    pooled = maps[0].new_zeros(len(numbered), maps[0].shape[1], size, size)
+    pooled = maps[0].new_zeros(numbered.shape[0], maps[0].shape[1], size, size)
     # Pool from a level without boxes too, so that every map always gets a gradient.
     for level, (features, stride) in enumerate(zip(maps, strides, strict=True)):
         rows = torch.where(levels == level)[0]

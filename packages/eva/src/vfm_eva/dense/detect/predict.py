@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.eval import DenseTask, Instances
-from vfm.models import vision_preprocess
+from vfm.models import OnnxGraph, random_images, vision_preprocess
 from vfm.plugin import DenseCheckpoint
 from vfm_eva.dense.augment import Placement, place_image, whole
 from vfm_eva.dense.detect.cascade import DetectedObjects
@@ -53,6 +53,27 @@ class DetectPredictor:
             image_pixels[:, height:], image_pixels[:, :, width:] = 0.0, 0.0  # padding has the mean colour
         detections = self.model.detect(pixels, sizes)
         return [_instances(detected, placement) for detected, placement in zip(detections, placements, strict=True)]
+
+    def onnx_graph(self) -> OnnxGraph:
+        """Build the graph for ONNX, from a normalised image (1, 3, S, S) to its detections, with suppression inside."""
+        names = ["boxes", "scores", "labels", *(["masks"] if "masks" in self.tasks else [])]
+        images = random_images(self.image_size)
+        return OnnxGraph("detector", _Detections(self.model), "pixels", names, images, batched=False)
+
+
+class _Detections(nn.Module):
+    """The detections of one image, suppressed and sorted."""
+
+    def __init__(self, model: Detector) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        """Detect boxes (N, 4) in pixels of the input, scores (N,), labels (N,), and masks (N, M, M) if it has them."""
+        side = self.model.settings.image_size
+        detected = self.model.detect(pixels, [(side, side)])[0]
+        parts = (detected.boxes, detected.scores, detected.labels)
+        return parts if detected.masks is None else (*parts, detected.masks)
 
 
 def load_detector(checkpoint: DenseCheckpoint, device: torch.device) -> DetectPredictor:

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.eval import DenseTask, Instances, PanopticMap
-from vfm.models import vision_preprocess
+from vfm.models import OnnxGraph, random_images, vision_preprocess
 from vfm.plugin import DenseCheckpoint
 from vfm_eva.dense.augment import Placement, boxes_of, place_image, whole
 from vfm_eva.dense.segment.maps import MapSegmenter
@@ -89,6 +89,14 @@ class SegmentPredictor:
             panoptic_maps.append(PanopticMap(segments.cpu().numpy().astype(np.int64), labels.numpy()))
         return panoptic_maps
 
+    def onnx_graph(self) -> OnnxGraph:
+        """Build the graph for ONNX, from normalised images (B, 3, S, S) to the predictions.
+
+        Queries predict classes (B, Q, K + 1), masks (B, Q, h, w), and scores of pixels (B, K, h, w); maps only scores.
+        """
+        names = ["scores"] if isinstance(self.model, MapSegmenter) else ["scores", "classes", "masks"]
+        return OnnxGraph("segmenter", _Predictions(self.model), "pixels", names, random_images(self.image_size))
+
     def _whole(self, images: Sequence[Image.Image]) -> list[tuple[Image.Image, Placement, QueryPredictions]]:
         """Run the model on whole images, and return each image with its placement and its predictions."""
         placements = [whole(image.size, self.image_size) for image in images]
@@ -101,6 +109,21 @@ class SegmentPredictor:
 
     def _pixels(self, crops: Tensor) -> Tensor:
         return self.preprocess.pixels(crops.to(next(self.model.parameters()).device))
+
+
+class _Predictions(nn.Module):
+    """The last predictions of a segmenter."""
+
+    def __init__(self, model: Segmenter) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """Predict the scores of pixels, and from queries also their classes and masks."""
+        last = self.model(pixels)[0 if isinstance(self.model, MapSegmenter) else -1]
+        if isinstance(last, Tensor):
+            return last.softmax(dim=1)
+        return semantic_scores(last.classes, last.masks), last.classes.softmax(dim=-1), last.masks
 
 
 def load_segmenter(checkpoint: DenseCheckpoint, device: torch.device) -> SegmentPredictor:

@@ -164,7 +164,7 @@ class QuerySegmenter(nn.Module):
                 only the last predictions are returned.
         """
         tokens = self._before_queries(images)
-        queries = self.head.queries.expand(len(images), -1, -1).to(tokens.values.dtype)
+        queries = self.head.queries.expand(images.shape[0], -1, -1).to(tokens.values.dtype)
         num_queries = queries.shape[1]
         tokens = Tokens(torch.cat([queries, tokens.values], dim=1), num_queries + tokens.num_prefix, tokens.grid)
         if self.frozen:
