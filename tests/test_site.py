@@ -145,8 +145,8 @@ def test_every_public_name_is_described(module: str, html: Path, pages: dict[Pat
 
 
 @pytest.fixture(scope="module")
-def search(html: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], list[str]]]:
-    """A function that types words into the search and returns the pages and sections that it finds, best first."""
+def browser(html: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[webdriver.Chrome, str]]:
+    """A browser without a network, and the address of the site."""
     profile = tmp_path_factory.mktemp("chromium")
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
@@ -158,8 +158,19 @@ def search(html: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cal
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(html)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     chromium = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
+    try:
+        yield chromium, f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        chromium.quit()
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(scope="module")
+def search(browser: tuple[webdriver.Chrome, str]) -> Callable[[str], list[str]]:
+    """A function that types words into the search and returns the pages and sections that it finds, best first."""
+    chromium, address = browser
     root = "document.activeElement.shadowRoot"  # the search has a root of its own
-    address = f"http://127.0.0.1:{server.server_port}/"
     wait = WebDriverWait(chromium, 60, ignored_exceptions=[WebDriverException])
 
     def is_open(_: object) -> bool:
@@ -178,12 +189,22 @@ def search(html: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cal
         links = chromium.execute_script(f"return [...{root}.querySelectorAll('ol a')].map(link => link.href)")
         return [link.removeprefix(address).replace(f"?{marked}", "") for link in links]
 
-    try:
-        yield found
-    finally:
-        chromium.quit()
-        server.shutdown()
-        server.server_close()
+    return found
+
+
+@pytest.mark.needs("chromium", "chromedriver")
+def test_the_site_follows_the_mode_of_the_system(browser: tuple[webdriver.Chrome, str]) -> None:
+    chromium, address = browser
+    wait = WebDriverWait(chromium, 60)
+    chromium.get(f"{address}index.html")
+    for mode, scheme in (("light", "default"), ("dark", "slate"), ("light", "default"), ("dark", "slate")):
+        features = [{"name": "prefers-color-scheme", "value": mode}]
+        chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        # A second visit in another mode was the fault: the choice of the first one was kept.
+        for page in ("index.html", "docs/install.html"):
+            chromium.get(f"{address}{page}")
+            script = f"return document.body.getAttribute('data-md-color-scheme') === '{scheme}'"
+            wait.until(lambda _, script=script: chromium.execute_script(script), f"{page}, {mode}")
 
 
 @pytest.mark.needs("chromium", "chromedriver")
