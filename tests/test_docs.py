@@ -518,7 +518,7 @@ def test_page_on_curation_shows_every_filter_and_the_paper_s_sources() -> None:
     (stage,) = stages_of("docs/curation.md", "curation.filter")
     ours = {name for name, choice in Filter.choices.items() if choice.__module__.startswith("vfm_curation.")}
     assert {choice["type"] for choice in stage["filters"]} == ours
-    _, stage = stages_of("docs/curation.md", "curation.metadata")
+    _, stage, _ = stages_of("docs/curation.md", "curation.metadata")
     assert {source["type"] for source in stage["merge"]} == {"wordnet", "wikipedia", "pageviews", "captions"}
 
 
