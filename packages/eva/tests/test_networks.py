@@ -11,11 +11,19 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
-from eva_toy import STUDENT, batch_of, context, losses, random_inputs, run, stage
-from vfm.models import build_vision, load_clip, load_vision, read_masked_modelling
+from eva_toy import STUDENT, batch_of, context, losses, make_task, random_inputs, run, stage
+from vfm.models import (
+    KeyReport,
+    TransferRules,
+    build_vision,
+    load_clip,
+    load_vision,
+    read_masked_modelling,
+    transfer_weights,
+)
 from vfm.plugin import Preflight, UserError
 from vfm_eva import EvaPretrain
-from vfm_eva.pretrain.building import build_student
+from vfm_eva.pretrain.building import build_student, left_out
 from vfm_eva.pretrain.held_out_stages import MaskedPatches
 from vfm_eva.pretrain.objective import Objective
 from vfm_eva.pretrain.task import EvaTask
@@ -121,6 +129,24 @@ def test_a_student_without_masks_is_trained_saved_evaluated_and_started_from(
     before, after = load_vision(made).state_dict(), load_vision(again).state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if "running" not in name)
     assert report.metrics[0].value == pytest.approx(-losses(tmp_path / "first")[-1], abs=0.2)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_classifier_starts_a_network_without_its_classes(name: str) -> None:
+    weights = build_vision(name, num_classes=7, seed=1, **NETWORKS[name]).state_dict()
+    student = build_vision(name, num_classes=0, seed=0, **NETWORKS[name])
+    rules = TransferRules(left_out(student, weights), {}, where="start")
+    transfer_weights(weights, student, rules, report := KeyReport())
+    assert report.dropped
+    assert all(torch.equal(weights[key], value) for key, value in student.state_dict().items())
+
+
+def test_the_head_of_a_masked_training_goes_on_without_masks(clip_teacher) -> None:
+    before = make_task(clip_teacher)
+    after = unmasked(clip_teacher, STUDENT)
+    assert after.load_masked_modelling(before.masked_modelling())
+    assert torch.equal(after.objectives[0].head.weight, before.objectives[0].head.weight)
+    assert not before.load_masked_modelling(after.masked_modelling())  # it needs a mask token
 
 
 @pytest.mark.parametrize(

@@ -40,12 +40,15 @@ def saved_added(task: nn.Module) -> dict[str, Tensor]:
 
 
 def load_added(task: nn.Module, added: Mapping[str, Tensor]) -> bool:
-    """Load the mask token, head and decoder of an earlier run if all of them fit, and return whether they did."""
+    """Load the mask token, head and decoder of an earlier run if all of them fit, and return whether they did.
+
+    Without masks the mask token is left out.
+    """
     expected = saved_added(task)
+    added = {key: value for key, value in added.items() if task.is_masked or key != "mask_token"}
     fits = expected.keys() == added.keys()
     fits = fits and all(expected[key].shape == value.shape for key, value in added.items())
     if fits:
-        added = dict(added)
         for name, phi_s in _standardised(task):
             weight, bias = phi_s.from_features(added[f"{name}.weight"], added[f"{name}.bias"])
             added |= {f"{name}.weight": weight, f"{name}.bias": bias}

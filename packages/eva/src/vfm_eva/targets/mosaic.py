@@ -29,7 +29,7 @@ def join_mosaics(images: Tensor, side: int) -> Tensor:
         return images
     missing = -len(images) % side**2
     filled = torch.cat([images, images.new_zeros(missing, *images.shape[1:])])
-    rows = filled.unflatten(0, (-1, side, side))  # (M, k, k, 3, t, t)
+    rows = filled.reshape(-1, side, side, *filled.shape[1:])  # (M, k, k, 3, t, t)
     return rows.permute(0, 3, 1, 4, 2, 5).flatten(4, 5).flatten(2, 3)
 
 
@@ -45,5 +45,7 @@ def cut_mosaics(features: Tensor, grid: tuple[int, int], side: int, num_images: 
     if side == 1:
         return features, grid
     rows, columns = grid[0] // side, grid[1] // side
-    tiles = features.unflatten(1, (side, rows, side, columns)).transpose(2, 3)  # (M, k, k, rows, columns, T)
+    tiles = features.reshape(len(features), side, rows, side, columns, -1).transpose(
+        2, 3
+    )  # (M, k, k, rows, columns, T)
     return tiles.flatten(3, 4).flatten(0, 2)[:num_images], (rows, columns)

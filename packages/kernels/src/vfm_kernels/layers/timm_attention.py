@@ -27,7 +27,7 @@ class FusedEvaAttention(EvaAttention):  # type: ignore[misc]
         """Compute the same as timm's layer."""
         if not is_plain(self, attn_mask):
             return super().forward(x, rope=rope, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
-        return _rotary_attention(self, x, rope, attn_mask, is_causal)
+        return rotary_attention(self, x, rope, attn_mask, is_causal)
 
 
 class FusedAttentionRope(AttentionRope):  # type: ignore[misc]
@@ -39,7 +39,7 @@ class FusedAttentionRope(AttentionRope):  # type: ignore[misc]
         """Compute the same as timm's layer."""
         if not is_plain(self, attn_mask):
             return super().forward(x, rope=rope, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
-        return _rotary_attention(self, x, rope, attn_mask, is_causal)
+        return rotary_attention(self, x, rope, attn_mask, is_causal)
 
 
 class FusedAttention(Attention):  # type: ignore[misc]
@@ -59,13 +59,36 @@ class FusedAttention(Attention):  # type: ignore[misc]
         return projected(self, x, attention(q, k, v, **kind))
 
 
-def _rotary_attention(layer: Any, x: Tensor, rope: Tensor | None, attn_mask: Tensor | None, is_causal: bool) -> Tensor:
-    """Compute an attention of `x`, (B, N, C), with rotary positions and norms of queries and keys if it has them."""
+def rotary_attention(
+    layer: Any,
+    x: Tensor,
+    rope: Tensor | None,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    *,
+    row: tuple[Tensor, int] | None = None,
+) -> Tensor:
+    """Compute an attention of `x`, (B, N, C), with rotary positions and norms of queries and keys if it has them.
+
+    Args:
+        layer: timm's attention.
+        x: tokens.
+        rope: timm's rotary positions.
+        attn_mask: booleans, True where a query sees a key.
+        is_causal: a token sees only itself and earlier tokens.
+        row: boundaries and longest length of the sequences in a batch of 1. `rope` then has a row for every token.
+    """
     pattern: dict[str, Any] = {"causal": is_causal, "visible": attn_mask}
+    num_prefix_tokens = getattr(layer, "num_prefix_tokens", 0)
+    if row is not None:
+        pattern["cu_seqlens"], pattern["max_seqlen"] = row
+        num_prefix_tokens = 0  # they have rows that rotate nothing
     # Angles of each head are learned, as in RoPE-ViT's mixed ones. The kernel has no gradient of angles.
     outside = rope is not None and (rope.ndim == 3 or (rope.ndim == 4 and rope.shape[1] > 1) or rope.requires_grad)
     if rope is not None and not outside:
-        pattern |= _tables(layer, rope)
+        pattern |= _tables(layer, rope) | {"num_prefix_tokens": num_prefix_tokens}
+        if row is not None:
+            pattern["positions"] = torch.arange(x.shape[1], device=x.device)[None]
     is_normed = not isinstance(layer.q_norm, nn.Identity)
     halves = rope is not None and layer.rotate_half and not outside
     if layer.qkv is not None and not is_normed and not outside:
@@ -76,7 +99,7 @@ def _rotary_attention(layer: Any, x: Tensor, rope: Tensor | None, attn_mask: Ten
     if is_normed:
         q, k = layer.q_norm(q).to(v.dtype), layer.k_norm(k).to(v.dtype)  # under autocast a norm may return fp32
     if outside:
-        q, k = _rotated(layer, q, rope), _rotated(layer, k, rope)
+        q, k = (_rotated(layer, heads, rope, num_prefix_tokens) for heads in (q, k))
     elif halves:
         q, k = _interleaved(q, -1), _interleaved(k, -1)
     return projected(layer, x, attention(q, k, v, backend=backend_of(q, attn_mask), **pattern))
@@ -91,7 +114,7 @@ def _tables(layer: Any, rope: Tensor) -> dict[str, Any]:
         sin, cos = (half[..., : half.shape[-1] // 2] for half in (sin, cos))
     else:
         sin, cos = (half[..., ::2] for half in (sin, cos))
-    return {"sin": sin, "cos": cos, "num_prefix_tokens": layer.num_prefix_tokens}
+    return {"sin": sin, "cos": cos}
 
 
 def _packed(layer: Any, x: Tensor, *, halves: bool) -> Tensor:
@@ -125,20 +148,21 @@ def _bias(layer: Any) -> Tensor | None:
 
 def _interleaved_rows(weight: Tensor, num_heads: int) -> Tensor:
     """Interleave the halves of each head's queries and keys in a packed weight, (3 H D, C), or bias, (3 H D,)."""
-    heads = weight.unflatten(0, (3, num_heads, -1))
+    heads = weight.reshape(3, num_heads, -1, *weight.shape[1:])
     return torch.cat([_interleaved(heads[:2], 2), heads[2:]]).flatten(0, 2)
 
 
 def _interleaved(heads: Tensor, dim: int) -> Tensor:
     """Put the channels i and i + D / 2 of heads side by side, along the dimension of their D channels."""
     dim %= heads.ndim
-    return heads.unflatten(dim, (2, -1)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+    halves = heads.reshape(*heads.shape[:dim], 2, -1, *heads.shape[dim + 1 :])
+    return halves.transpose(dim, dim + 1).flatten(dim, dim + 1)
 
 
-def _rotated(layer: Any, heads: Tensor, rope: Any) -> Tensor:
+def _rotated(layer: Any, heads: Tensor, rope: Any, num_prefix_tokens: int) -> Tensor:
     """Rotate heads, (B, N, H, D), by angles of each head, with their gradient."""
     tokens = heads.transpose(1, 2)  # (B, H, N, D)
-    prefix, patches = tokens[:, :, : layer.num_prefix_tokens], tokens[:, :, layer.num_prefix_tokens :]
+    prefix, patches = tokens[:, :, :num_prefix_tokens], tokens[:, :, num_prefix_tokens:]
     rotated = apply_rot_embed_cat(patches, rope, half=layer.rotate_half)
     return torch.cat([prefix, rotated], dim=2).to(heads.dtype).transpose(1, 2)
 

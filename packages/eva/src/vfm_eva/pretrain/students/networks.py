@@ -55,7 +55,7 @@ def freeze_unused(student: nn.Module, *, with_image: bool) -> None:
     loss = _planes(traced, features).sum()
     if with_image:
         loss = loss + traced.forward_head(features, pre_logits=True).sum()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     for weight, reached in zip(student.parameters(), traced.parameters(), strict=True):
         if reached.grad is None:
             weight.requires_grad_(False)
