@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +101,13 @@ def test_a_mistake_is_one_line(world, words, line):
     done = run_here("predict", *(word.format(world) for word in words))
     assert done.code == 2
     assert line in done.err.replace("\n", " ")
+
+
+def test_a_missing_image_is_named_before_torch_is_imported():
+    code = (
+        "import sys; from typer.testing import CliRunner; from vfm.cli import app\n"
+        "done = CliRunner().invoke(app, ['predict', 'model', 'nowhere.jpg'])\n"
+        "print(done.exit_code, done.output.strip(), 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "2 error: nowhere.jpg: no such image False"

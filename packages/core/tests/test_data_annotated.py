@@ -386,6 +386,20 @@ def test_values_of_maps_with_holes_and_unlabeled_ones_are_no_classes(tmp_path: P
     assert AnnotatedSource(data).semantic(0)[3, :4].tolist() == [-1, 1, 0, -1]
 
 
+def test_maps_of_16_bits_have_more_than_255_classes(tmp_path: Path) -> None:
+    """As in the whole of ADE20K. A name says which value is ignored, as `reduce_zero_label` does in mmsegmentation."""
+    write(tmp_path / "root/a.jpg", jpeg())
+    write(tmp_path / "root/b.jpg", jpeg())
+    for stem, values in (("a", [0, 255, 300, 65_535]), ("b", [301, 1, 1, 1])):
+        path = tmp_path / f"maps/{stem}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.tile(np.array(values, dtype=np.uint16), (10, 5))).save(path)
+    names = ["ignore", *(f"class {value}" for value in range(1, 301))]
+    data = read(tmp_path, tmp_path / "root", format="label_maps", annotations=str(tmp_path / "maps"), names=names)
+    assert (len(data.class_names), data.class_names[0], data.bad_samples) == (300, "class 1", {"unknown_label": 1})
+    assert AnnotatedSource(data).semantic(0)[3, :4].tolist() == [-1, 254, 299, -1]
+
+
 def test_an_unknown_format_is_one_line(tmp_path: Path) -> None:
     write(tmp_path / "root/a.jpg", jpeg())
     with pytest.raises(UserError, match="unknown format of annotations; expected COCO's json"):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from vfm.base import UserError
 from vfm.interfaces import Artifact
+from vfm.storage.remote import is_remote
 
 AnyPath = str | os.PathLike[str]
 PATHS = (str, os.PathLike)  # for `isinstance`
@@ -23,6 +24,17 @@ def as_place(path: AnyPath | Artifact) -> str:
     if not isinstance(path, PATHS):
         raise UserError(f"expected a path, a name or an artifact, got a {type(path).__name__}")
     return os.fspath(path)
+
+
+def check_images_exist(images: Sequence[AnyPath]) -> None:
+    """Check that the local files of images exist. It takes no time, while a model's modules take seconds to import.
+
+    Raises:
+        UserError: If one does not exist.
+    """
+    for image in images:
+        if not is_remote(os.fspath(image)) and not os.path.exists(image):
+            raise UserError(f"{os.fspath(image)}: no such image")
 
 
 def as_words(words: str | Sequence[str]) -> list[str]:

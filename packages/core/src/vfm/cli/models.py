@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vfm.api.paths import check_images_exist
 from vfm.base import UserError, load_function
 from vfm.cli.command import DataOption, DebugOption, command, console, note, show
 from vfm.cli.terminal import completion
@@ -123,6 +124,7 @@ def predict(
     drawing of each image and, for a detector, `results.json` in COCO's format. image_id is the file name if it is a
     number. If names are not unique numbers, images are numbered in the order given.
     """
+    check_images_exist(images)
     from vfm.api.inputs import artifact_of, local_file, with_folders
     from vfm.api.prediction import TEMPLATE, Predictions, predict as predict_images
 

@@ -15,6 +15,8 @@ from vfm.data.samples.images import open_image
 from vfm.data.samples.sample import BadSample
 from vfm.storage import files
 
+RIM_16 = 65_535  # value of unlabelled pixels in a map of 16 bits
+
 
 def read_map(path: str) -> NDArray[Any]:
     """Read the values of a label map, (H, W). For a palette image these are the indices, not the colours.
@@ -46,6 +48,8 @@ def check_map(path: str, classes: Sequence[int]) -> tuple[int, int]:
     """
     values = read_map(path)
     for value in np.unique(values).tolist():
-        if value >= len(classes) or classes[value] == NOT_ALLOWED:
+        if value == RIM_16:
+            continue
+        if not 0 <= value < len(classes) or classes[value] == NOT_ALLOWED:
             raise BadSample("unknown_label", f"{path} (value {value})")
     return values.shape[1], values.shape[0]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from vfm.base import UserError
+from vfm.data.annotated.label_files import RIM_16
 from vfm.data.annotated.records import (
     IGNORED,
     NOT_ALLOWED,
@@ -116,8 +117,8 @@ def voc_maps(root: str, split: str) -> LabelMaps:
 def folder_maps(images: str, maps: str, classes: Classes) -> LabelMaps:
     """Open a folder of images and a folder of maps. Values are the ids of classes, and 255 is ignored.
 
-    Values whose name says that they have no class, such as `0: unlabeled`, are ignored too. Images without a map are
-    skipped.
+    With more than 255 values the maps have 16 bits, and 65,535 is ignored. Values whose name says that they have no
+    class, such as `0: unlabeled`, are ignored too. Images without a map are skipped.
     """
     named = dict(zip(classes.ids, classes.names, strict=True))
     kept = [value for value, name in named.items() if name.lower() not in IGNORED_NAMES]
@@ -129,8 +130,8 @@ def folder_maps(images: str, maps: str, classes: Classes) -> LabelMaps:
 def _paired(
     images: str, maps: str, names: Sequence[str], values: Sequence[int], form: str, ids: Sequence[int] = ()
 ) -> LabelMaps:
-    if len(values) > RIM:
-        raise UserError(f"{maps}: expected at most {RIM} classes in maps of 8 bits, got {len(values)}")
+    if len(values) > RIM_16:
+        raise UserError(f"{maps}: expected at most {RIM_16:,} classes in maps of 16 bits, got {len(values):,}")
     stems = {name.rpartition(".")[0]: name for name in image_names(images)}
     listed: list[AnnotatedImage] = []
     map_stems = {name.removesuffix(".png") for name in files.walk(maps) if name.endswith(".png")}
@@ -145,5 +146,10 @@ def _paired(
 
 
 def _padded(values: Sequence[int]) -> list[int]:
-    """Extend the classes to all 8-bit values: 255 is ignored, other values without a class are not allowed."""
+    """Extend the classes to all 8-bit values: 255 is ignored, other values without a class are not allowed.
+
+    More classes need maps of 16 bits, where `RIM_16` is ignored.
+    """
+    if len(values) > RIM:
+        return list(values)
     return [*values, *[NOT_ALLOWED] * (RIM - len(values)), IGNORED]

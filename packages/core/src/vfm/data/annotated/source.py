@@ -109,7 +109,7 @@ class AnnotatedSource:
             BadSample: If the label map cannot be read.
         """
         if self.dataset.map_classes:
-            table = np.full(1 << 8, IGNORED, dtype=np.int16)
+            table = np.full(1 << 16, IGNORED, dtype=np.int16)  # maps have 8 or 16 bits
             table[: len(self.dataset.map_classes)] = np.maximum(self.dataset.map_classes, IGNORED)
             return np.asarray(table[read_map(self.tables.images["label_map"][number].as_py())])
         if "semantic" not in self.dataset.labels:

@@ -27,7 +27,6 @@ class DenseEvaluation(Evaluation):
     A subclass names its function in `evaluator`: (config, Context, source, predictors by name) -> Evaluated.
     """
 
-    version: ClassVar[int] = 2  # since images are resampled by halves
     work: ClassVar[str] = "vfm.eval.dense.dense_models:evaluate_dense"
     checks: ClassVar[str] = "vfm.eval.dense.checks:check_dense_evaluation"
     evaluator: ClassVar[str] = ""
@@ -149,7 +148,7 @@ class DenseProbe(ModelEvaluation):
 
     kind: Literal["eval.dense_probe"] = "eval.dense_probe"
     in_processes: ClassVar[bool] = True
-    version: ClassVar[int] = 2  # since images are resampled by halves
+    version: ClassVar[int] = 1
     evaluator: ClassVar[str] = "vfm.eval.segmentation.dense_probe:evaluate_dense_probe"
     checks: ClassVar[str] = "vfm.eval.dense.checks:check_dense_probe"
     task: ClassVar[str] = "dense_probe"

@@ -32,7 +32,7 @@ class OpenSegmentation(ModelEvaluation):
 
     kind: Literal["eval.open_segmentation"] = "eval.open_segmentation"
     in_processes: ClassVar[bool] = True
-    version: ClassVar[int] = 2  # since images are resampled by halves
+    version: ClassVar[int] = 1
     evaluator: ClassVar[str] = "vfm.eval.open_segmentation.evaluate:evaluate_open_segmentation"
     checks: ClassVar[str] = "vfm.eval.open_segmentation.stages:check_open_segmentation"
     task: ClassVar[str] = "open_segmentation"
