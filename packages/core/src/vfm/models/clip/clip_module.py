@@ -19,6 +19,7 @@ from torch import nn
 from vfm.base import UserError
 from vfm.models.clip.model_sources import first_line
 from vfm.models.custom_code import without_custom_code
+from vfm.models.stored_weights import map_weights
 
 
 def build_module(config: Mapping[str, Any], name: str) -> nn.Module:
@@ -75,6 +76,8 @@ def load_weights(module: nn.Module, file: Path, name: str, *, origin: Path | Non
     Raises:
         UserError: If the file cannot be read, or does not fit.
     """
+    if map_weights(module, file):
+        return
     try:
         open_clip.load_checkpoint(module, str(file), strict=True, weights_only=True)
     except Exception as error:  # torch, safetensors and pickle raise different types

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from vfm.interfaces import Context, LeftToFirst, TrainingRuntime
+from vfm.models.stored_weights import weights_stay_in_files
 from vfm.train.parallel.deadline import deadline
 from vfm.train.parallel.dist import is_main
 from vfm.train.parallel.progress import Phase
@@ -22,10 +23,13 @@ def weights_from_first(runtime: TrainingRuntime) -> Iterator[None]:
 
     In the other processes its weights are on the meta device, where they take no memory. They cannot be read, and
     values that are written or loaded into them are dropped. `fit` then gives each process its part. The weights are
-    the same as in a single process.
+    the same as in a single process. Weights from a safetensors file with the same names stay in the file, from which
+    each process then reads its part.
     """
     if runtime.parallel != "fsdp" or is_main():
-        yield
+        in_file = runtime.parallel == "fsdp" and os.environ.get("WORLD_SIZE", "1") != "1"
+        with weights_stay_in_files() if in_file else nullcontext():
+            yield
         return
     hook = register_module_parameter_registration_hook(_on_meta)  # type: ignore[arg-type]
     try:
@@ -33,7 +37,8 @@ def weights_from_first(runtime: TrainingRuntime) -> Iterator[None]:
             warnings.filterwarnings(
                 "ignore", message="(?s).*to a meta parameter in the current model, which is a no-op"
             )
-            yield
+            with weights_stay_in_files():
+                yield
     finally:
         hook.remove()
 

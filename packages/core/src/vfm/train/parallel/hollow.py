@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from vfm.models.stored_weights import mark, stored_weight
 from vfm.train.task import Task
 
 T = TypeVar("T", bound=Task[Any])
@@ -29,6 +30,7 @@ def without_meta(module: nn.Module) -> None:
         for name, param in part.named_parameters(recurse=False, remove_duplicate=False):
             if param.is_meta:
                 new = nn.Parameter(hollow(param, cpu), requires_grad=param.requires_grad)
+                mark(new, stored_weight(param))
                 setattr(part, name, weights.setdefault(param, new))
         for name, buffer in part.named_buffers(recurse=False, remove_duplicate=False):
             if buffer.is_meta:

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 from vfm.base import UserError
 from vfm.data.loading.batch import Inputs
 from vfm.interfaces import TrainingRuntime
+from vfm.models.stored_weights import StoredWeight, stored_weight, unchanged
 from vfm.train.parallel.blocks import blocks
 from vfm.train.parallel.dist import DistributedWorld
 from vfm.train.parallel.gathering import gathered
@@ -63,6 +64,7 @@ class Sharded(Alone[Inputs]):
         # whole model. Inputs are not cast, so that sums of residuals stay in fp32, as with DDP. What is outside the
         # blocks, such as embeddings, is gathered in fp32 for the same reason.
         self.half = half
+        self.stored = self._stored()
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
         offload = offload_policy(self.runtime, self.world.device)
         units = blocks(self.task)
@@ -147,12 +149,39 @@ class Sharded(Alone[Inputs]):
             source = self.sources.pop(param, None)
             if source is None:  # it is cut already
                 continue
-            if self.world.is_main:
+            stored = self.stored.get(source)
+            if self.world.is_main and not stored:
                 param.data = source.data.to(self.world.device).contiguous()
             else:
                 param.data = torch.empty(param.shape, dtype=param.dtype, device=self.world.device)
-            dist.broadcast(param.data, src=0)
+            if stored:
+                self._read_part(param, stored)
+            else:
+                dist.broadcast(param.data, src=0)
             source.data = hollow(source, torch.device("cpu"))
+
+    def _stored(self) -> dict[nn.Parameter, StoredWeight]:
+        """Find the weights that all processes have from a file, and that rank 0 has not changed."""
+        sources = list(self.sources.values())
+        known = [stored_weight(source) is not None for source in sources]
+        if self.world.is_main:
+            known = unchanged(sources)
+        agreed = torch.tensor(known, dtype=torch.int32, device=self.world.device)
+        dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+        return {
+            source: stored
+            for source, is_known in zip(sources, agreed.tolist(), strict=True)
+            if is_known and (stored := stored_weight(source))
+        }
+
+    def _read_part(self, param: nn.Parameter, stored: StoredWeight) -> None:
+        """Read the rows that FSDP leaves to this process. The other rows of the weight have no values."""
+        last = self.mesh.ndim - 1  # of several dimensions, the last one cuts
+        rows = -(-len(param) // self.mesh.size(last))
+        start = min(len(param), rows * self.mesh.get_local_rank(last))
+        stop = min(len(param), start + rows)
+        if start < stop:
+            param.data[start:stop] = stored.rows(start, stop)
 
     @torch.no_grad()
     def _fill(self, device: torch.device, *, is_filled: bool) -> None:
