@@ -73,6 +73,7 @@ def test_names_that_replace_those_of_folders_are_still_in_their_order(tmp_path: 
     ("words", "line"),
     [
         (["imagenet/train"], "imagenet/train: has no val or test; give the images to evaluate on: --val PATH"),
+        (["imagenet", "--method", "zero-shot"], "trains nothing: vfm eval MODEL --data imagenet --tasks zero_shot"),
         (["imagenet", "--method", "prob"], "--method: expected one of probe, knn, finetune, got 'prob'; did you mean"),
         (["imagenet", "--method", "finetune"], "--method finetune"),  # core alone lacks its stage
         (["imagenet/train", "--val", "other"], "1 of its classes are not in the training images, such as 'n09'"),

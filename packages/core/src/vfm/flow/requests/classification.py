@@ -16,6 +16,7 @@ from vfm.flow.requests.inputs import Fields, Input, named_apart, saved_artifact
 from vfm.interfaces import LabeledDataset, Stage, VisionCheckpoint
 
 EVALUATIONS = {"probe": "eval.linear_probe", "knn": "eval.knn", "finetune": "eval.classify"}
+ZERO_SHOT = ("zero_shot", "zeroshot")  # what users may ask for, and another command does
 FINETUNE = "eva.finetune"
 CLASSIFIER, TRAIN, VAL = "classifier", "train", "val"  # names in the recipe
 
@@ -27,6 +28,9 @@ def classification_recipe(request: Classification, known: Mapping[str, type[Stag
         UserError: If there is no such method, the images have no labels or other classes than the training images, or
             the model does not fit.
     """
+    if request.method.replace("-", "_") in ZERO_SHOT:
+        command = f"vfm eval MODEL --data {request.val or request.train} --tasks zero_shot"
+        raise UserError(f"--method: zero-shot classification trains nothing: {command}")
     if request.method not in EVALUATIONS:
         hint = did_you_mean(request.method, EVALUATIONS)
         raise UserError(f"--method: expected one of {', '.join(EVALUATIONS)}, got {request.method!r}{hint}")
