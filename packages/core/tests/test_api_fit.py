@@ -188,13 +188,13 @@ def test_a_finished_folder_of_other_initial_weights_is_refused_and_an_interrupte
     given: dict[str, Any] = {"loss": loss, "steps": 20, "lr": 0.01, "global_batch_size": 8, **QUIET}
     other = model()
     nn.init.ones_(other[1].bias)
-    with pytest.raises(vfm.UserError, match=r"holds a finished training of other initial weights: expected the same"):
+    with pytest.raises(vfm.UserError, match=r"holds a finished training with other initial weights: call torch"):
         vfm.fit(other, Labelled(), folder=tmp_path / "done", **given)
     # The result itself, as in a notebook's cell that runs again, is returned as it is.
     assert same(vfm.fit(first.model, Labelled(), folder=tmp_path / "done", **given).model, first.model)
     copytree(tmp_path / "done", tmp_path / "cut")
     (tmp_path / "cut/model.safetensors").unlink()
-    with pytest.warns(UserWarning, match="began with other initial weights; it goes on from its checkpoint"):
+    with pytest.warns(UserWarning, match="began with other initial weights; it resumes from its checkpoint"):
         assert same(vfm.fit(other, Labelled(), folder=tmp_path / "cut", **given).model, first.model)
 
 

@@ -92,7 +92,7 @@ def test_checkpoint_under_the_name_of_another_step_falls_back(tmp_path, stopped,
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     (tmp_path / "work" / NEWEST).rename(tmp_path / "work" / "step-00000011")
     weights, (warning,) = resume(tmp_path)
-    assert "step-00000011: the checkpoint cannot be read (meta.json is that of step 9)" in warning
+    assert "step-00000011: the checkpoint cannot be read (meta.json belongs to step 9)" in warning
     assert all(torch.equal(a, b) for a, b in zip(weights, final, strict=True))
 
 

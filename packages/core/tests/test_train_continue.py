@@ -101,7 +101,7 @@ def test_a_log_window_of_skipped_steps_has_no_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"optimizer": "sgd"}, "is that of adamw: expected the same optimizer, got sgd"),
+        ({"optimizer": "sgd"}, "was saved by adamw: expected the same optimizer, got sgd"),
         ({"steps": 8}, "has 8 steps: expected more steps in all, got steps: 8"),
         ({"ema_decay": 0.9}, "has no average of the weights: omit ema_decay"),
         ({"continue_from": {"training": "first", "step": 3}}, "expected a step of 8, got continue_from.step: 3"),
@@ -164,7 +164,7 @@ def test_a_folder_with_a_name_of_its_own_is_no_step(tmp_path: Path) -> None:
 def test_a_state_of_another_of_timms_optimizers_does_not_fit(tmp_path: Path) -> None:
     train(tmp_path / "first", plan(steps=8, optimizer="timm", algorithm="lars", checkpoint={"keep_state": True}))
     settings = plan(steps=20, optimizer="timm", algorithm="lion", continue_from={"training": "first"})
-    with pytest.raises(UserError, match="is that of lars: expected the same optimizer, got lion"):
+    with pytest.raises(UserError, match="was saved by lars: expected the same optimizer, got lion"):
         train(tmp_path / "rest", settings, {"first": tmp_path / "first" / "part"})
 
 

@@ -146,7 +146,7 @@ def test_interrupted_caching_resumes_and_ends_as_an_uninterrupted_one(
 def test_latents_of_other_data_sizes_or_crops_are_rejected(
     clip: ClipCheckpoint, pool: Pool, stable_diffusion: GeneratorCheckpoint, cached_latents: SampleCache, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="the crops are those of 'latents'"):
+    with pytest.raises(ValueError, match="'latents' determines the crops"):
         tune_config(latents="latents", augmentation={"crop_scale": (0.5, 1.0)})
     config = tune_config(adapter=LINEAR, latents="latents")
     inputs = {"clip": clip, "prior": stable_diffusion, "latents": cached_latents}
@@ -164,7 +164,7 @@ def test_latents_of_other_data_sizes_or_crops_are_rejected(
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_cached_crops_replace_those_of_a_preset(preset: str) -> None:
     assert tune_config(preset=preset, latents="latents").augmentation == CropSettings()
-    with pytest.raises(ValueError, match="the crops are those of 'latents'"):
+    with pytest.raises(ValueError, match="'latents' determines the crops"):
         tune_config(preset=preset, latents="latents", augmentation={"crop_scale": (0.5, 1.0)})
 
 

@@ -24,4 +24,4 @@ def check_teacher(clip: ClipModel, teacher: ClipModel) -> None:
         )
     # Compared by what they do, since one tokenizer has several names.
     if not torch.equal(clip.tokenize(PROBES), teacher.tokenize(PROBES)):
-        raise UserError(f"{what}: it has another tokenizer")
+        raise UserError(f"{what}: its tokenizer differs from the student's")

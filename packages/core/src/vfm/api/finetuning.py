@@ -35,7 +35,7 @@ def finetune(
     name: str = "finetune",
     progress: bool = True,
 ) -> Run:
-    """Train a CLIP model further on your own pairs, as `vfm finetune`. An interrupted run resumes.
+    """Fine-tune a CLIP model on your own pairs, as `vfm finetune`. An interrupted run resumes.
 
     Args:
         model: artifact or folder of a checkpoint, open_clip name and tag (`ViT-B-32,openai`), or `hf-hub:org/model`.
@@ -55,7 +55,7 @@ def finetune(
         progress: show progress bars and messages.
 
     Returns:
-        The run, with the models `tuned` and `wise`, half way between the initial and the tuned weights.
+        The run, with the models `tuned` and `wise`, the average of the initial and the tuned weights.
 
     Raises:
         UserError: If the model is not a CLIP model, or a value does not fit.

@@ -28,7 +28,7 @@ class PathGroup(TyperGroup):
     """Commands, and `vfm PATH` for `vfm doctor PATH`."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Look at a path in place of a command."""
+        """Inspect a path given in place of a command."""
         word = args[0]
         if word not in self.list_commands(ctx) and Path(word).exists():
             args = [LOOK, *args]
@@ -90,7 +90,7 @@ JobsOption = Annotated[
     typer.Option(
         parser=parse_jobs,
         metavar="N|ray",
-        help="Stages at a time, each in a process, on its share of the cores and a GPU, if any. ray: on a Ray cluster.",
+        help="Stages to run at a time, each with its share of the cores and a GPU, if any. ray: on a Ray cluster.",
     ),
 ]
 DEFAULT_STORE = Path("store")

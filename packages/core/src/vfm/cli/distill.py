@@ -45,7 +45,7 @@ def distill(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Teach an encoder another model's features on your own images. An interrupted run resumes."""
+    """Train an encoder on another model's features of your own images. An interrupted run resumes."""
     manager = load_plugins()
     models = model_input(teacher), student_input(student)
     request = DistillationRequest(images, *models, steps, batch_size, lr, probe, train, image_size)

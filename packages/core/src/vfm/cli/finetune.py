@@ -51,9 +51,9 @@ def finetune(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Train a CLIP model further on your own pairs. An interrupted run resumes.
+    """Fine-tune a CLIP model on your own pairs. An interrupted run resumes.
 
-    The run makes `tuned`, and `wise`, half way between the initial and the tuned weights, which forgets less. Captions
+    The run makes `tuned`, and `wise`, the average of the initial and the tuned weights, which forgets less. Captions
     that are not in `txt`: --set 'pool.texts={en: json.en}'.
     """
     manager = load_plugins()
@@ -80,7 +80,10 @@ def classify(
         str, typer.Option(help="Labelled images to evaluate on. Default: val or test next to the training images.")
     ] = "",
     method: Annotated[
-        str, typer.Option(help="probe: a linear classifier of frozen features; knn: neighbours; finetune: all weights.")
+        str,
+        typer.Option(
+            help="probe: train a linear layer on frozen features; knn: nearest neighbours; finetune: train all weights."
+        ),
     ] = "probe",
     data_option: DataOption = None,
     epochs: Annotated[float, typer.Option(min=0, help="Passes over the training images, for finetune.")] = 10,
@@ -93,7 +96,7 @@ def classify(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Make a classifier of your labelled images, and evaluate it."""
+    """Train a classifier on your labelled images, and evaluate it."""
     manager = load_plugins()
     options = read_data_options(data_option or ())
     make_recipe = load_function("vfm.flow.requests.classification:classification_recipe")  # imports `vfm.data`

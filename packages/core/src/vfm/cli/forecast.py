@@ -34,7 +34,7 @@ def forecast(
     quiet: QuietOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Predict the gain of a generator's feedback on pairs."""
+    """Predict the gain of diffusion feedback on pairs."""
     manager = load_plugins()
     text = forecast_recipe(model_input(clip), generator, pairs, preset, stage_types(manager))
     run_written(manager, recipe, text, set or (), store, dry_run=dry_run, quiet=quiet)

@@ -95,9 +95,10 @@ def doctor(
     store: StoreOption = DEFAULT_STORE,
     debug: DebugOption = False,
 ) -> None:
-    """Look at a file for the next command, or check the installation.
+    """Inspect a file or folder, or check the installation.
 
-    `vfm PATH` does the same. Of a dataset the first 1,000 samples are read, and all by `vfm data PATH`.
+    For a path it also suggests the next command. `vfm PATH` does the same. It reads the first 1,000 samples of a
+    dataset, and `vfm data PATH` reads all.
     """
     if path is not None:
         _show_look(path)

@@ -173,8 +173,8 @@ def view(
 ) -> None:
     """Draw a model's patch features and attention.
 
-    One PNG file per image shows it next to the principal components of the features, their similarity to the image
-    feature, and the attention, each with its name.
+    It writes a PNG file for each image, with the image, the principal components of its patch features, their
+    similarity to the image feature, and the attention.
     """
     draw = load_function("vfm.api.viewing:view")  # imports torch
     views = draw(model, images, out, pretrained=pretrained, device=device)
@@ -211,7 +211,7 @@ def export(
 ) -> None:
     """Export a model for other libraries.
 
-    These are timm, open_clip, transformers, onnxruntime, EVA's original code and LLaVA.
+    Supported are timm, open_clip, transformers, onnxruntime, EVA's original code and LLaVA.
     """
     export_model = load_function("vfm.api.exporting:export")  # imports torch
     exported = export_model(model, format, out, base=base, dry_run=dry_run)

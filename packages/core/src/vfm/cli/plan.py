@@ -65,7 +65,7 @@ def plan(
 ) -> None:
     """Check a recipe and show what `run` would do, without running it.
 
-    With --estimate and --gpus, the data need not exist: costs are computed on tensors without contents.
+    With --estimate and --gpus, the data need not exist, because costs are computed on tensors without contents.
     """
     if gpus or estimate:
         if gpus:

@@ -99,7 +99,7 @@ def run(
         bool,
         typer.Option(
             "--job-per-stage",
-            help="With --on slurm: a job for each stage, an array for its seeds, started after its inputs.",
+            help="With --on slurm: submit a job for each stage, an array for its seeds, which starts after its inputs.",
         ),
     ] = False,
     job: Annotated[

@@ -38,7 +38,7 @@ def show(
     artifact: Annotated[Path, typer.Argument(readable=False, help="Folder of an artifact.")],
     debug: DebugOption = False,
 ) -> None:
-    """Show an artifact: its facts, how it was made, its files."""
+    """Show the facts, the settings and the files of an artifact."""
     loaded = Artifact.load(artifact)
     folder = artifact.resolve()
     if (folder / MANIFEST_FILE).is_file():
@@ -83,11 +83,11 @@ def report(
         typer.Option(help="File to write; default: report.html in the run's folder, or comparison.html here."),
     ] = None,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Draw the page of a run that goes on; it reloads itself until the run ends.")
+        bool, typer.Option("--watch", help="Follow a run: draw its page, which reloads itself until the run ends.")
     ] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Draw the report of a run again, and show its results. Of several runs, draw their comparison.
+    """Redraw the report of a run and show it, or compare runs.
 
     For an unfinished run, the page has the finished stages and the curves of the others so far.
     """
@@ -133,14 +133,14 @@ def clean(
         typer.Option(
             min=1,
             help="Also remove the runs of each name that are older than its last N finished ones. Default: keep all."
-            " Failed runs do not count, and runs that go on are kept.",
+            " Failed runs do not count, and running ones are kept.",
         ),
     ] = None,
     partial: Annotated[
         bool,
         typer.Option(
             "--partial",
-            help="Also remove the checkpoints of unfinished runs that another run of the same recipe followed.",
+            help="Also remove the checkpoints of unfinished runs if the same recipe was run again later.",
         ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,

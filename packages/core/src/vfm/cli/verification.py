@@ -63,7 +63,10 @@ def verify(
     ] = None,
     store: StoreOption = DEFAULT_STORE,
     inputs: Annotated[
-        bool, typer.Option("--inputs", help="Read the outside files behind the results instead, every byte.")
+        bool,
+        typer.Option(
+            "--inputs", help="Instead, read every byte of the files outside the store that results were made from."
+        ),
     ] = False,
     root: Annotated[
         str | None,

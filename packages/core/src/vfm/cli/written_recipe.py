@@ -30,7 +30,7 @@ WRITTEN = "# Written by a command, which replaces it unless you change it. Hash 
 
 
 def _signed(text: str) -> bytes:
-    """Add a first line with the hash of a recipe, by which a later command sees that nobody has changed it."""
+    """Add a first line with the hash of a recipe, from which a later command sees whether it was changed."""
     return f"{WRITTEN}{hashlib.sha256(text.encode()).hexdigest()[:16]}\n{text}".encode()
 
 

@@ -128,7 +128,7 @@ class DivaTune(Feedback, ClipPostTraining):
         if self.runtime.parallel == "fsdp" and self.anchor.compares == "weights":
             raise ValueError(f"anchor: {self.anchor.type} compares whole weights: set runtime.parallel: ddp")
         if self.latents and self.augmentation != CropSettings():
-            raise ValueError(f"the crops are those of {self.latents!r}: set augmentation there")
+            raise ValueError(f"{self.latents!r} determines the crops: set augmentation there")
         if self.latents and self.sample_latents:
             raise ValueError(f"sample_latents: {self.latents!r} has the mean of the latents; set it to false")
         share = self.global_batch_size // self.runtime.processes

@@ -239,11 +239,11 @@ def _check_start(path: Path, before: str, start: str, model: nn.Module, warn: Ca
     if before == start:
         return
     if not (path / WEIGHTS).is_file():
-        warn(f"{path}: this training began with other initial weights; it goes on from its checkpoint")
+        warn(f"{path}: this training began with other initial weights; it resumes from its checkpoint")
     elif weights_hash(model.state_dict()) != weights_hash(load_state_dict(path / WEIGHTS)):
         raise UserError(
-            f"{path}: holds a finished training of other initial weights: expected the same ones (torch.manual_seed"
-            " before the module is made), got others; choose another folder, or delete this one"
+            f"{path}: holds a finished training with other initial weights: call torch.manual_seed before creating the"
+            " module, choose another folder, or delete this one"
         )
 
 
@@ -259,7 +259,7 @@ def _task(
     if not isinstance(task, nn.Module):
         raise UserError(f"fit: expected a module or a vfm.train.Task, got a {type(task).__name__}")
     if not callable(loss):
-        raise UserError(f"fit: {type(task).__name__} is no vfm.train.Task: give loss, a function of (model, batch)")
+        raise UserError(f"fit: {type(task).__name__} is not a vfm.train.Task: give loss, a function of (model, batch)")
     return ModuleTask(task, loss, seed, weight)
 
 
@@ -275,7 +275,7 @@ def _config(settings: Mapping[str, Any], runtime: Mapping[str, Any]) -> Settings
     """
     wrong = [name for name in NO_SETTINGS if name in settings]
     if wrong:
-        raise UserError(f"fit: {wrong[0]}: only a training in a recipe has this setting")
+        raise UserError(f"fit: {wrong[0]}: this setting is only for recipes")
     runtime_settings = settings.get("runtime", {})
     merged = runtime_settings
     if isinstance(runtime_settings, Mapping):

@@ -66,7 +66,7 @@ def find_card(name: str) -> Card:
 
 
 def cluster_table(stage: Training, load: Load, devices: list[int], card: Card, utilisation: float, title: str) -> Table:
-    """Build the table of a stage: its steps by number of devices and sharding. The fastest of each number is bold.
+    """Build the table of a stage's steps by number of devices and sharding. The fastest step of each number is bold.
 
     Raises:
         UserError: If the batch cannot be divided among the devices.

@@ -112,7 +112,7 @@ def _cells(stage: Stage, cost: Cost | None, time: float | None) -> list[str]:
 
 
 def _totals(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, utilisation: float) -> list[str]:
-    """Build the cells of the totals: the largest memory, and sums of operations, time and disk."""
+    """Build the cells of the totals, which are the largest memory and the sums of operations, time and disk."""
     times = [_seconds(stage, costs, peak_flops, utilisation) for stage in recipe.stages]
     known_times = [time for time in times if time]
     memories = [cost.memory.total for cost in costs.values() if cost.memory]

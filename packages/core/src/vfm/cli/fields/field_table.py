@@ -58,7 +58,7 @@ def field_rows(model: type[BaseModel]) -> Iterator[FieldRow]:
 
 
 def overview(model: type[BaseModel], width: int) -> list[str]:
-    """Write a line for each field of a stage, without nested ones: its name, its default or type, and what it is.
+    """Write a line for each field of a stage, without nested ones, with its name, default or type, and description.
 
     Required fields are first, then the others by the class that defines them, then groups.
 

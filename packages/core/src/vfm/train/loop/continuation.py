@@ -62,7 +62,7 @@ def earlier_snapshot(config: Training, ctx: Context, checkpoints: Checkpoints) -
     now = config.optimizer.algorithm_name
     if before != now:
         raise UserError(
-            f"{ctx.stage}: continue_from: the state in {folder} is that of {before}: expected the same optimizer,"
+            f"{ctx.stage}: continue_from: the state in {folder} was saved by {before}: expected the same optimizer,"
             f" got {now}"
         )
     if config.ema_decay and "ema" not in snapshot.tensors:
