@@ -48,7 +48,7 @@ MAX_CAPTION = 160  # characters in the report
 
 @dataclass(frozen=True)
 class ClipInputs:
-    """Image-caption pairs: a single pair from `MakePair` (without the n), or a batch of n."""
+    """Image-caption pairs. `MakePair` makes a single pair (without the n), and batches have n."""
 
     images: Tensor  # (n, 3, S, S) uint8
     tokens: Tensor  # (n, L)
@@ -148,7 +148,7 @@ class MakePair(BatchMake[PairContent, ClipInputs]):
         return ClipInputs(torch.stack([use.image for use in uses]), self.tokenize(captions), uids, weights)
 
     def caption(self, sample: Sample, seed: int) -> str:
-        """Draw a caption: first a language by its weight, then one of its captions uniformly.
+        """Draw a language by its weight, then a caption in this language uniformly.
 
         Raises:
             BadSample: If the sample has no caption in these languages.

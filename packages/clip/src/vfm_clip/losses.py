@@ -18,7 +18,7 @@ __all__ = ["ClipFeatures", "DistillationLoss", "DistinctInfoNceLoss", "InfoNceLo
 
 @dataclass(frozen=True)
 class ClipFeatures:
-    """Inputs of a loss: unit vectors of this process' samples, and the scalars that turn their cosines into logits.
+    """Inputs of a loss, with unit vectors of this process' samples and the scalars that turn their cosines into logits.
 
     A loss over the batch of all processes gathers the features itself (`vfm_kernels.gather_with_grad`).
     """

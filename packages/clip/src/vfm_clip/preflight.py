@@ -40,7 +40,7 @@ from vfm_clip.towers import trained_towers
 
 @dataclass(frozen=True)
 class Encoder:
-    """A vision encoder on the meta device: its timm name, model, image preprocessing, and weight shapes."""
+    """A vision encoder on the meta device, with its timm name, image preprocessing and weight shapes."""
 
     architecture: str
     model: nn.Module

@@ -219,7 +219,7 @@ class ClipTask(Task[ClipInputs]):
 
     @torch.no_grad()
     def _targets(self, inputs: ClipInputs) -> Metrics:
-        """Collect the loss' targets: caption hashes, and a teacher's features."""
+        """Collect the caption hashes and the teacher's features for the loss."""
         targets = {"caption_hash": token_hash(inputs.tokens)}
         if inputs.weight is not None:
             targets["weight"] = inputs.weight

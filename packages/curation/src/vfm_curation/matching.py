@@ -76,7 +76,7 @@ def match_plain(
 
 
 class _Node:
-    """Node of the trie: the id of the entry that ends here (-1: none), and the tokens that may follow."""
+    """Node of the trie, with the id of the entry that ends here (-1: none) and the tokens that may follow."""
 
     __slots__ = ("children", "entry")
 

@@ -37,7 +37,7 @@ class Curation(Results):
 
     @property
     def subset(self) -> Artifact:
-        """The curated subset: a view of the data, with the probability of each text."""
+        """The curated subset, a view of the data with the probability of each text."""
         return self.run[SUBSET]
 
     @property
@@ -81,7 +81,7 @@ def curate(
     store: AnyPath = "store",
     progress: bool = True,
 ) -> Curation:
-    """Curate captions as MetaCLIP does: match them with entries, and balance the entries' long tail.
+    """Curate captions as MetaCLIP does, by matching them with entries and balancing the long tail of the entries.
 
     It runs the shipped recipe `curate`. Finished stages are cached.
 

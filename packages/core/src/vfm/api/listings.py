@@ -79,7 +79,7 @@ def list_models(name: str | None = None, *, store: AnyPath = "store") -> Listing
 
 
 def _facts(model: Artifact) -> tuple[str, str]:
-    """Describe a model: its kind, and its name, tasks and image size if the artifact has them."""
+    """Describe a model by its kind and, if the artifact has them, its name, tasks and image size."""
     record = model.model_dump()
     words = [record.get("architecture"), record.get("model"), *record.get("tasks", ())]
     size = record.get("image_size")

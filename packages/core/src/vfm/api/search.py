@@ -37,7 +37,7 @@ Shown = tuple[Image.Image, str]
 
 @dataclass(frozen=True)
 class Hit:
-    """An entry of the index: its row, its key and text, and its cosine similarity to the query."""
+    """An entry of the index, with its row, key, text and cosine similarity to the query."""
 
     row: int
     key: str
@@ -73,7 +73,7 @@ class SearchResult(Results):
         return as_table(rows, {})
 
     def sheet(self, data: str, options: Mapping[str, Any] | None = None) -> Image.Image:
-        """Draw a row for each query: the query itself, then the most similar images.
+        """Draw a row for each query, with the query itself and the most similar images.
 
         Args:
             data: the dataset of the index: the folder of an artifact, or a path in any format of `data.pairs`.

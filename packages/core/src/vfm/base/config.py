@@ -20,7 +20,7 @@ class UserError(ValueError):
 
 
 class Config(BaseModel):
-    """A frozen record that rejects unknown keys: the base of stages, parts, groups of settings and artifact records.
+    """A frozen record that rejects unknown keys, as the base of stages, parts, groups of settings and artifact records.
 
     If the default of a field is a group or a part, a mapping given for this field updates the default: with
     `optimizer: Optimizer = AdamW(weight_decay=0.2)`, the mapping `{betas: [0.9, 0.95]}` keeps the weight decay.

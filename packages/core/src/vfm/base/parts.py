@@ -59,7 +59,7 @@ class Part(Config):
         cls.choices[tag[0]] = cls
 
     def build(self, *args: Any, **kwargs: Any) -> Any:
-        """Construct the configured object: call `work` with the part and the arguments."""
+        """Construct the configured object by calling `work` with the part and the arguments."""
         return load_function(self.work)(self, *args, **kwargs)
 
     @classmethod

@@ -138,11 +138,11 @@ class PairDataset(ImageDataset):
 
 
 class Pool(PairDataset):
-    """Raw image-text pairs: an index over shards."""
+    """Raw image-text pairs, stored as an index over shards."""
 
 
 class LinkTable(Pool):
-    """URLs of images with their texts: a pool to curate before the images are downloaded. It contains no images."""
+    """URLs of images with their texts, as a pool to curate before the images are downloaded. It contains no images."""
 
 
 class TarList(PairDataset):
@@ -153,7 +153,7 @@ class TarList(PairDataset):
 
 
 class CuratedSubset(PairDataset):
-    """A view of a Pool: the kept pairs and texts, with the probability of each. Images are not copied."""
+    """A view of a Pool, with the kept pairs and texts and the probability of each. Images are not copied."""
 
     pool: str = Field(description="address of the Pool")
     matches: str | None = Field(
@@ -236,7 +236,7 @@ class ChoiceDataset(Artifact):
 
 
 class QuestionDataset(Artifact):
-    """Multiple-choice questions about images: `questions.parquet` and `images.arrow`."""
+    """Multiple-choice questions about images, in `questions.parquet` and `images.arrow`."""
 
     num_questions: int = Field(ge=0, description="number of questions")
     num_images: int = Field(ge=0, description="number of images; an image may have several questions")
@@ -258,7 +258,7 @@ class Metadata(Artifact):
 
 
 class Matches(Artifact):
-    """Entry ids of each text of a pool, and counts of each entry: enough to balance with any t."""
+    """Entry ids of each text of a pool, and counts of each entry, from which any t can be balanced."""
 
     pool: str = Field(description="address of the Pool")
     metadata: str = Field(description="address of the Metadata")
@@ -316,7 +316,7 @@ class ClipCheckpoint(Artifact):
 
 
 class TrainingState(Artifact):
-    """A checkpoint of a training run: weights, averages and optimizer state (`vfm.train.checkpoint`)."""
+    """A checkpoint of a training run, with weights, averages and optimizer state (`vfm.train.checkpoint`)."""
 
     step: int = Field(description="optimizer steps so far")
 
@@ -336,7 +336,7 @@ class ExportedModel(Artifact):
 
 
 class SampleCache(Artifact):
-    """Tensors by (sample, crop), in the order of a dataset, from one producer: features of a teacher, or latents."""
+    """Tensors by (sample, crop), in the order of a dataset, such as features of a teacher, or latents."""
 
     data: str = Field(description="address of the dataset")
     producer: str = Field(description="origin of the tensors: address of a model, and its settings")
@@ -391,7 +391,7 @@ class Comparison(Config):
 
 
 class Report(Artifact):
-    """Result of an evaluation: metrics with n and interval, and paired tests. Predictions are in parquet files."""
+    """Result of an evaluation, with metrics, n, intervals and paired tests. Predictions are in parquet files."""
 
     task: str = Field(description="name of the task in results, such as zeroshot_classification")
     dataset: str = Field(description="name of the dataset's stage")

@@ -61,7 +61,7 @@ class Evaluation(Stage):
 
 
 def short_name(ref: str) -> str:
-    """Shorten an input for results: to the name of a stage, or the last part of a path."""
+    """Shorten an input for results to the name of a stage or the last part of a path."""
     return ref.rstrip("/").rsplit("/", 1)[-1]
 
 

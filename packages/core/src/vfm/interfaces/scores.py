@@ -14,7 +14,7 @@ Columns = Mapping[str, Any]  # one array or list per column, all of the same len
 
 @dataclass(frozen=True)
 class Difference:
-    """Difference between two models: the 95 % interval, the p-value, and the name of the test."""
+    """Difference between two models, with its 95 % interval, its p-value, and the name of the test."""
 
     low: float
     high: float

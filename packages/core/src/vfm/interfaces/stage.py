@@ -229,7 +229,7 @@ class LeftToFirst(Exception):  # noqa: N818 (no error)
 
 @dataclass
 class Preflight:
-    """Facts known before a run: earlier stages, artifacts that exist, and identities of the stage's inputs."""
+    """Facts known before a run, such as earlier stages, artifacts that exist, and identities of the stage's inputs."""
 
     stages: Mapping[str, Stage]
     artifacts: Mapping[str, Path]
@@ -247,7 +247,7 @@ class Preflight:
 
 @dataclass
 class Context:
-    """The environment of a running stage: its folders, its inputs, and methods that report to the listeners."""
+    """The environment of a running stage, with its folders, its inputs, and methods that report to the listeners."""
 
     stage: str
     directory: Path  # becomes the artifact

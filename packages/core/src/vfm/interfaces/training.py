@@ -74,7 +74,7 @@ class CheckpointPolicy(Config):
 
 
 class ContinueFrom(Config):
-    """The state that training starts from: weights, averages, and optimizer state."""
+    """The weights, averages and optimizer state that training starts from."""
 
     training: Ref[Artifact] = Field(
         description="an earlier training stage, its artifact (see checkpoint.keep_state), or a checkpoint folder"

@@ -57,7 +57,7 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class PooledVision:
-    """A timm model as an encoder: its pooled features before the head, and the logits of its head.
+    """A timm model as an encoder, with its pooled features before the head and the logits of its head.
 
     Attributes:
         module: the timm model.

@@ -43,7 +43,7 @@ class KeyReport:
         return ", ".join(f"{len(getattr(self, part))} {part}" for part in parts)
 
     def panel(self, title: str = "Transferred weights") -> TablePanel:
-        """Build a table for the report: the number of unchanged keys, and the changed keys (the first of many)."""
+        """Build a table for the report with the number of unchanged keys, and the changed keys (the first of many)."""
         rows: list[list[str | float | int | None]] = [["taken", f"{len(self.taken)} keys", "unchanged"]]
         for status in ("renamed", "resized"):
             rows += [[status, key, note] for key, note in getattr(self, status).items()]

@@ -117,7 +117,7 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
 
 
 def read_checkpoint(file: Path) -> Any:
-    """Read everything in a checkpoint file: tensors, and what trainers save next to them.
+    """Read everything in a checkpoint file, including other contents that trainers save next to tensors.
 
     Raises:
         UserError: If the file is missing or damaged, or holds objects that could run code.

@@ -135,7 +135,7 @@ def _known(values: NDArray[np.int64] | None) -> NDArray[np.int64]:
 
 
 def settings_table(stages: Mapping[str, Entries], runs: Sequence[str]) -> TablePanel:
-    """Build the table of settings that differ: a row for each, a column for each run."""
+    """Build the table of settings that differ, with a row for each setting and a column for each run."""
     rows: list[list[str | float | int | None]] = []
     for name, entries in stages.items():
         if len(entries) < len(runs):

@@ -44,7 +44,7 @@ HEAD_BYTES = 1000  # bytes at the start of a page that contain the hash of its r
 
 @dataclass(frozen=True)
 class Section:
-    """The section of a stage: the results that the headline leaves out, and the panels."""
+    """The section of a stage, with the results that are not in the headline, and the panels."""
 
     entry: StageEntry
     table: ResultTable | None

@@ -54,7 +54,7 @@ class Result:
 
     @property
     def facts(self) -> list[str]:
-        """Facts next to the metric's name: the number of items, and the score of a random guess."""
+        """The number of items and the score of a random guess, shown next to the metric's name."""
         count = [] if self.n is None else [f"n = {number_format.number(self.n)}"]
         if self.chance is None:
             guess = []
@@ -85,7 +85,7 @@ class ResultTable:
 
     @property
     def beside(self) -> str:
-        """Heading of the last column: the baseline of the paired tests, and the values of the seeds."""
+        """Heading of the last column, with the baseline of the paired tests and the values of the seeds."""
         baselines: set[str] = set()
         has_seeds = False
         for result in self.results:

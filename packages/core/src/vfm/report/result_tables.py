@@ -54,7 +54,7 @@ class MetricName:
 
 
 def result_tables(directory: Path) -> list[Table]:
-    """Build the tables that `vfm run` prints: one per report, with intervals and paired tests, and one over seeds.
+    """Build the tables that `vfm run` prints, one per report, with intervals and paired tests, and one over seeds.
 
     The p-values are corrected for the number of comparisons. What they decide is written below the last table.
     """

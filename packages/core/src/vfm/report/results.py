@@ -29,7 +29,7 @@ def reports(directory: Path) -> dict[str, Report]:
 
 @dataclass(frozen=True)
 class SeedSummary:
-    """A metric over the seeds of a recipe: values, mean with its t-interval, and difference from the first model.
+    """A metric over the seeds of a recipe, with values, mean, t-interval, and difference from the first model.
 
     `main` is True for a metric that decides between models (`Report.main_metrics`).
     """

@@ -27,7 +27,7 @@ EVENT_TYPES = {"run_started", "stage_finished", "metrics"}  # the only events th
 
 @dataclass(frozen=True)
 class StageEntry:
-    """A stage of a run: the folder of its artifact, and how the artifact was made."""
+    """A stage of a run, with the folder of its artifact and how the artifact was made."""
 
     name: str
     kind: str
@@ -67,7 +67,7 @@ class StageEntry:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """A run: its recipe and command, and its stages in order."""
+    """A run, with its recipe, its command, and its stages in order."""
 
     recipe: str
     started: datetime

@@ -201,7 +201,7 @@ def check_folder(
 
 
 def _state(folder: Path, known: Known) -> int | None:
-    """Hash everything that changes when a file is written: sizes, times and inodes. None if a file is missing."""
+    """Hash the sizes, times and inodes of files, which change when a file is written. None if a file is missing."""
     states = []
     try:
         for name in known:

@@ -20,7 +20,7 @@ IsExpected = Callable[[Mapping[str, str]], bool]
 
 
 class RemoteError(OSError):
-    """A remote file or range that cannot be read: its address without credentials, and the reason."""
+    """A remote file or range that cannot be read, with its address without credentials and the reason."""
 
     def __init__(self, path: str, reason: str, *, final: bool = False) -> None:
         super().__init__(f"{redacted(path)}: {reason}")

@@ -180,7 +180,7 @@ class Task(nn.Module, Generic[Inputs]):
         return names
 
     def parameter_groups(self) -> list[ParamGroup]:
-        """Group the trained parameters: towers by layer, all others at the full rate.
+        """Group the trained parameters by layer for towers, with all others at the full rate.
 
         Vectors and scalars, such as biases and norms, and `no_weight_decay()` are not decayed.
         """

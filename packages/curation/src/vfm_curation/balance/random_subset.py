@@ -19,7 +19,7 @@ def check_random(config: RandomSubset, ctx: Preflight) -> None:
 
 
 def random_texts(config: RandomSubset, ctx: Context) -> CuratedSubset:
-    """Write the subset: one row for each matched text, all with equal probability."""
+    """Write the subset, with one row for each matched text, all with equal probability."""
     matches = ctx.load(config.matches)
     like = ctx.load(config.like) if config.like else None
     pairs = PairDataset.load(matches.linked(matches.pool))

@@ -54,7 +54,7 @@ class MetaclipBalance(PoolCuration):
 
 
 class RandomSubset(PoolCuration):
-    """Keep matched texts at random, whatever their entries: the control of a balanced subset of the same size."""
+    """Keep matched texts at random, whatever their entries, as the control of a balanced subset of the same size."""
 
     kind: Literal["curation.random"] = "curation.random"
     target_size: int | None = Field(None, ge=1, description="expected number of kept texts")

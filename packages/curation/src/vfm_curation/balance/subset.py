@@ -192,7 +192,7 @@ def write_balanced(job: BalanceJob, shard: int) -> BalanceSummary:
 
 @dataclass
 class SubsetTotals:
-    """Totals of a subset: kept texts with each entry, kept texts and images, keys of the kept captions."""
+    """Totals of a subset, with kept texts with each entry, kept texts and images, and keys of the kept captions."""
 
     counts: Integers
     num_texts: int = 0

@@ -15,7 +15,7 @@ NUM_SHOWN = 20  # entries of a table
 
 
 def panels_of_matches(entries: pa.Table, counts: Integers, num_texts: int, num_matched: int) -> Iterator[Panel]:
-    """Build the panels of a match: what it found, how unequal the entries are, and the most frequent ones.
+    """Build the panels of a match, with its results, the imbalance of the entries, and the most frequent ones.
 
     Args:
         entries: the metadata, with the columns `language`, `entry` and `source`.

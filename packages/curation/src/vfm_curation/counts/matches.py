@@ -21,7 +21,7 @@ COUNTS_FILE = "counts.npy"  # texts of each entry
 
 @dataclass(frozen=True)
 class ShardMatches:
-    """The matched texts of a shard: the columns of its file, and all entry ids with an offset for each text."""
+    """The matched texts of a shard, with the columns of its file and all entry ids with an offset for each text."""
 
     table: pa.Table  # shard, row, uid (perhaps as 16 bytes), language, text_index, perhaps detected, key
     ids: NDArray[np.int32]

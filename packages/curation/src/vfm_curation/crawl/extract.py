@@ -137,7 +137,7 @@ def fingerprint(path: str) -> list[Any]:
 
 
 def extract_file(job: ExtractJob, number: int) -> ExtractSummary:
-    """Write the links of a crawl file, each text of a URL once: a task of the first pass."""
+    """Write the links of a crawl file, each text of a URL once, as a task of the first pass."""
     path = _paths(job.paths)[number]
     file = job.links(number)
     source_hash = made_from(fingerprint(path), job.num_buckets, job.unescape, RULES)
@@ -196,7 +196,7 @@ def in_buckets(links: Iterable[Link], num_buckets: int) -> Iterator[pa.Table]:
 
 
 def merge_bucket(job: ExtractJob, number: int) -> BucketSummary:
-    """Merge the links of a bucket over all files: a task of the second pass.
+    """Merge the links of a bucket over all files, as a task of the second pass.
 
     The table has one row for each URL: uid, url, caption (the first text), texts. Texts are distinct. Texts of `alt`
     come first, then texts of `title`, then texts of `data-image-title`, each in alphabetical order. `noai` is true if

@@ -122,7 +122,7 @@ def separate_fixed_marks(texts: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray |
 
 
 def _merged(parts: Sequence[tuple[NDArray[np.int64], pa.ListArray]], num_texts: int) -> pa.ListArray:
-    """Merge the ids of each text. A part has some of the texts: (indices of its texts, their ids)."""
+    """Merge the ids of each text. A part has (indices of its texts, their ids)."""
     if len(parts) == 1 and len(parts[0][0]) == num_texts:
         return parts[0][1]
     numbers = [np.repeat(indices, np.diff(ids.offsets.to_numpy())) for indices, ids in parts]

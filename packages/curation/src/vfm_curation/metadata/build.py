@@ -15,7 +15,7 @@ def check_metadata(config: BuildMetadata, ctx: Preflight) -> None:
 
 
 def build_metadata(config: BuildMetadata, ctx: Context) -> Metadata:
-    """Write `entries.parquet`: language, entry and source, in their frozen order; and `lint.parquet`."""
+    """Write `entries.parquet`, with language, entry and source in their final order, and `lint.parquet`."""
     entries = EntryList(config.size)
     for source in config.entry_sources:
         for language, new_entries in source.build(ctx, config.runtime.workers):

@@ -35,7 +35,7 @@ class EntryFinding:
 
 
 def lint(entries: EntryList) -> list[EntryFinding]:
-    """Collect all findings: dead, left out, odd, each in the order of the list."""
+    """Collect the findings on dead, left-out and odd entries, each kind in the order of the list."""
     rows = list(entries)
     dead = dead_entries(entry for _, entry, _ in rows)
     findings = [EntryFinding(*rows[index], "dead", reason) for index, reason in dead.items()]

@@ -18,7 +18,7 @@ from vfm.plugin import UserError
 
 @dataclass(frozen=True)
 class Item:
-    """Item of a log: its identity, the model's reply, and the line of the log."""
+    """Item of a log, with its identity, the model's reply, and the line of the log."""
 
     doc_id: int
     doc_hash: str

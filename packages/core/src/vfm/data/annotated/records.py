@@ -33,7 +33,7 @@ NOT_ALLOWED = -2  # class of a value that a label map must not have
 
 
 class BadAnnotation(Exception):  # noqa: N818 (a property of the data, counted and skipped)
-    """An annotation that cannot be used: its address, and the reason from a fixed set."""
+    """An annotation that cannot be used, with its address and a reason from a fixed set."""
 
     def __init__(self, reason: Reason, where: str) -> None:
         super().__init__(reason, where)

@@ -84,7 +84,7 @@ class Mixture:
             source.hold(held)
 
     def where(self, index: int) -> str:
-        """Format the address of a sample for messages: its shard and its key."""
+        """Format the address of a sample for messages, from its shard and its key."""
         source, number = self._locate(index)
         return source.where(number)
 

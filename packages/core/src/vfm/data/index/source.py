@@ -227,7 +227,7 @@ class Source:
         return self._open(shard).key(row)
 
     def where(self, index: int) -> str:
-        """Format the address of a sample for messages: its shard and its key, or the path of a listed image."""
+        """Format the address of a sample for messages, from its shard and key or the path of a listed image."""
         shard, row = self.locate(index)
         return self._open(shard).where(row)
 

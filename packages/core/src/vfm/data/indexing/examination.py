@@ -51,7 +51,7 @@ class Examined:
 
 @dataclass(frozen=True)
 class Examination:
-    """Read a shard: its offsets, and with `verify` every sample. Images are decoded if it is `decode`, else opened.
+    """Read the offsets of a shard, and with `verify` every sample. Images are decoded if it is `decode`, else opened.
 
     Shards with a known count are read only if `verify` is `all` or `decode`, and no shard is read further than
     `num_samples` need.

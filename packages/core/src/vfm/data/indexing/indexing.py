@@ -169,7 +169,7 @@ class Indexing:
         return problems
 
     def _searched(self, directory: Path) -> str:
-        """Describe the data without samples for the error, and the reason: bad samples, or the expected names."""
+        """Describe data without samples for the error, with the reason (bad samples, or the expected names)."""
         user_files = [shard.path for shard in self.shards[:3] if not Path(shard.path).is_relative_to(directory)]
         searched = ", ".join(user_files) or self.name
         if self.bad:
@@ -261,7 +261,7 @@ def _why(problems: Mapping[tuple[str, int], BadSample], layout: Layout, spec: Da
 
 
 def _first_reads(layout: Layout, spec: DatasetSpec) -> Iterator[tuple[tuple[str, int], Callable[[], Sample]]]:
-    """Yield the first samples: the file and number of each, and a function that reads it."""
+    """Yield the file and the number of each of the first samples, and a function that reads it."""
     if not layout.reader:
         for number, entry in enumerate(islice(layout.entries(spec), PEEK)):
             yield ("", number), partial(entry.read, spec)

@@ -11,7 +11,7 @@ from vfm.data.samples.order import Order
 
 
 class Planned(NamedTuple):
-    """A micro-batch to read: (epoch, sample number) of each sample, and its earlier uses in the step."""
+    """A micro-batch to read, with (epoch, sample number) of each sample and its earlier uses in the step."""
 
     step: int
     samples: list[tuple[int, int]]

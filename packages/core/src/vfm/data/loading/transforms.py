@@ -31,7 +31,7 @@ Decoded = Image.Image | NDArray[np.uint8] | Tensor
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Turns bytes into uint8 (3, S, S): resized, or a random crop of the image if `scale` is given.
+    """Turns bytes into uint8 (3, S, S), resized or, if `scale` is given, randomly cropped.
 
     Attributes:
         size: side of the square, in pixels.

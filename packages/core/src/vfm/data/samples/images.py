@@ -45,7 +45,7 @@ def _ignore_pillows_limit() -> None:
 
 
 def open_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open an image: read its header without decoding its pixels.
+    """Open an image by reading its header, without decoding its pixels.
 
     Raises:
         BadSample: If the bytes are not an image, or the image has more than `max_pixels`.

@@ -48,7 +48,7 @@ REASONS: tuple[str, ...] = get_args(Reason)
 
 
 class BadSample(Exception):  # noqa: N818 (a property of the data, counted and skipped, not an error of the program)
-    """A sample that cannot be used: its address, and the reason, from a fixed set so that reasons can be counted."""
+    """A sample that cannot be used, with its address and a reason from a fixed set, so that reasons can be counted."""
 
     def __init__(self, reason: Reason, where: str) -> None:
         super().__init__(reason, where)

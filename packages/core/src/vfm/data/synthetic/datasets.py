@@ -29,7 +29,7 @@ from vfm.storage.publishing import publish_file
 
 
 class Rendered(Protocol):
-    """A drawn sample: its key, and its files in a tar by extension."""
+    """A drawn sample, with its key and its files in a tar by extension."""
 
     @property
     def key(self) -> str:

@@ -63,7 +63,7 @@ class Wave:
 
 @dataclass(frozen=True, slots=True)
 class PlacedObject:
-    """An object: its look as a scene of a single object, with centre and radius in image widths."""
+    """An object, whose look is a scene of a single object, with centre and radius in image widths."""
 
     look: Scene
     centre: tuple[float, float]
@@ -86,7 +86,7 @@ class Nuisance:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Content of an image: `count` equal objects, and possibly a dot or a frame.
+    """Content of an image, with `count` equal objects and possibly a dot or a frame.
 
     Raises:
         ValueError: If a shape without direction has an orientation, a directed shape has none, or the count is out of

@@ -36,7 +36,7 @@ GROUND = "ground"
 
 @dataclass(frozen=True)
 class RenderedScene:
-    """A sample: JPEG bytes, and its objects as a JSON value."""
+    """A sample, as JPEG bytes with its objects as a JSON value."""
 
     key: str
     image: bytes

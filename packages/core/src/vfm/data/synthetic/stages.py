@@ -49,7 +49,7 @@ class ShapesPool(ShapeImages):
 
 
 class ShapesClasses(ShapeImages):
-    """Draw a balanced labelled dataset: every shape in every colour, with class names and prompts.
+    """Draw a balanced labelled dataset with every shape in every colour, class names and prompts.
 
     With `label` the classes are the values of that attribute instead, to probe which attributes features encode.
     """

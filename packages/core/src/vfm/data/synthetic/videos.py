@@ -54,7 +54,7 @@ class MovingScene:
 
 @dataclass(frozen=True)
 class RenderedVideo:
-    """A sample: its key, the file, and its class."""
+    """A sample, with its key, file and class."""
 
     key: str
     video: bytes

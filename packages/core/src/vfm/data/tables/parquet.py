@@ -167,7 +167,7 @@ class ParquetShard(ShardReader):
         return self._name(row) if key is None else str(key)
 
     def where(self, row: int) -> str:
-        """Format the sample's address for messages: the file and the key."""
+        """Format the sample's address for messages, from the file and the key."""
         return f"{self.path}:{self.key(row)}"
 
     def read(self, row: int, *, with_image: bool = True) -> Sample:
@@ -225,7 +225,7 @@ class ParquetShard(ShardReader):
         return pa.concat_tables(parts)
 
     def _rows_by_group(self, rows: Rows) -> Iterator[tuple[int, int, Rows]]:
-        """Yield each row group with some of the rows: its number, its first row, and the rows in it."""
+        """Yield the number, the first row and the selected rows of each row group that has some of the rows."""
         for group, end in enumerate(self.ends.tolist()):
             begin = end - self.file.metadata.row_group(group).num_rows
             inside = rows[(begin <= rows) & (rows < end)]

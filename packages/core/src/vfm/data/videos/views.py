@@ -20,7 +20,7 @@ PLACES = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.5, 0.5))
 
 @dataclass(frozen=True)
 class ClipView:
-    """A view of a clip: its frames, the size after resizing, the cropped part, and whether it is mirrored."""
+    """A view of a clip, with its frames, the size after resizing, the cropped part, and whether it is mirrored."""
 
     frames: tuple[int, ...]
     size: tuple[int, int]  # width and height of the resized frame
@@ -73,7 +73,7 @@ def drawn_view(
 
 
 def fixed_views(frames: tuple[int, ...], size: tuple[int, int], side: int, num_crops: int) -> list[ClipView]:
-    """Create the test views of a clip: resize its shorter side to S, and spread crops along the longer side.
+    """Create the test views of a clip by resizing its shorter side to S and spreading crops along the longer side.
 
     Args:
         frames: frames of the clip.

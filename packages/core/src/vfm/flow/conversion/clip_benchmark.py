@@ -70,7 +70,7 @@ HUB = re.compile(r"https://huggingface\.co/datasets/(.+?)/tree/main/?")
 
 
 def convert_eval(draft: Draft) -> None:
-    """Fill a draft: the models, and for each dataset and language an evaluation of all models.
+    """Add the models to a draft, and for each dataset and language an evaluation of all models.
 
     Raises:
         UserError: If vfm has nothing like it.

@@ -97,7 +97,7 @@ def finished(draft: Draft) -> ConvertedRecipe:
 
 
 def _comment(heading: str, lines: list[str]) -> list[str]:
-    """Write comments: a heading, and lines below it."""
+    """Write comments with a heading and lines below it."""
     comments = [f"# {heading}\n"] if lines else []
     for line in lines:
         parts = textwrap.wrap(

@@ -67,7 +67,7 @@ SCHEDULES: dict[str, Fields] = {
 
 
 def convert_llava(draft: Draft) -> None:
-    """Fill a draft: the vision tower, the questions, and the training.
+    """Add the vision tower, the questions and the training to a draft.
 
     Raises:
         UserError: If vfm has nothing like it.

@@ -70,7 +70,7 @@ WITHOUT_COUNTERPART = {
 
 
 def convert_open_clip(draft: Draft) -> None:
-    """Fill a draft: a training with its evaluations, or the evaluations of a pretrained model.
+    """Add a training with its evaluations, or the evaluations of a pretrained model, to a draft.
 
     Raises:
         UserError: If vfm has nothing like it.

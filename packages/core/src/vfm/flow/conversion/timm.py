@@ -88,7 +88,7 @@ OPTIMIZERS = {"adamw": "adamw", "lamb": "lamb", "sgd": "sgd", "nesterov": "sgd",
 
 
 def convert_train(draft: Draft) -> None:
-    """Fill a draft: an encoder, its fine-tuning as a classifier, and the accuracy.
+    """Add an encoder, its fine-tuning as a classifier, and the accuracy to a draft.
 
     Raises:
         UserError: If vfm has nothing like it.
@@ -125,7 +125,7 @@ def convert_train(draft: Draft) -> None:
 
 
 def convert_validate(draft: Draft) -> None:
-    """Fill a draft: a classifier and its accuracy."""
+    """Add a classifier and its accuracy to a draft."""
     arguments = draft.arguments
     source = arguments.text("model", "dpn92")
     checkpoint = arguments.text("checkpoint")

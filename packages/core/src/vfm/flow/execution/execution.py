@@ -186,7 +186,7 @@ def machines_of_job() -> int:
 
 
 def torchrun_lines(step: Step, work: Path) -> list[str]:
-    """Format the commands with which a user starts a prepared step: on one machine, and on each of several."""
+    """Format the commands that start a prepared step on one machine, and on each of several machines."""
     several = ["--nnodes=MACHINES", f"--rdzv-id={work.name}", "--rdzv-backend=c10d", "--rdzv-endpoint=FIRST_HOST:29400"]
     lines = []
     for where in (["--standalone"], several):

@@ -60,7 +60,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Submitted:
-    """A submitted job: its number, and the files that it writes to."""
+    """A submitted job, with its number and the files that it writes to."""
 
     number: str
     output: Path

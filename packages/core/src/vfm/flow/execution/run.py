@@ -27,7 +27,7 @@ from vfm.storage.integrity import read_sealed
 
 @dataclass(frozen=True)
 class RunResult:
-    """The result of a run: its folder, its steps in order, its seconds, and the path of its report if it was drawn."""
+    """The result of a run, with its folder, steps in order, seconds, and the path of its report if it was drawn."""
 
     directory: Path
     steps: tuple[Step, ...]

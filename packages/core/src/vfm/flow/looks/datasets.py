@@ -76,7 +76,7 @@ def _recognised(path: str) -> tuple[Fields, Fields | None]:
 
 
 def _cures(fields: Fields, look: Look) -> dict[str, Any]:
-    """Find the fields that a user must confirm: a folder of images outside of the table's folder."""
+    """Find the fields that a user must confirm, such as a folder of images outside of the table's folder."""
     if "image_root" in fields or fields["kind"] not in ("data.pairs", "data.labeled", FALLBACK):
         return {}
     layout = find_layout(fields["path"], "auto", None)

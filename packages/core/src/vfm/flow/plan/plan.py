@@ -25,7 +25,7 @@ PATTERN_MARKS = ("~", "*", "?", "{", "::")  # marks that `files.expand_paths` ex
 
 @dataclass(frozen=True)
 class Step:
-    """A stage in a plan: its identity, its inputs and its slot in the store."""
+    """A stage in a plan, with its identity, its inputs and its slot in the store."""
 
     stage: Stage
     identity: str

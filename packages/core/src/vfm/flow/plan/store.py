@@ -41,7 +41,7 @@ SLOT_NAME = re.compile(r"[\w.-]+-[0-9a-f]{8}")  # `vfm clean` never removes anyt
 
 @dataclass(frozen=True)
 class Slot:
-    """The place of an artifact in a store: its published folder, its folders while it is being made, and its lock."""
+    """The place of an artifact in a store, with its published folder, the folders of its making, and its lock."""
 
     root: Path
     name: str
@@ -82,7 +82,7 @@ class Slot:
         self.part.mkdir()
 
     def publish(self, manifest: dict[str, Any], *, without: Iterable[str] = ()) -> None:
-        """Write the manifest and publish the artifact by one rename: a crash never leaves a partial artifact.
+        """Write the manifest and publish the artifact by one rename, so that a crash never leaves a partial artifact.
 
         Args:
             manifest: how the artifact was made. Sizes and hashes of its files are added.

@@ -21,7 +21,7 @@ from vfm.interfaces import FACTS_FILE, Artifact, Evaluation, Ref, Runtime, Stage
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe: every stage is valid, and every input has an artifact of the right type.
+    """A checked recipe, in which every stage is valid and every input has an artifact of the right type.
 
     Attributes:
         name: name of the run.

@@ -104,7 +104,7 @@ def _was_followed(run: KeptRun, store: Store) -> bool:
 
 
 def _records(slot: Slot) -> tuple[Path, Path]:
-    """List the files that name the inputs of an artifact: after it is made, and while it is being made."""
+    """List the files that name the inputs of an artifact, both after it is made and while it is being made."""
     return slot.artifact / MANIFEST_FILE, slot.work / STEP_FILE
 
 

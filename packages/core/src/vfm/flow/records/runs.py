@@ -184,7 +184,7 @@ def _owner(recipe: Recipe, store: Store) -> str:
 
 
 def _fill(directory: Path, recipe: Recipe, steps: Sequence[Step], store: Store, to_store: Path) -> None:
-    """Write a new run: its links, its recipe, and its record, marked as unfinished."""
+    """Write the links, the recipe and the record of a new run, which is marked as unfinished."""
     links = directory / LINKS
     links.mkdir()
     for step in steps:

@@ -25,7 +25,7 @@ CHECKPOINTS = ".*.work/**/step-[0-9]*"
 
 @dataclass(frozen=True)
 class Place:
-    """A folder to verify: an artifact, or a checkpoint of an unfinished training stage.
+    """A folder to verify, which is an artifact or a checkpoint of an unfinished training stage.
 
     Attributes:
         folder: the folder.

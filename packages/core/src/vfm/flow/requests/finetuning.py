@@ -79,7 +79,7 @@ class Classification:
 
 
 def finetuning_recipe(request: Finetuning, known: Mapping[str, type[Stage]]) -> str:
-    """Write the recipe as YAML: the shipped `clip_finetune` with one training stage, and all possible evaluations.
+    """Write the recipe as YAML, from the shipped `clip_finetune` with one training stage and all possible evaluations.
 
     Raises:
         UserError: If the package with the method is not installed, the model is not a CLIP model, or there is a rank

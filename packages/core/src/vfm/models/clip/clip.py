@@ -178,7 +178,7 @@ def blueprint(
     image_size: int | None = None,
     noise: Mapping[str, float] | None = None,
 ) -> ClipModel:
-    """Build a CLIP model on the meta device: only shapes, no weights, so any size takes no memory and little time.
+    """Build a CLIP model on the meta device, without weights, so that any size takes no memory and little time.
 
     Args:
         model: as in `build_clip`, or a checkpoint, of which only the configuration is read.

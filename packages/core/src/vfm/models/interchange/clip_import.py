@@ -245,7 +245,7 @@ def _clip_by_tag(name: str, tag: str) -> ClipModel:
 
 
 def _tag_record(name: str, tag: str) -> dict[str, Any]:
-    """Look up open_clip's record of a tag: the address of its weights and its preprocessing."""
+    """Look up open_clip's record of a tag, which has the address of the weights and the preprocessing."""
     record = open_clip.get_pretrained_cfg(name.replace("/", "-"), tag)
     if not record:
         clip_config.get_clip_config(name)  # an unknown name is the better error

@@ -117,7 +117,7 @@ def _renamed(tensors: Mapping[str, Tensor], model_type: str, report: KeyReport) 
 
 
 def _fitted(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    """Convert renamed tensors to the layout of a timm encoder: joined, of its shapes, and zeros for absent biases."""
+    """Join and reshape renamed tensors to the layout of a timm encoder, with zeros for absent biases."""
     expected: dict[str, Tensor] = model.state_dict()
     out = {key: tensor for key, tensor in tensors.items() if not _QKV.search(key)}
     out |= _joined(tensors, expected)

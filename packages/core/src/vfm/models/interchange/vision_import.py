@@ -45,7 +45,7 @@ def check_import_vision(config: ImportVision, ctx: Preflight) -> None:
 
 
 def show_key_report(ctx: Context, report: KeyReport) -> None:
-    """Log and show the fate of every key of a file, unless timm or open_clip read the file."""
+    """Log and show what happened to every key of a file, unless timm or open_clip read the file."""
     if report.taken or report.renamed:
         ctx.log(f"keys of the file: {report.summary}")
         ctx.panel(report.panel("Imported weights"))

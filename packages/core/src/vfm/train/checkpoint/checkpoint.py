@@ -287,7 +287,7 @@ class Checkpoints:
         known = known_files(facts, folder / META_FILE) or {}
         facts.pop(FILES, None)
         if step_of(folder) != step:
-            raise ValueError(f"{META_FILE} is that of step {step}")
+            raise ValueError(f"{META_FILE} belongs to step {step}")
         problems = wrong_sizes(folder, known) or damage(folder, self._checked_here(known))
         if problems:
             raise ValueError("; ".join(problems))

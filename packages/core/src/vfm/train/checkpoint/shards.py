@@ -83,7 +83,7 @@ class _Writer(HuggingFaceStorageWriter):
 
 
 def read_shards(folder: Path, sharded: Mapping[str, DTensor]) -> Parts:
-    """Read the tensors in a folder: this process' part of sharded tensors, all others whole.
+    """Read the tensors in a folder. Of sharded tensors, only this process' part is read.
 
     Args:
         folder: folder written by `write_shards`, with any number of processes.

@@ -149,7 +149,7 @@ class MetricsLog:
         return speed
 
     def state(self) -> dict[str, Any]:
-        """Build the state for a checkpoint: the sums since the last line, the samples, and the length of the file."""
+        """Build the state for a checkpoint, with the sums since the last line, the samples and the file's length."""
         sums = [[names, total.tolist(), count] for names, (total, count) in self.sums.items()]
         size = self.file.stat().st_size if self.file.exists() else 0
         return {"names": self.names, "sums": sums, "samples": self.samples, "file_bytes": size}

@@ -17,7 +17,7 @@ S = TypeVar("S")
 
 
 class Evaluations:
-    """The evaluations of a training run: when they are due, and their scores.
+    """The evaluations of a training run, with their schedule and their scores.
 
     They do not change the random draws of the training, because each training forward pass is seeded anew.
     """
@@ -28,7 +28,7 @@ class Evaluations:
         self.ctx = ctx
 
     def due(self, step: int) -> bool:
-        """Check whether to evaluate after this step: every `every_steps`, and after the last step."""
+        """Check whether to evaluate after this step, which is every `every_steps` steps and after the last step."""
         every = self.policy.every_steps or self.num_steps
         return bool(self.policy.tasks) and (step % every == 0 or step == self.num_steps)
 

@@ -54,7 +54,7 @@ ENDED = "1000000000 5 0"  # position of a process that has finished
 
 @dataclass(frozen=True)
 class Sighting:
-    """A published position: its step and phase, and for how many seconds it has not changed."""
+    """A published position, with its step and phase, and the seconds for which it has not changed."""
 
     step: int
     phase: Phase
