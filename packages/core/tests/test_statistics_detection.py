@@ -183,7 +183,7 @@ def test_intervals_of_a_score_and_of_a_difference_cover_what_is_expected_on_as_m
     expected = np.mean([value for value, _ in firsts])  # on as many pictures
     single = np.mean([low <= expected <= high for _, (low, high) in firsts])
     covered = np.mean([gap.low <= truth[1] - truth[0] <= gap.high for gap in gaps])
-    # benchmarks/coverage.py has the larger simulation
+    # benchmarks/interval_coverage.py has the larger simulation
     assert covered >= 0.88
     assert single >= 0.88
     assert expected > truth[0]  # on few pictures average precision is too high

@@ -3,7 +3,7 @@
 Such a score is not a mean over images. It is computed again on random halves of the images, and two models on the same
 halves. Half of the images, drawn without replacement, differ from the whole set as much as the set from all images. A
 bootstrap draws images repeatedly instead: copies raise average precision, and leave out a third of the rare classes'
-images, so that its intervals cover 85 to 94 % where halves cover 94 to 99 (`benchmarks/coverage.py`).
+images, so that its intervals cover 85 to 94 % where halves cover 94 to 99 (`benchmarks/interval_coverage.py`).
 
 All these scores are biased on few images: panoptic quality is too low, and average precision too high. The interval is
 therefore for the score that is expected on as many images, and is centred on the measured one.

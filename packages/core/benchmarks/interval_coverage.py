@@ -1,4 +1,4 @@
-"""How often the intervals of set scores cover what they are for: python packages/core/benchmarks/coverage.py
+"""How often the intervals of set scores cover what they are for: python packages/core/benchmarks/interval_coverage.py
 
 Images with three objects on average, in classes by Zipf's law, and two detectors or segmenters whose errors are
 correlated. A trial draws a set of images, and computes each score with its interval and the paired difference of the
