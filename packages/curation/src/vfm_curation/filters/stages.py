@@ -29,7 +29,7 @@ VARIANTS: Any = Field(
 )
 THOROUGH: Any = Field(
     False,
-    description="also compare local features: finds crops at any place, collages, screenshots, at seven times the time",
+    description="also compare local features: finds crops at any place, collages, screenshots, at eight times the cost",
 )
 
 
