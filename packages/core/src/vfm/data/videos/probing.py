@@ -1,9 +1,13 @@
-"""Probe a video file by counting its packets, without decoding more than one frame."""
+"""Probe a video file by counting its packets, or its frames where packets have no reliable times.
+
+In mp4 and matroska each packet has the time of its frame, so a frame is found by its time from the key frame before it.
+In AVI packets are numbered in the order of decoding, which B-frames change, and transport streams, flv and asf do not
+seek to the frame. Their frames are decoded once while indexing, and are always counted from the beginning.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import av
@@ -17,6 +21,7 @@ from vfm.data.videos.media import Media, VideoFacts, read_frame
 
 LOST_SHARE = 0.1  # a file whose streams end earlier than its declared end by this share is truncated
 RATE_TOLERANCE = 0.51  # times are rounded to the file's units, so steps may differ by one unit or half a frame
+TIMED = {"mov", "matroska"}  # first names of the formats whose packets have the times of their frames
 SIDEWAYS = 90  # degrees; cameras store turned videos as they are, with the angle
 
 
@@ -34,7 +39,10 @@ def probe(media: Media) -> VideoFacts:
             packets = _read_packets(container, media.path)
         # Opened again, because reading the packets has reached the end of the file.
         with media.open() as stream, open_container(stream) as container:
-            frame = next(islice(container.decode(video_stream(container, media.path)), 1), None)
+            timed = container.format.name.split(",")[0] in TIMED
+            frames = container.decode(video_stream(container, media.path))
+            frame = next(frames, None)
+            num_frames = len(packets.times) if timed else 1 + sum(1 for _ in frames)
     except (FFmpegError, OSError, ValueError):
         raise BadSample("unreadable_video", media.path) from None
     if frame is None:
@@ -43,10 +51,12 @@ def probe(media: Media) -> VideoFacts:
     width, height = frame.width, frame.height
     if rotation % 180:
         width, height = height, width
-    numbers, times = packets.key_frames()
     rate, varies = packets.rate()
+    if not timed:
+        return VideoFacts(num_frames, rate, width, height, rotation, varies)
+    numbers, times = packets.key_frames()
     step = packets.step() if times else 0
-    return VideoFacts(len(packets.times), rate, width, height, rotation, varies, numbers, times, step)
+    return VideoFacts(num_frames, rate, width, height, rotation, varies, numbers, times, step)
 
 
 @dataclass
@@ -89,6 +99,7 @@ def _read_packets(container: Any, where: str) -> _Packets:
     declared = float(stream.average_rate or 0)
     packets = _Packets(float(stream.time_base or 0), declared)
     end = 0.0
+    stream_end = 0  # in units of the stream
     for packet in container.demux():
         if packet.size == 0 or packet.is_discard:
             continue
@@ -96,6 +107,7 @@ def _read_packets(container: Any, where: str) -> _Packets:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
         if packet.stream is stream or packet.stream.index == stream.index:
             packets.times.append(packet.pts)
+            stream_end = max(stream_end, (packet.pts or 0) + 2 * (packet.duration or 0))
             if packet.is_keyframe:
                 packets.keys.append(packet.pts)
             if packet.is_corrupt:
@@ -103,7 +115,11 @@ def _read_packets(container: Any, where: str) -> _Packets:
     if not packets.times:
         raise BadSample("no_frames", where)
     duration = (container.duration or 0) / av.time_base
-    if len(packets.times) < stream.frames or end < (1 - LOST_SHARE) * duration - 1:
+    # Fewer packets than declared are no loss if they reach the end: an edit list leaves out the first ones, and AVI
+    # also counts the frames that it shows again.
+    declared_end = (stream.start_time or 0) + (stream.duration or stream_end + 1)
+    lost = len(packets.times) < stream.frames and stream_end < declared_end
+    if lost or end < (1 - LOST_SHARE) * duration - 1:
         raise BadSample("truncated_video", where)
     return packets
 

@@ -21,6 +21,7 @@ class Videos(Stage):
     Every video is opened once to store its number of frames, rate, rotation and key frames. The videos stay in place.
     """
 
+    version: ClassVar[int] = 2  # since frames are counted where packets do not have their times
     kind: Literal["data.videos"] = "data.videos"
     path: str | Annotated[list[str], Field(min_length=1)] = Field(
         description="folder of the videos, or tars with `mp4` and `cls` or `json`. Set it with --set 'NAME.path=...'"
