@@ -64,7 +64,7 @@ def _packed(text: NDArray[np.uint8], digits: NDArray[np.uint8]) -> tuple[NDArray
         low = digits[text[2 * byte + 1]]
         seen |= high | low  # a value that is no digit sets the bits above the lowest four
         packed[byte] = high << np.uint8(4) | low
-    return packed, seen < 16
+    return packed, bool(seen < 16)
 
 
 @functools.lru_cache(maxsize=2)

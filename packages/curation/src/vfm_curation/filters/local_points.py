@@ -55,7 +55,9 @@ def points_of(image: Image.Image) -> Points:
         points[name] = column
     points["bits"] = signature(descriptors)
     strength = np.array([point.response for point in found])
-    return points[np.lexsort((points["angle"], points["y"], points["x"], -strength))][:MAX_POINTS]
+    order = np.lexsort((points["angle"], points["y"], points["x"], -strength))
+    strongest: Points = points[order[:MAX_POINTS]]
+    return strongest
 
 
 def signature(descriptors: NDArray[np.float32]) -> Words:
@@ -111,7 +113,8 @@ def _sift() -> Any:
 
 def _roots(descriptors: NDArray[np.float32]) -> Floats:
     sums = descriptors.sum(axis=1, keepdims=True, dtype=np.float64)
-    return np.sqrt(descriptors / np.maximum(sums, 1e-9))
+    roots: Floats = np.sqrt(descriptors / np.maximum(sums, 1e-9))
+    return roots
 
 
 @lru_cache(maxsize=1)
@@ -124,5 +127,6 @@ def _projections() -> Floats:
         noise += np.asarray(small.resize(noise.shape, Image.Resampling.BICUBIC)) / side**0.5
     grey = 255 * (noise - noise.min()) / np.ptp(noise)
     mean = _roots(_sift().detectAndCompute(grey.astype(np.uint8), None)[1]).mean(axis=0)
-    directions: Floats = draw.standard_normal((NUM_BITS, NUM_BITS))
-    return directions - np.outer(mean, mean @ directions) / (mean @ mean)
+    directions = draw.standard_normal((NUM_BITS, NUM_BITS))
+    orthogonal: Floats = directions - np.outer(mean, mean @ directions) / (mean @ mean)
+    return orthogonal

@@ -179,9 +179,11 @@ class _TextColumn:
 
 def _may_begin_or_end_with_space(values: pa.Array) -> bool:
     """Check whether any text is empty, or begins or ends with a byte that may be of a space. Stripping copies all."""
+    if not len(values):
+        return False
     _, offsets, data = values.buffers()
-    ends = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1] if len(values) else []
-    if len(ends) < 2 or (ends[1:] == ends[:-1]).any():
+    ends = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1]
+    if bool((ends[1:] == ends[:-1]).any()):
         return True
     characters = np.frombuffer(data, np.uint8)
     outer = np.concatenate([characters[ends[:-1]], characters[ends[1:] - 1]])

@@ -9,6 +9,7 @@ Source: Lowe 2004, Distinctive Image Features from Scale-Invariant Keypoints, se
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +57,7 @@ def _aligned(first: Points, second: Points, *, mirror: bool) -> Alignment | None
     ours = _geometry(first[chosen])
     theirs = _geometry(second[partners[chosen]])
     agree = agreeing(ours, theirs, mirror, LOOSE)
-    matrix = np.zeros((3, 2))
+    matrix: NDArray[np.floating[Any]] = np.zeros((3, 2))
     for _ in range(2):
         if agree.sum() < MIN_POINTS:
             return None
@@ -105,7 +106,7 @@ def nearest(first: NDArray[np.uint64], second: NDArray[np.uint64], most: int) ->
     least = np.full(len(second), most + 1, np.int64)
     back = np.full(len(second), -1, np.int64)
     for i in range(len(first)):
-        fewest = most + 1
+        fewest = np.int64(most + 1)
         for j in range(len(second)):
             differing = np.int64(0)
             for word in range(4):

@@ -73,8 +73,8 @@ def _near_by_hash(config: NearDuplicates, run: FilterRun, ranks: NDArray[np.int6
     dropped = np.zeros(len(ranks), dtype=np.bool_)
     for table in agreeing:
         sorted_rows = table.sort_by([("group", "ascending"), ("rank", "ascending")])
-        columns = [sorted_rows[name].to_numpy() for name in ("group", "hash", "rank", "plain")]
-        dropped[columns[2][near_better(*columns, config.max_distance)]] = True
+        group, hashes, rank, plain = (sorted_rows[name].to_numpy() for name in ("group", "hash", "rank", "plain"))
+        dropped[rank[near_better(group, hashes, rank, plain, config.max_distance)]] = True
     return dropped
 
 

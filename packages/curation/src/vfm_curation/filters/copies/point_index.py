@@ -48,9 +48,10 @@ def candidate_pairs(
     votes = Buckets(folder / "votes", VOTE_BUCKETS * number)
     for table in index:
         ordered = table.sort_by([("word", "ascending"), ("rank", "ascending")])
-        columns = [ordered[name].to_numpy() for name in ("word", "rank", "size", "angle", "mirrored")]
-        pairs, turns, scales, mirrored = votes_of(*columns, num_references)
-        voted = {"pair": pairs, "turn": turns, "scale": scales, "mirrored": mirrored}
+        names = ("word", "rank", "size", "angle", "mirrored")
+        word, rank, size, angle, mirrored = (ordered[name].to_numpy() for name in names)
+        pairs, turns, scales, mirrors = votes_of(word, rank, size, angle, mirrored, num_references)
+        voted = {"pair": pairs, "turn": turns, "scale": scales, "mirrored": mirrors}
         votes.add(pa.table(voted), splitmix64(pairs) % votes.number)
     parts = []
     for table in votes:
