@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mimetypes
 import os
 from collections.abc import Sequence
 
@@ -27,14 +28,15 @@ def as_place(path: AnyPath | Artifact) -> str:
 
 
 def check_images_exist(images: Sequence[AnyPath]) -> None:
-    """Check that the local files of images exist. It takes no time, while a model's modules take seconds to import.
+    """Check that the local files of images or videos exist, before a model's modules are imported.
 
     Raises:
         UserError: If one does not exist.
     """
     for image in images:
         if not is_remote(os.fspath(image)) and not os.path.exists(image):
-            raise UserError(f"{os.fspath(image)}: no such image")
+            is_video = (mimetypes.guess_type(os.fspath(image))[0] or "").startswith("video/")
+            raise UserError(f"{os.fspath(image)}: no such {'video' if is_video else 'image'}")
 
 
 def as_words(words: str | Sequence[str]) -> list[str]:
