@@ -174,6 +174,10 @@ COMMANDS = {
     " --set 'choose.texts={en: json.en}' --set 'val.texts={en: json.en}'": "for name in pool few choose; do cp"
     f" flickr8k-train.tar $name.tar; done && {CLAIM}",
     "uv run vfm run eva_teachers": RUN_THERE,
+    "uv run vfm run teacher.yaml": NOT_HERE,  # needs the images; packages/eva/tests/test_distill.py runs others
+    "uv run vfm distill images.parquet --teacher store/runs/teacher/artifacts/clip --student convnext_atto"
+    " --image-size 64 --steps 160 --batch-size 32 --probe val.parquet --train train.parquet"
+    " --set probe.label_key=wnid --set probe_train.label_key=wnid": NOT_HERE,
     "uv run vfm run eva_teachers_pairs --set pool.path=flickr8k-train.tar --set val.path=flickr8k-dev.tar"
     " --set scenes.path=coco128/images --set scenes.annotations=coco128/panoptic/panoptic_train2017.json"
     " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}' --set nouns.words=[]"
