@@ -101,7 +101,7 @@ def _languages(expected: Sequence[str], name: str, data: PairDataset) -> list[st
 
 
 def _check_captions(source: Source, languages: Sequence[str], name: str) -> None:
-    """Read a few shards, from the first to the last, until two captions differ."""
+    """Check that captions differ, by reading a few shards until two captions do."""
     seen: set[str] = set()
     number = 0
     shards = np.flatnonzero(source.shard_sizes)

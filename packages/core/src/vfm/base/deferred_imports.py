@@ -27,7 +27,7 @@ DEFERRED = (
 
 
 def defer_unused_imports() -> None:
-    """Make later imports of the importers quick. A second call does nothing."""
+    """Speed up later imports of the importers. A second call does nothing."""
     if not any(isinstance(finder, _Importers) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Importers())
 
@@ -51,7 +51,7 @@ def _execute(load: Callable[[ModuleType], None], module: ModuleType) -> None:
 
 @contextmanager
 def _stand_ins() -> Iterator[None]:
-    """Let imports of the deferred modules take stand-ins. Modules that are imported already stay."""
+    """Replace the deferred modules by stand-ins within the context. Modules that are already imported are unchanged."""
     names = [name for name in DEFERRED if name not in sys.modules and _is_installed(name)]
     finder = _StandIns(names)
     sys.meta_path.insert(0, finder)
@@ -94,7 +94,7 @@ class _StandIns(MetaPathFinder, Loader):
         return _StandIn(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Leave the stand-in as it is."""
+        """Do nothing: a stand-in needs no code."""
 
 
 class _StandIn(ModuleType):

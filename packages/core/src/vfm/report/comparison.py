@@ -96,7 +96,7 @@ def result_table(name: str, entries: Entries) -> ResultTable | None:
 
 
 def _of_run(entry: StageEntry, run: str) -> StageEntry:
-    """Give a stage a name that is unique among the runs."""
+    """Rename a stage so that its name is unique among the runs."""
     return replace(entry, name=f"{entry.name}@{run}")
 
 

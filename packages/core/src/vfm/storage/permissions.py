@@ -11,7 +11,7 @@ from vfm.base import UserError
 
 
 def share_as_umask_says(folder: Path) -> None:
-    """Give everything in a folder the permissions of new files.
+    """Set the permissions of new files on everything in a folder.
 
     safetensors and others write a temporary file that only its owner may read, and rename it. In a shared store, nobody
     else could then read the models. The folder must have been created by `mkdir`, so that its permissions follow the

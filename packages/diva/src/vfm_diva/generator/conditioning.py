@@ -44,7 +44,7 @@ class Conditioning:
         return self.map(lambda x: x.repeat_interleave(repeats, dim=0))
 
     def mismatched(self, num_choices: int = 1) -> Conditioning:
-        """Give each sample the conditioning of the sample before it. A sample has `num_choices` adjacent rows."""
+        """Replace each sample's conditioning by the previous sample's. A sample has `num_choices` adjacent rows."""
         # A rotation gives each sample another image's tokens, and each set of tokens is used once.
         return self.map(lambda x: x.roll(num_choices, dims=0))
 

@@ -202,7 +202,7 @@ def _alphas_cumprod(scheduler: Any) -> Tensor:
 
 
 def randomize_weights(generator: Generator, *, seed: int) -> None:
-    """Give the generator's network random weights. Schedule, space and condition map do not change."""
+    """Randomize the weights of the generator's network. Schedule, space and condition map do not change."""
     network = generator.denoiser.network
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -39,7 +39,7 @@ class DivergenceWatch(nn.Module):
         self.seen += 1
 
     def reset(self) -> None:
-        """Forget all losses, because another training run begins."""
+        """Discard all losses, because another training run begins."""
         for number in self.buffers():
             number.zero_()
 

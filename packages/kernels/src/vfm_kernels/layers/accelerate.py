@@ -139,7 +139,7 @@ def accelerate(model: nn.Module) -> Acceleration:
 
 
 def _join_blocks(library: ModuleType, model: nn.Module, acceleration: Acceleration) -> None:
-    """Let each block of a sequence compute the first norm of the next block in one pass with its last residual sum."""
+    """Fuse the last residual sum of each block of a sequence with the first norm of the next block."""
     for blocks in model.modules():
         if not isinstance(blocks, nn.ModuleList | nn.Sequential):
             continue

@@ -128,7 +128,7 @@ def _operations(heads: Any, num_products: int, pattern: tuple[Any, ...]) -> int:
 
 
 def _count(op: Op, num_products: int, first: int, num_heads_inputs: int) -> None:
-    """Let torch's counters of operations know an op.
+    """Register an op with torch's counters of operations.
 
     Args:
         op: the op.

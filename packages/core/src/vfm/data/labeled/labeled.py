@@ -162,7 +162,7 @@ def load_digits(split: Literal["train", "test"]) -> list[tuple[Image.Image, int]
 
 
 def _templates_field(templates: list[str]) -> dict[str, list[str]]:
-    """Make the artifact's field for templates. Without templates it is left out, so that its default applies."""
+    """Build the artifact's field for templates. It is empty without templates, so that the default applies."""
     return {"templates": templates} if templates else {}
 
 

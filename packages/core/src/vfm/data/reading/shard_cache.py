@@ -82,7 +82,7 @@ class ShardCache:
         return self.folder / f"{name}{SUFFIX}"
 
     def download(self, path: str, size: int, copy: Path) -> bool:
-        """Make a copy. False if there is no room, another process is making it, or the file cannot be read."""
+        """Copy a shard. Return False if there is no room, another process is copying it, or the file cannot be read."""
         self.folder.mkdir(parents=True, exist_ok=True)
         part = copy.with_suffix(PART_SUFFIX)
         with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b") as file:

@@ -190,7 +190,7 @@ class ShardReader(ABC):
         """
 
     def account(self) -> Account:
-        """Say which row each unit of the file belongs to, for the ledger. Default: the units are the rows."""
+        """Account for each unit of the file by its row, for the ledger. By default the units are the rows."""
         return Account.of_rows(self.path, len(self))
 
     def where(self, row: int) -> str:

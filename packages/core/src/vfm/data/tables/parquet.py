@@ -95,7 +95,7 @@ class ParquetShard(ShardReader):
 
     @classmethod
     def is_read(cls, *, scanned: bool) -> bool:
-        """Say that samples are not read for the index, because their number is known."""
+        """Return False: samples are not read for the index, because their number is known."""
         return False
 
     def __len__(self) -> int:

@@ -187,7 +187,7 @@ class TarContent:
         return self.numbers[key]
 
     def mark_unknown(self, keys: Iterable[str]) -> None:
-        """Mark the rows of these keys whose only image has an extension that is not read."""
+        """Mark the rows of these keys whose only image has an unsupported extension."""
         images = {*self.images, *OTHER_IMAGES}
         for key in keys:
             row, names = self.rows.get(key), self.unknown.get(key, ())

@@ -120,7 +120,7 @@ class TarShard(ShardReader):
         return self._len
 
     def account(self) -> Account:
-        """Say which row each byte belongs to. Only a tar that was scanned when it was opened knows it."""
+        """Account for each byte by its row. This needs a tar that was scanned when it was opened."""
         assert self._account, f"{self.path}: opened with stored offsets"
         return self._account
 

@@ -95,7 +95,7 @@ def origin_of(folder: Path) -> Origin:
 
 
 def _state(file: Path) -> tuple[int, ...]:
-    """Collect everything that changes when a file is written. Empty if it does not exist."""
+    """Collect size, times and inode of a file, which change when it is written. Empty if it does not exist."""
     try:
         status = os.stat(file)
     except OSError:

@@ -75,7 +75,7 @@ def requested_recipe(request: EvaluationRequest, known: Mapping[str, type[Stage]
 
 
 def _by_column(dataset: EvaluationDataset, location: str, known: Mapping[str, type[Stage]]) -> EvaluationDataset:
-    """Let the import of a dataset read a column, and its evaluations report by it.
+    """Add a column to the import of a dataset, and report its evaluations by this column.
 
     Raises:
         UserError: If the stage that imports it has no columns.

@@ -83,7 +83,7 @@ class FullWeights:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Give the fp32 weights, with gradients in fp32, to the parameters within the context."""
+        """Use the fp32 weights, with gradients in fp32, as the parameters within the context."""
         # A gradient must have the type of its weight, so it is kept aside until the weight has changed its type.
         grads = [None if param.grad is None else param.grad.float() for param in self.params]
         self._give(self.full)

@@ -53,7 +53,7 @@ class Alone(Generic[Inputs]):
         yield self.task
 
     def finish(self) -> Task[Inputs]:
-        """Give the caller's task the current weights, and return it."""
+        """Put the current weights into the caller's task, and return it."""
         return self.task
 
 
