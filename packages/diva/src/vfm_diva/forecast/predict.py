@@ -48,9 +48,9 @@ class Knowledge:
     Attributes:
         pattern: name of the attribute.
         preference: share of its images that are denoised better with their own statement.
-        low, high: ends of the preference's 95 % interval.
-        images: number of images.
-    pairs: CLIP's accuracy on the attribute's pairs.
+            low, high: ends of the preference's 95 % interval.
+            images: number of images.
+        pairs: CLIP's accuracy on the attribute's pairs.
     """
 
     pattern: str

@@ -22,10 +22,10 @@ class MmvpResult:
     Attributes:
         probability: probability of the first image, for both statements, (P, 2).
         prediction: the image chosen for each statement, (P, 2).
-    right: True if the chosen image belongs to the statement, (P, 2).
-    correct: True if both statements are right, (P,).
-    aligned: True if the difference between the statements matches the difference between the images, even if both
-        statements choose the same image, (P,).
+        right: True if the chosen image belongs to the statement, (P, 2).
+        correct: True if both statements are right, (P,).
+        aligned: True if the difference between the statements matches the difference between the images, even if
+            both statements choose the same image, (P,).
     """
 
     probability: NDArray[np.float32]
