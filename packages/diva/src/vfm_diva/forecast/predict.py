@@ -47,9 +47,10 @@ class Knowledge:
 
     Attributes:
         pattern: name of the attribute.
-        preference: share of its images that are denoised better with their own statement.
-            low, high: ends of the preference's 95 % interval.
-            images: number of images.
+        preference: share of its images that are denoised better with the right statement.
+        low: lower end of the preference's 95 % interval.
+        high: upper end of the interval.
+        images: number of images.
         pairs: CLIP's accuracy on the attribute's pairs.
     """
 
