@@ -88,7 +88,7 @@ def unchanged(params: Iterable[nn.Parameter]) -> list[bool]:
     stored = [(param, stored_weight(param)) for param in params]
     files = {where.file for _, where in stored if where}
     written = {file for file in files if is_written(file)}
-    return [bool(where) and where.file not in written and _is_mapped(param, where) for param, where in stored]
+    return [where is not None and where.file not in written and _is_mapped(param, where) for param, where in stored]
 
 
 def is_written(file: Path) -> bool:
