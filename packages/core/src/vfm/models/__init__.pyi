@@ -38,7 +38,7 @@ from .interchange.export_formats import (
     open_model as open_model,
     transformers_config as transformers_config,
 )
-from .interchange.onnx_graph import OnnxGraph as OnnxGraph, random_images as random_images
+from .interchange.onnx_graph import GraphExport as GraphExport, random_images as random_images
 from .interchange.vision_import import import_vision as import_vision
 from .low_rank import LowRank as LowRank, change_matrices as change_matrices
 from .preprocess import Preprocess as Preprocess

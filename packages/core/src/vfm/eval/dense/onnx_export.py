@@ -10,7 +10,7 @@ import torch
 from vfm.base import UserError
 from vfm.eval.dense.dense_models import load_predictor
 from vfm.interfaces import DenseCheckpoint
-from vfm.models import OnnxGraph
+from vfm.models import GraphExport
 from vfm.models.interchange.onnx_export import write_graph
 
 FILE = "model.json"
@@ -40,7 +40,7 @@ def write_dense_onnx(checkpoint: DenseCheckpoint, directory: Path) -> list[str]:
     predictor = load_predictor(checkpoint, torch.device("cpu"))
     if not hasattr(predictor, "onnx_graph"):
         raise UserError(f"{checkpoint.path}: a model of {checkpoint.predictor} has no ONNX graph")
-    graph: OnnxGraph = predictor.onnx_graph()
+    graph: GraphExport = predictor.onnx_graph()
     directory.mkdir(parents=True, exist_ok=True)
     facts = {
         "tasks": checkpoint.tasks,

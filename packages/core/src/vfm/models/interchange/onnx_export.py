@@ -23,7 +23,7 @@ from vfm.base import UserError
 from vfm.models.clip.clip import ClipModel
 from vfm.models.clip.model_sources import first_line
 from vfm.models.encoders import eval_mode
-from vfm.models.interchange.onnx_graph import OnnxGraph, random_images
+from vfm.models.interchange.onnx_graph import GraphExport, random_images
 from vfm.models.vision.vision import vision_preprocess
 
 TOLERANCE = 1e-3  # relative to the largest value: float32 in another order of operations differs less, with a margin
@@ -70,14 +70,14 @@ def write_onnx(model: ClipModel | nn.Module, directory: Path) -> list[str]:
             facts["logit_bias"] = bias.item()
         texts = model.tokenize(["a photo", "a longer line of words", "!"])
         graphs = [
-            OnnxGraph(
+            GraphExport(
                 "image",
                 _AsModule(model.module, _image),
                 "pixels",
                 ["embedding"],
                 random_images(model.preprocess.image_size),
             ),
-            OnnxGraph("text", _AsModule(model.module, _text), "tokens", ["embedding"], texts),
+            GraphExport("text", _AsModule(model.module, _text), "tokens", ["embedding"], texts),
         ]
         module = model.module
     else:
@@ -85,7 +85,7 @@ def write_onnx(model: ClipModel | nn.Module, directory: Path) -> list[str]:
         facts = {"model": model.pretrained_cfg["architecture"], "preprocess": preprocess.model_dump()}  # type: ignore[index]
         outputs = ["logits" if model.num_classes else "features", "tokens"]
         graphs = [
-            OnnxGraph("vision", _AsModule(model, _vision), "pixels", outputs, random_images(preprocess.image_size))
+            GraphExport("vision", _AsModule(model, _vision), "pixels", outputs, random_images(preprocess.image_size))
         ]
         module = model
     (directory / "model.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
@@ -106,7 +106,7 @@ def _vision(module: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
     return module.forward_head(tokens), tokens
 
 
-def write_graph(graph: OnnxGraph, directory: Path) -> str:
+def write_graph(graph: GraphExport, directory: Path) -> str:
     """Export a module with two examples, or with one if it takes single images, and compare it on all examples.
 
     Returns:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class OnnxGraph:
+class GraphExport:
     """Description of an ONNX file.
 
     Attributes:

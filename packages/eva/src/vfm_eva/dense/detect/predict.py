@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.eval import DenseTask, Instances
-from vfm.models import OnnxGraph, random_images, vision_preprocess
+from vfm.models import GraphExport, random_images, vision_preprocess
 from vfm.plugin import DenseCheckpoint
 from vfm_eva.dense.augment import Placement, place_image, whole
 from vfm_eva.dense.detect.cascade import DetectedObjects
@@ -54,11 +54,11 @@ class DetectPredictor:
         detections = self.model.detect(pixels, sizes)
         return [_instances(detected, placement) for detected, placement in zip(detections, placements, strict=True)]
 
-    def onnx_graph(self) -> OnnxGraph:
+    def onnx_graph(self) -> GraphExport:
         """Build the graph for ONNX, from a normalised image (1, 3, S, S) to its detections, with suppression inside."""
         names = ["boxes", "scores", "labels", *(["masks"] if "masks" in self.tasks else [])]
         images = random_images(self.image_size)
-        return OnnxGraph("detector", _Detections(self.model), "pixels", names, images, batched=False)
+        return GraphExport("detector", _Detections(self.model), "pixels", names, images, batched=False)
 
 
 class _Detections(nn.Module):

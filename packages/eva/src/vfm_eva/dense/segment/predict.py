@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vfm.eval import DenseTask, Instances, PanopticMap
-from vfm.models import OnnxGraph, random_images, vision_preprocess
+from vfm.models import GraphExport, random_images, vision_preprocess
 from vfm.plugin import DenseCheckpoint
 from vfm_eva.dense.augment import Placement, boxes_of, place_image, whole
 from vfm_eva.dense.segment.maps import MapSegmenter
@@ -89,13 +89,13 @@ class SegmentPredictor:
             panoptic_maps.append(PanopticMap(segments.cpu().numpy().astype(np.int64), labels.numpy()))
         return panoptic_maps
 
-    def onnx_graph(self) -> OnnxGraph:
+    def onnx_graph(self) -> GraphExport:
         """Build the graph for ONNX, from normalised images (B, 3, S, S) to the predictions.
 
         Queries predict classes (B, Q, K + 1), masks (B, Q, h, w), and scores of pixels (B, K, h, w); maps only scores.
         """
         names = ["scores"] if isinstance(self.model, MapSegmenter) else ["scores", "classes", "masks"]
-        return OnnxGraph("segmenter", _Predictions(self.model), "pixels", names, random_images(self.image_size))
+        return GraphExport("segmenter", _Predictions(self.model), "pixels", names, random_images(self.image_size))
 
     def _whole(self, images: Sequence[Image.Image]) -> list[tuple[Image.Image, Placement, QueryPredictions]]:
         """Run the model on whole images, and return each image with its placement and its predictions."""
