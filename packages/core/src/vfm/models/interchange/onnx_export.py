@@ -27,6 +27,7 @@ from vfm.models.interchange.onnx_graph import GraphExport, random_images
 from vfm.models.vision.vision import vision_preprocess
 
 TOLERANCE = 1e-3  # relative to the largest value: float32 in another order of operations differs less, with a margin
+RUN_ERRORS = tuple(getattr(onnxruntime.capi.onnxruntime_pybind11_state, name) for name in ("Fail", "InvalidArgument"))
 MAX_SINGLE_FILE = 1_800_000_000  # bytes; protobuf is limited to 2 GB, so larger weights are stored in a second file
 
 
@@ -130,10 +131,15 @@ def write_graph(graph: GraphExport, directory: Path) -> str:
             else:
                 # The number of predictions depends on the image, which only the exporter by tracing can express.
                 axes = {name: {0: "predictions"} for name in graph.output_names}
+                with torch.no_grad():
+                    module(x[:1])  # so that positions of this size are stored, and are constants of the graph
                 torch.onnx.export(module, (x[:1],), file, dynamic_axes=axes, dynamo=False, opset_version=17, **names)
     except Exception as error:  # tracing raises many types of exceptions
         raise UserError(f"{file.name}: torch cannot export this model: {first_line(error)}") from None
-    worst = largest_difference(module, file, graph.input_name, batches)
+    try:
+        worst = largest_difference(module, file, graph.input_name, batches)
+    except RUN_ERRORS as error:
+        raise UserError(f"{file.name}: onnxruntime cannot run this model: {first_line(error)}") from None
     if not worst <= TOLERANCE:  # also true for NaN
         raise UserError(
             f"{file.name}: onnxruntime differs from torch by {worst:.1e} of the largest value, which is too much"

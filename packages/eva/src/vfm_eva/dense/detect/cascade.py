@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
+from torchvision.ops import batched_nms, box_iou
 
 from vfm_eva.dense.detect.federated import federated_mask
 from vfm_eva.dense.detect.heads import BOX_SIDE, MASK_SIDE, BoxHead, MaskHead, split
@@ -204,7 +204,9 @@ class CascadeHeads(nn.Module):
         moved = self.coders[stage].decode(deltas, list(boxes))[:, 0]
         clipped = []
         for rows, size in zip(split(moved, boxes), sizes, strict=True):
-            clipped.append(clip_boxes_to_image(rows, size))
+            # Without the reshape of torchvision's function, whose rank onnxruntime mistakes.
+            height, width = size
+            clipped.append(rows.clamp(min=0).minimum(rows.new_tensor([width, height, width, height])))
         return clipped
 
     def _class_loss(self, scores: Tensor, labels: Tensor, order: Tensor | None) -> Tensor:
@@ -256,8 +258,9 @@ def select(scores: Tensor, boxes: Tensor, selection: Selection) -> DetectedObjec
     """
     usable = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
     usable = usable & (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(dim=1)  # ONNX has no `&=`
-    scores = scores[usable]
-    boxes = boxes[usable]
+    known = torch.where(usable)[0]  # onnxruntime mistakes the rank of boxes that are selected by a mask
+    scores = scores[known]
+    boxes = boxes[known]
     rows, labels = torch.where(scores > selection.score)
     scores = scores[rows, labels]
     boxes = boxes[rows]

@@ -54,7 +54,8 @@ class BoxHead(nn.Module):
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Predict scores (R, K + 1) and refinements (R, 4) from pooled features, (R, C, 7, 7)."""
-        hidden = self.fc(self.convs(pooled).flatten(1)).relu()
+        # Not `flatten`, whose rank is unknown to the exporter to ONNX if the number of boxes is.
+        hidden = self.fc(self.convs(pooled).reshape(-1, self.fc.in_features)).relu()
         return self.scores(hidden), self.deltas(hidden)
 
 
