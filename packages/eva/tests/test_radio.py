@@ -44,7 +44,7 @@ def test_gram_loss_is_that_of_a_loop_over_pairs() -> None:
     generator = torch.Generator().manual_seed(0)
     tokens, target = torch.randn(3, 4, 5, generator=generator), torch.randn(3, 4, 7, generator=generator)
     counted = torch.tensor([[True, True, True, True], [True, False, True, False], [False] * 4])
-    total = 0.0
+    total = torch.zeros(())
     for image in range(3):
         rows = counted[image].nonzero().flatten().tolist()
         squares = [
@@ -52,7 +52,7 @@ def test_gram_loss_is_that_of_a_loop_over_pairs() -> None:
              - F.cosine_similarity(target[image, i], target[image, j], dim=0)).square()
             for i in rows for j in rows
         ]  # fmt: skip
-        total += sum(squares) / max(1, len(squares)) * len(rows)
+        total += torch.stack(squares).mean() * len(rows)
     torch.testing.assert_close(gram_loss(tokens, target, counted), total / counted.sum())
 
 

@@ -36,7 +36,8 @@ class ShardMatches:
     def keys(self) -> NDArray[np.uint64]:
         """The key of each text. Files of earlier versions do not store it."""
         if "key" in self.table.column_names:
-            return self.table["key"].to_numpy()
+            keys: NDArray[np.uint64] = self.table["key"].to_numpy()
+            return keys
         return text_keys(unpacked_uids(self.table["uid"]), self.table["language"], self.table["text_index"])
 
     @property
