@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PAGES = Path("/proc/self/smaps")  # Linux
 
 _stays = ContextVar("_stays", default=False)
 
@@ -92,8 +93,11 @@ def unchanged(params: Iterable[nn.Parameter]) -> list[bool]:
 
 
 def is_written(file: Path) -> bool:
-    """Check whether this process has written to the mapped weights of a file, which gives it copies of pages."""
-    return any(kind in ("Anonymous:", "Swap:") and size for kind, size in mapped_pages(file))
+    """Check whether this process has written to the mapped weights of a file, which gives it copies of pages.
+
+    True where the system does not list a process's pages.
+    """
+    return not PAGES.exists() or any(kind in ("Anonymous:", "Swap:") and size for kind, size in mapped_pages(file))
 
 
 def _is_mapped(param: nn.Parameter, stored: StoredWeight) -> bool:
@@ -104,7 +108,7 @@ def _is_mapped(param: nn.Parameter, stored: StoredWeight) -> bool:
 def mapped_pages(file: Path) -> Iterator[tuple[str, int]]:
     """Yield each kind of memory of the maps of a file in this process, with its kilobytes."""
     path, is_of_file = str(file.resolve()), False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
+    for line in PAGES.read_text().splitlines():
         kind, *words = line.split(maxsplit=5)
         if not kind.endswith(":"):  # the head of a map: addresses and the path
             is_of_file = words[-1] == path
