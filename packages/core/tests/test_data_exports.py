@@ -62,7 +62,7 @@ def test_to_csv_with_its_unnamed_index_column(folder):
 
 def test_errors_of_an_unnamed_column_name_the_others(folder):
     (folder / "t.csv").write_text(",image,words\n0,0.png,x\n")
-    with pytest.raises(UserError, match=r"no column 'caption' \(texts\); the columns are image, words$"):
+    with pytest.raises(UserError, match=r"no column 'caption' \(texts\); the columns are image, words; captions"):
         index(folder / "t.csv")
 
 
