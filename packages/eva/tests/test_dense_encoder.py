@@ -6,9 +6,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
+from scipy.interpolate import interp1d
 from timm.models.eva import Eva
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,7 +19,7 @@ from vfm.models import build_clip, build_vision, vision_features
 from vfm.plugin import UserError
 from vfm_eva.dense.encoder import DenseEncoder
 from vfm_eva.dense.pyramid import SimpleFeaturePyramid
-from vfm_eva.dense.relative import RelativePositions
+from vfm_eva.dense.relative import RelativePositions, beit_weights
 from vfm_eva.dense.windows import from_windows, to_windows
 
 ROUNDING = 1e-5
@@ -245,3 +247,32 @@ def test_relative_positions_are_zero_at_first_and_need_a_norm_before_the_attenti
         assert relative(encoder(images(64), positions)[0], encoder(images(64))[0]) > 1e-4
     with pytest.raises(UserError, match=r"windows\.relative: expected blocks with a norm before"):
         RelativePositions(nn.Identity(), 4)
+
+
+@pytest.mark.parametrize(("old", "new"), [(80, 96), (14, 20), (20, 14)])
+def test_tables_resized_as_beits_equal_evas_formula(old: int, new: int) -> None:
+    table = np.random.default_rng(0).standard_normal((2 * old - 1, 3))
+    distance, distances = 1.0, []
+    for power in range(1, old):
+        distances.append(distance)
+        distance += 1.0903078**power
+    positions = [-distance for distance in reversed(distances)] + [0.0] + distances
+    steps = np.arange(-(new - 1), new)
+    expected = [interp1d(positions, column, kind="cubic", fill_value="extrapolate")(steps) for column in table.T]
+    resized = beit_weights(2 * old - 1, 2 * new - 1) @ table
+    np.testing.assert_allclose(resized, np.stack(expected, axis=1), atol=1e-10)
+    np.testing.assert_allclose(resized[new - 2 : new + 1], table[old - 2 : old + 1], atol=1e-10)  # distances -1, 0, 1
+
+
+def test_relative_positions_of_another_size_equal_positions_with_resized_tables() -> None:
+    block = randomised(build_vision("vit_pico_patch8_64", num_classes=0)).blocks[0]
+    tokens = torch.randn(1, 36, 64, generator=torch.Generator().manual_seed(0))
+    trained = randomised(RelativePositions(block, 4, "beit"))
+    whole = RelativePositions(block, 6)
+    weights = torch.from_numpy(beit_weights(7, 11)).float()
+    with torch.no_grad():
+        whole.rows.copy_(weights @ trained.rows)
+        whole.columns.copy_(weights @ trained.columns)
+        assert relative(trained(block, tokens, (6, 6)), whole(block, tokens, (6, 6))) < ROUNDING
+        trained.resizing = "linear"
+        assert relative(trained(block, tokens, (6, 6)), whole(block, tokens, (6, 6))) > 0.01

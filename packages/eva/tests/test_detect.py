@@ -382,9 +382,27 @@ def test_eva_01s_layout_is_read_with_its_relative_positions(tmp_path, scenes):
     )
     made = read_detector(config.run(context(tmp_path / "run", scenes=scenes)))
     assert torch.equal(made.head.relative[1].columns, ours.head.relative[1].columns)
+    windows = {**layout["windows"], "relative_size": 32, "relative_resizing": "beit"}
+    larger = ImportDetector.model_validate(
+        {**config.model_dump(), "detector": {**layout, "image_size": 64, "windows": windows}}
+    )
+    resized = read_detector(larger.run(context(tmp_path / "larger", scenes=scenes)))
+    assert torch.equal(resized.head.relative[1].columns, ours.head.relative[1].columns)
+    assert resized.head.relative[1].resizing == "beit"
+    assert len(resized.detect(torch.zeros(1, 3, 64, 64), [(64, 64)])) == 1
     lacking = {key: value for key, value in theirs.items() if ".rel_pos" not in key}
     with pytest.raises(UserError, match=r"it has no relative positions, .*relative: false"):
         load_released(lacking, other, "file")
+
+
+def test_wrong_sizes_of_relative_positions_are_one_line():
+    with pytest.raises(ValidationError, match="relative_size has no effect with relative: false"):
+        DetectorSettings.model_validate({"windows": {"relative_size": 32}})
+    with pytest.raises(ValidationError, match="relative_resizing: beit has no effect without relative_size"):
+        DetectorSettings.model_validate({"windows": {"relative": True, "relative_resizing": "beit"}})
+    settings = {"image_size": 32, "windows": {"relative": True, "relative_size": 20}}
+    with pytest.raises(UserError, match=r"relative_size: expected a multiple of 8 pixels .* got 20"):
+        build_detector(build_vision(ENCODER, num_classes=0), 2, DetectorSettings.model_validate(settings))
 
 
 def test_relative_positions_are_trained_with_the_rate_of_their_block(tmp_path, scenes, encoder):

@@ -51,10 +51,10 @@ class Detector(nn.Module):
         check_side(settings, self.encoder.patch_size)
         self.head = DetectorHead(self.encoder.width, self.encoder.patch_size, num_classes, settings)
         if windows.relative:
-            map_side = settings.image_size // self.encoder.patch_size
+            map_side = _trained_side(settings, self.encoder.patch_size)
             for number, block in enumerate(self.encoder.trunk.blocks):
                 side = map_side if self.encoder.is_global(number) else windows.window
-                self.head.relative.append(RelativePositions(block, side or map_side))
+                self.head.relative.append(RelativePositions(block, side or map_side, windows.relative_resizing))
         self.settings = settings
 
     def losses(
@@ -119,3 +119,18 @@ def check_side(settings: DetectorSettings, patch_size: int) -> None:
             f"image_size: expected a multiple of {need} (patches of {patch_size} pixels{windows}, and the pyramid"
             f" halves the map once), got {side}"
         )
+
+
+def _trained_side(settings: DetectorSettings, patch_size: int) -> int:
+    """Compute the side in patches that the relative positions of global blocks are for.
+
+    Raises:
+        UserError: if it is no whole number of at least 2.
+    """
+    size = settings.windows.relative_size or settings.image_size
+    if size % patch_size or size < 2 * patch_size:
+        raise UserError(
+            f"windows.relative_size: expected a multiple of {patch_size} pixels (a patch) from {2 * patch_size}, got"
+            f" {size}"
+        )
+    return size // patch_size

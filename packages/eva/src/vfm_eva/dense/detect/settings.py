@@ -20,6 +20,28 @@ class WindowSettings(Config):
     relative: bool = Field(
         False, description="relative positions in every block, as in EVA-01's detectors; trained with the head"
     )
+    relative_size: int | None = Field(
+        None,
+        ge=1,
+        description="image size that the relative positions of global blocks are for, such as a released file's;"
+        " default: image_size",
+    )
+    relative_resizing: Literal["linear", "beit"] = Field(
+        "linear",
+        description="how they are resized to image_size; linear: ViTDet's, beit: a cubic spline over geometric"
+        " distances, as EVA-01 is evaluated at 1536 pixels",
+    )
+
+    @model_validator(mode="after")
+    def _of_relative_positions(self) -> WindowSettings:
+        if self.relative_size is not None and not self.relative:
+            raise ValueError("relative_size has no effect with relative: false; set relative: true")
+        if self.relative_resizing != "linear" and self.relative_size is None:
+            raise ValueError(
+                f"relative_resizing: {self.relative_resizing} has no effect without relative_size, the image size that"
+                " the positions were trained for"
+            )
+        return self
 
 
 class Proposals(Config):
