@@ -1,7 +1,7 @@
 """Choose the frames of a clip, by pure functions of the video's length and given numbers.
 
 Sources: Wang et al. 2016, Temporal segment networks (arXiv:1608.00859) for segments; Feichtenhofer et al. 2019,
-SlowFast (arXiv:1812.03982) for dense clips.
+SlowFast (arXiv:1812.03982) for dense clips; the public code of VideoMAE and mmaction2 for their test clips.
 """
 
 # T frames of a clip
@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 
 SamplingKind = Literal["segments", "dense"]
+ClipRule = Literal["parts", "videomae", "mmaction"]
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,24 @@ class ClipSampling:
             return self._of_segments(total, rng.random(self.num_frames))
         return self._dense(total, float(rng.random()))
 
-    def fixed(self, total: int, clip: int, num_clips: int) -> tuple[int, ...]:
+    def fixed(self, total: int, clip: int, num_clips: int, rule: ClipRule = "parts") -> tuple[int, ...]:
         """Choose the frames of test clip `clip` of `num_clips`, (T,).
 
         Each clip takes a different position in every segment. EVA's released test draws its clips at random, while
         these are the same in every run.
+
+        Args:
+            total: frames of the video.
+            clip: index of the clip.
+            num_clips: number of clips.
+            rule: where dense clips start. `parts`: in the middle of equal parts of all starts. `videomae`: from the
+                first to the last start in equal steps, counted in strides. `mmaction`: the same counted in frames, and
+                short videos start again. One clip is the middle one. Segments ignore it.
         """
+        if self.kind == "dense" and rule == "videomae":
+            return self._as_videomae(total, clip, num_clips)
+        if self.kind == "dense" and rule == "mmaction":
+            return self._as_mmaction(total, clip, num_clips)
         position = (clip + 0.5) / num_clips
         if self.kind == "segments":
             return self._of_segments(total, np.full(self.num_frames, position))
@@ -57,3 +70,17 @@ class ClipSampling:
         room = max(0, total - 1 - (self.num_frames - 1) * self.stride)
         start = min(int(position * (room + 1)), room)
         return tuple(min(start + number * self.stride, total - 1) for number in range(self.num_frames))
+
+    def _as_videomae(self, total: int, clip: int, num_clips: int) -> tuple[int, ...]:
+        """Choose frames among every `stride`-th of the video. If they are too few, the last one is repeated."""
+        candidates = range(0, total, self.stride)
+        room = max(0, len(candidates) - self.num_frames)
+        start = int(clip * (room / (num_clips - 1))) if num_clips > 1 else room // 2
+        last = len(candidates) - 1
+        return tuple(candidates[min(start + number, last)] for number in range(self.num_frames))
+
+    def _as_mmaction(self, total: int, clip: int, num_clips: int) -> tuple[int, ...]:
+        """Choose frames at a fixed distance. If the video is too short, it starts again."""
+        room = max(0, total - 1 - (self.num_frames - 1) * self.stride)
+        start = round(clip * (room / (num_clips - 1))) if num_clips > 1 else room // 2
+        return tuple((start + number * self.stride) % total for number in range(self.num_frames))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vfm.data import BadSample
 from vfm.data.videos import VideoSample, VideoSource, fixed_views, read_clips
+from vfm.data.videos.sampling import ClipRule
 from vfm.eval.video.predictor import VideoPredictor
 
 Order = Literal["forward", "reversed", "shuffled"]
@@ -28,6 +29,7 @@ class TestViews:
         num_crops: number of crops of each clip.
         order: order of the frames in a clip.
         seed: seed of the shuffled frames.
+        clip_rule: where dense clips start.
     """
 
     __test__ = False  # pytest would collect the class by its name
@@ -36,6 +38,7 @@ class TestViews:
     num_crops: int = 3
     order: Order = "forward"
     seed: int = 0
+    clip_rule: ClipRule = "parts"
 
     def read(self, sample: VideoSample, number: int, model: VideoPredictor) -> NDArray[np.uint8]:
         """Read the views of a video in the size that a model takes, (V, T, S, S, 3).
@@ -51,7 +54,7 @@ class TestViews:
         facts = sample.facts
         views = []
         for clip in range(self.num_clips):
-            frames = model.sampling.fixed(facts.num_frames, clip, self.num_clips)
+            frames = model.sampling.fixed(facts.num_frames, clip, self.num_clips, self.clip_rule)
             views += fixed_views(frames, (facts.width, facts.height), model.image_size, self.num_crops)
         clips = np.stack(read_clips(sample.media, facts, views))
         if self.order == "reversed":

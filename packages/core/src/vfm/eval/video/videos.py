@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vfm.base import UserError
 from vfm.data import BadSample
 from vfm.data.videos import VideoSource
 from vfm.eval.base import ReadSettings
@@ -76,7 +77,8 @@ def evaluate_predictors(config: VideoEvaluation, ctx: Context, models: Mapping[s
     data: VideoDataset = ctx.load(config.data)
     source = VideoSource.of(data)
     names = data.class_names
-    views = TestViews(config.num_clips, config.num_crops, config.order, config.seed)
+    views = TestViews(config.num_clips, config.num_crops, config.order, config.seed, config.clip_rule)
+    check_clip_rule(config, models)
     scored = {}
     for name, model in models.items():
         scored[name] = _Scored(columns_of(model.class_names, len(model.class_names), names, name))
@@ -119,6 +121,20 @@ def evaluate_predictors(config: VideoEvaluation, ctx: Context, models: Mapping[s
     return Evaluated(data_hash(data, [item_digest(rows[number], []) for number in numbers]), results)
 
 
+def check_clip_rule(config: VideoEvaluation, models: Mapping[str, VideoPredictor]) -> None:
+    """Check that a rule for dense clips has an effect on every model.
+
+    Raises:
+        UserError: If a model takes a frame from each part of a video.
+    """
+    for name, model in models.items():
+        if config.clip_rule != "parts" and model.sampling.kind != "dense":
+            raise UserError(
+                f"clip_rule: {config.clip_rule} is for models with dense clips, but {name} has sampling:"
+                f" {model.sampling.kind}"
+            )
+
+
 def _without_views(
     classified: tuple[int, BadSample | list[NDArray[np.float64]]],
 ) -> tuple[int, BadSample | list[NDArray[np.float64]]]:
@@ -153,7 +169,9 @@ def _result(
         scores.append(Accuracy("acc1/single_view", each, groups=videos, chance=1 / classes))
     scores += _reversal_scores(mean, predicted, labels, data)
     columns = {"key": keys, "label": labels, "predicted": predicted, "rank": ranks, "probability": mean.max(axis=1)}
-    details = {"num_clips": views.num_clips, "num_crops": views.num_crops, "order": views.order}
+    details = {
+        "num_clips": views.num_clips, "num_crops": views.num_crops, "order": views.order, "clip_rule": views.clip_rule
+    }  # fmt: skip
     return ModelResult(scores, {"videos": columns}, details)
 
 
