@@ -153,6 +153,7 @@ def test_a_comparison_that_an_ablation_repeats_counts_once() -> None:
     repeated = replace(test, report="gains", test=test.test.model_copy(update={"metric": "a step: top-1 accuracy"}))
     fixed = corrected([test, repeated])
     assert [one.test.p_value for one in fixed] == pytest.approx([0.03, 0.03])
+    assert [line.split(":")[0] for line in decisions(fixed)][:-1] == ["zero_shot"]
     assert corrected([test, finding(0.03, "another")])[0].test.p_value == 0.06
 
 

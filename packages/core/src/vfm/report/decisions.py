@@ -21,7 +21,7 @@ def decisions(findings: Sequence[ReportedComparison]) -> list[str]:
     known = [finding for finding in findings if finding.is_known]
     over_seeds = [finding for finding in known if finding.num_seeds]
     on_items = [finding for finding in known if not finding.num_seeds and not (over_seeds and "@" in finding.report)]
-    read = [*over_seeds, *on_items]
+    read = _once([*over_seeds, *on_items])
     main = sorted((finding for finding in read if finding.main), key=lambda finding: not finding.is_clear)
     lines = [in_words(finding) for finding in main[:MAX_DECISIONS]]
     rest = main[MAX_DECISIONS:]
@@ -32,6 +32,17 @@ def decisions(findings: Sequence[ReportedComparison]) -> list[str]:
     if any(finding.is_clear for finding in on_items):
         lines.append("Whether a method makes the difference needs several seeds.")
     return lines
+
+
+def _once(findings: Sequence[ReportedComparison]) -> list[ReportedComparison]:
+    """Leave out tests that an `eval.ablation` repeats under another name of the metric."""
+    metrics: dict[tuple[object, ...], str] = {}
+    once = []
+    for finding in findings:
+        key = (finding.main, *finding.test.model_dump(exclude={"metric"}).values())
+        if metrics.setdefault(key, finding.test.metric) == finding.test.metric:
+            once.append(finding)
+    return once
 
 
 def in_words(finding: ReportedComparison) -> str:

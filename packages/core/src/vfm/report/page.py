@@ -20,7 +20,7 @@ import yaml
 
 from vfm.base import UserError, how_to_install, metric_in_words, number_format, redacted
 from vfm.flow.records.runs import REPORT_FILE, hash_of_record
-from vfm.interfaces import ImagesPanel, LinesPanel, Panel
+from vfm.interfaces import ImagesPanel, LinesPanel, Panel, TextPanel
 from vfm.report.conclusions import ReportedComparison, corrections
 from vfm.report.decisions import decisions
 from vfm.report.first_screen import first_panels, main_results
@@ -225,6 +225,8 @@ def render(
         headline=headline,
         says=says,
         decided=decisions(findings),
+        # The text and images of a stage, such as `eval.ablation`, come first. The decisions follow in the results.
+        stage_has_text=any(isinstance(drawing.panel, TextPanel) for drawing in front),
         corrections=corrections(findings),
         tests=sorted({finding.test.test for finding in findings}),
         front=front,
