@@ -90,10 +90,11 @@ def test_items_in_json_lines_may_have_one_image_and_a_wrong_statement(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded(1))
     item = {"images": ["a.png"], "statements": ["right", "wrong"], "truth": [0, -1], "pattern": "swap"}
     outside = {**item, "images": ["../a.png"]}
-    (tmp_path / "items.jsonl").write_text(json.dumps(item) + "\n\n" + json.dumps(outside) + "\n")
-    ctx, choices = load(tmp_path, tmp_path / "items.jsonl", max_bad_fraction=0.5)
+    half_character = {**item, "images": ["\ud800.png"]}
+    (tmp_path / "items.jsonl").write_text("\n\n".join(map(json.dumps, (item, outside, half_character))) + "\n")
+    ctx, choices = load(tmp_path, tmp_path / "items.jsonl", max_bad_fraction=0.7)
     assert choices == [Choice("1", "swap", [encoded(1)], ["right", "wrong"], [0, -1])]
-    assert ctx.bad == {"unsafe_path": 1}
+    assert ctx.bad == {"unsafe_path": 1, "missing_image": 1}
 
 
 @pytest.mark.parametrize(
@@ -102,6 +103,7 @@ def test_items_in_json_lines_may_have_one_image_and_a_wrong_statement(tmp_path):
         (None, "no such file; expected MMVP-VLM's folder, Questions.csv"),
         ("id,type,statement\n1,A,one\n", "expected pairs of questions, got 1 questions"),
         ("id,type,statement\n1,A,x\n2,A,y\n", "no folder of images; expected one of"),
+        ("id,type,statement\n1,A," + 200_000 * "x", r"Questions\.csv: not readable as csv: field larger"),
     ],
 )
 def test_invalid_mmvp_folder_raises_one_line(tmp_path, questions, message):

@@ -192,3 +192,8 @@ def test_reading_of_many_bytes_is_announced_once(shards, tmp_path, monkeypatch):
         with cached_fingerprints(tmp_path / "store", lines.append) as known_fingerprint:
             known_fingerprint(str(tmp_path / "shards"))
     assert lines == [f"reading 0.0 GB in {tmp_path / 'shards'}, once, to identify the data by content"]
+
+
+def test_a_path_with_a_null_character_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError, match=r"expected a path, got 'a\\x00b', which no file can have"):
+        fingerprint("a\0b", FingerprintCache())

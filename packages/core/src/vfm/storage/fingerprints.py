@@ -98,6 +98,8 @@ def fingerprint(path: str, cache: FingerprintCache) -> str:
     """
     if not path:
         raise UserError("expected a path, got an empty one")
+    if "\0" in path:
+        raise UserError(f"expected a path, got {path!r}, which no file can have")
     if files.is_remote(path):
         return remote_fingerprints([path])[path]
     files.check_regular(path)

@@ -61,7 +61,10 @@ def read_mmvp(folder: Path, on_bad: OnBad) -> Iterator[Choice]:
 def _questions(path: Path) -> list[list[str]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected MMVP-VLM's folder, {QUESTIONS_FILE} and a folder of images")
-    lines = list(csv.reader(io.StringIO(files.read_text(str(path)))))
+    try:
+        lines = list(csv.reader(io.StringIO(files.read_text(str(path)))))
+    except csv.Error as error:
+        raise UserError(f"{path}: not readable as csv: {error}") from None
     rows = [[cell.strip() for cell in row] for row in lines[1:] if row]
     if len(rows) % 2 or not rows:
         raise UserError(f"{path}: expected pairs of questions, got {len(rows)} questions")
@@ -131,8 +134,8 @@ def read_choice_image(root: str, name: str) -> bytes:
         raise BadSample("unsafe_path", name)
     try:
         data = files.read_bytes(path)
-    except OSError:
-        raise BadSample("missing_image", path) from None
+    except (OSError, UnicodeEncodeError):  # the latter: half a character, which JSON can write
+        raise BadSample("missing_image", path.encode(errors="replace").decode()) from None
     decode_image(data, path)
     return data
 
