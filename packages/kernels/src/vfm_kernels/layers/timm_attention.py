@@ -18,28 +18,25 @@ from vfm_kernels.multihead.backends import HALF, WIDEST
 ATTENTIONS = (Attention, EvaAttention, AttentionRope)
 
 
-class FusedEvaAttention(EvaAttention):  # type: ignore[misc]
+class _Rotary:
+    """The forward of an attention with rotary positions, before timm's in the order of classes."""
+
+    def forward(
+        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
+    ) -> Tensor:
+        """Compute the same as timm's layer."""
+        if not is_plain(self, attn_mask):
+            timm: Any = super()
+            return timm.forward(x, rope=rope, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
+        return rotary_attention(self, x, rope, attn_mask, is_causal)
+
+
+class FusedEvaAttention(_Rotary, EvaAttention):  # type: ignore[misc]
     """Attention and rotary positions in one pass over the heads, which are read where the linear layers wrote them."""
 
-    def forward(
-        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
-        """Compute the same as timm's layer."""
-        if not is_plain(self, attn_mask):
-            return super().forward(x, rope=rope, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
-        return rotary_attention(self, x, rope, attn_mask, is_causal)
 
-
-class FusedAttentionRope(AttentionRope):  # type: ignore[misc]
+class FusedAttentionRope(_Rotary, AttentionRope):  # type: ignore[misc]
     """The same for timm's other attention with rotary positions, which RoPE-ViT and Perception Encoders have."""
-
-    def forward(
-        self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None, is_causal: bool = False
-    ) -> Tensor:
-        """Compute the same as timm's layer."""
-        if not is_plain(self, attn_mask):
-            return super().forward(x, rope=rope, attn_mask=attn_mask, is_causal=is_causal)  # type: ignore[no-any-return]
-        return rotary_attention(self, x, rope, attn_mask, is_causal)
 
 
 class FusedAttention(Attention):  # type: ignore[misc]
