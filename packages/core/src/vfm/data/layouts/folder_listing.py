@@ -102,8 +102,9 @@ class FolderListing:
 def shards_in_folder(folder: str, shards: Sequence[str]) -> Account:
     """Create the account of a folder in which some files are shards."""
     listing = FolderListing(folder)
+    paths = set(shards)
     for index, name in enumerate(listing.names):
-        if listing.path(name) in shards:
+        if listing.path(name) in paths:
             listing.use(index)
     for index in range(len(listing.links)):
         listing.leave_link(index)
