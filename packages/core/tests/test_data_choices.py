@@ -9,6 +9,7 @@ from data_samples import context, encoded
 from vfm.base import UserError
 from vfm.data.choices.choices import Choice, load_choices, write_choices
 from vfm.data.choices.stages import ChoiceFiles, PooledChoices
+from vfm.data.tables.delimited import MAX_LINE
 from vfm.interfaces import ChoiceDataset, Context
 
 
@@ -103,7 +104,7 @@ def test_items_in_json_lines_may_have_one_image_and_a_wrong_statement(tmp_path):
         (None, "no such file; expected MMVP-VLM's folder, Questions.csv"),
         ("id,type,statement\n1,A,one\n", "expected pairs of questions, got 1 questions"),
         ("id,type,statement\n1,A,x\n2,A,y\n", "no folder of images; expected one of"),
-        ("id,type,statement\n1,A," + 200_000 * "x", r"Questions\.csv: not readable as csv: field larger"),
+        ("id,type,statement\n1,A," + (MAX_LINE + 1) * "x", r"Questions\.csv: not readable as csv: field larger"),
     ],
 )
 def test_invalid_mmvp_folder_raises_one_line(tmp_path, questions, message):

@@ -8,8 +8,6 @@ Source: Tong et al. 2024, Eyes Wide Shut? (arXiv:2401.06209); Hsieh et al. 2023,
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from vfm.data.choices.choices import Choice
 from vfm.data.samples.images import decode_image
 from vfm.data.samples.sample import BadSample
 from vfm.data.samples.texts import OnBad
+from vfm.data.tables.csv_rows import csv_rows
 from vfm.storage import files
 
 QUESTIONS_FILE = "Questions.csv"
@@ -61,10 +60,7 @@ def read_mmvp(folder: Path, on_bad: OnBad) -> Iterator[Choice]:
 def _questions(path: Path) -> list[list[str]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected MMVP-VLM's folder, {QUESTIONS_FILE} and a folder of images")
-    try:
-        lines = list(csv.reader(io.StringIO(files.read_text(str(path)))))
-    except csv.Error as error:
-        raise UserError(f"{path}: not readable as csv: {error}") from None
+    lines = [row for _, _, row in csv_rows(str(path))]
     rows = [[cell.strip() for cell in row] for row in lines[1:] if row]
     if len(rows) % 2 or not rows:
         raise UserError(f"{path}: expected pairs of questions, got {len(rows)} questions")

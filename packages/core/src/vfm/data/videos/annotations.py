@@ -6,8 +6,6 @@ Something-Something V2 (arXiv:1706.04261), as their authors and mmaction distrib
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +15,7 @@ from vfm.base import UserError
 from vfm.data.ledger.account import Account
 from vfm.data.samples.images import VIDEO_EXTENSIONS
 from vfm.data.samples.sample import BadSample
+from vfm.data.tables.csv_rows import csv_rows
 from vfm.data.videos.listing import ListedVideo, Listing
 from vfm.data.videos.media import Media, frame_folder
 from vfm.data.videos.stages import Videos
@@ -214,28 +213,19 @@ def _numbered(path: str, row: int, line: str) -> tuple[int, str]:
 
 def _csv_rows(account: Account) -> Iterator[dict[str, str]]:
     """Yield the rows of a csv below its header, each given to the next sample."""
-    reader = csv.reader(io.StringIO(files.read_text(account.source)))
     header: list[str] = []
-    start = 0
-    for row in _until_error(reader, account.source):
+    account.size = 0
+    for start, stop, row in csv_rows(account.source):
         if not row:
-            account.leave(start, reader.line_num, "blank")
+            account.leave(start, stop, "blank")
         elif not header:
             header = row
-            account.leave(start, reader.line_num, "header")
+            account.leave(start, stop, "header")
         else:
-            account.give(start, reader.line_num)
+            account.give(start, stop)
             account.sample += 1
             yield dict(zip(header, row, strict=False))
-        start = reader.line_num
-    account.size = start
-
-
-def _until_error(reader: Iterator[list[str]], path: str) -> Iterator[list[str]]:
-    try:
-        yield from reader
-    except csv.Error as error:
-        raise UserError(f"{path}: not readable as csv: {error}") from None
+        account.size = stop
 
 
 def _numbered_lines(account: Account) -> Iterator[tuple[int, str]]:
