@@ -38,7 +38,7 @@ LISTED, READ = 1000, 200  # requests that are measured
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured: seconds of the processor, and bytes."""
+    """Measured costs in processor seconds and bytes."""
 
     size_request: float
     part_request: float
