@@ -35,6 +35,10 @@ TRAININGS = {
     "eva_teachers_pairs": [
         "clip", "classifier", "patches", "of_clip_untaught", "of_clip", "of_classifier", "of_patches", "of_all",
     ],
+    "mask_claim": [
+        "teacher", "eva", "unmasked", "of_blank", "scratch", "from_eva", "from_unmasked", "from_blank",
+        *(f"{start}masked_{percent}" for start in ("", "from_") for percent in (12, 25, 75)),
+    ],
     "dense_claim": ["teacher", "eva", "tuned_eva", "tuned_teacher", "tuned_untrained"],
     "vocabulary_claim": [
         "teacher", "eva", *(f"{start}_{count}" for start in ("eva", "random") for count in (12, 120)),
@@ -105,6 +109,11 @@ DATA = {  # the others': MADE
         "pool.num_samples=300", "unlabelled.num_samples=100", "train.num_samples=16", "val.num_samples=16",
         "frozen.steps=4", *(f"{name}.num_resamples=100" for name in ("frozen", "tuned_miou", "tuned_ap")),
     ],
+    "mask_claim": [
+        *MADE, "pairs.num_samples=150", "dense.steps=4", "dense.num_resamples=100",
+        *(f"{part}.num_samples=48" for part in ("unseen_train", "unseen_val")),
+        *(f"{part}.num_samples=16" for part in ("scenes_train", "scenes_val")),
+    ],
     "video_claim": ["pool.num_samples=200", "train.num_samples=40", "val.num_samples=20"],
     "vocabulary_claim": [
         "pool.num_samples=300", "unlabelled.num_samples=100",
@@ -170,6 +179,7 @@ SCORES = {
     "eva_claim_pairs": "image_retrieval_recall@10",
     "eva_teachers": "dense_miou",
     "eva_teachers_pairs": "image_retrieval_recall@10",
+    "mask_claim": "samples_to_reach",
     "dense_claim": "dense_miou",
     "vocabulary_claim": "box_ap",
     "video_claim": "pair_accuracy",
