@@ -37,7 +37,7 @@ TRAININGS = {
     ],
     "mask_claim": [
         "teacher", "eva", "unmasked", "of_blank", "scratch", "from_eva", "from_unmasked", "from_blank",
-        *(f"{start}masked_{percent}" for start in ("", "from_") for percent in (12, 25, 75)),
+        *(f"{start}masked_{percent}" for start in ("", "from_") for percent in (25, 75)),
     ],
     "dense_claim": ["teacher", "eva", "tuned_eva", "tuned_teacher", "tuned_untrained"],
     "vocabulary_claim": [
