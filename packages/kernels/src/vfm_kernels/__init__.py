@@ -73,7 +73,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the masks on first use: they need NumPy, and the kernels work with torch alone."""
+    """Import the masks on first use, because they need NumPy."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from vfm_kernels.tokens import masking

@@ -73,14 +73,27 @@ class Measurement:
 
 
 class Choice(NamedTuple):
-    """An implementation, and the milliseconds a call that it saves against the best other one; 0 for a library."""
+    """The chosen implementation of an op.
+
+    Attributes:
+        name: name of the implementation.
+        saved: milliseconds saved for each call over the best other implementation. 0 for a library.
+    """
 
     name: str
     saved: float
 
 
 def choose_by_times(table: Iterable[Measurement], size: Size) -> Choice | None:
-    """Choose the implementation of an op at some size; None if no row of the table is near it."""
+    """Choose the fastest implementation of an op from measured times.
+
+    Args:
+        table: measurements of one card.
+        size: size and kind of the call.
+
+    Returns:
+        The choice. None without a measurement of about this size.
+    """
     cells = _cells(table, size)
     lengths = _around({length for _, length in cells}, size.length)
     by_length = {}
@@ -96,7 +109,14 @@ def choose_by_times(table: Iterable[Measurement], size: Size) -> Choice | None:
 
 
 def winner(times: Times, compiled: bool = False) -> Choice:
-    """Choose among measured implementations. One of ours must win by `MARGIN`, and by more than the noise."""
+    """Choose among the measured implementations of an op.
+
+    One of our kernels must win by `MARGIN` and by more than the noise. Otherwise the library is taken.
+
+    Args:
+        times: times of each implementation, see `Measurement`.
+        compiled: whether the plain form is compiled by inductor.
+    """
     library = _median_of(times, _libraries(times, compiled))
     ours = [name for name in times if name in OURS]
     if not ours:
@@ -136,7 +156,10 @@ def _added(directions: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _around(lengths: set[int], wanted: int) -> list[int]:
-    """List the measured lengths next to one: a length of as many tiles, or the shorter and the longer one."""
+    """List the measured lengths that can stand for `wanted`.
+
+    A length with the same number of tiles stands alone. Otherwise the next shorter and the next longer length are used.
+    """
     same = [length for length in lengths if -(-length // TILE) == -(-wanted // TILE)]
     if same:
         return [min(same, key=lambda length: abs(length - wanted))]

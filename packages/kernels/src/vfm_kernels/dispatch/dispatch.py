@@ -42,7 +42,12 @@ SETTINGS = KernelSettings()
 
 @contextmanager
 def use_kernels(choice: Kernels) -> Iterator[None]:
-    """Set the implementation of all ops in this process within the block.
+    """Select the implementation of all ops in this process.
+
+    Use it as a context manager. The earlier choice returns at the end of the block.
+
+    Args:
+        choice: `auto` takes a kernel where it was measured to be faster, `triton` always, `reference` never.
 
     Raises:
         ValueError: If `choice` is unknown.
@@ -102,7 +107,10 @@ def kernels_wanted(*tensors: Tensor) -> bool:
 
 
 def not_supported_reasons(*tensors: Tensor) -> list[str]:
-    """List the reasons why the kernels cannot take these tensors; empty if they can."""
+    """List the reasons why the kernels cannot run on these tensors.
+
+    The list is empty if they can.
+    """
     reasons = list(_device_reasons(tensors[0].device))
     reasons += [f"{tensor.dtype} is not supported" for tensor in tensors if tensor.dtype == torch.float64]
     reasons += [f"inputs are on {tensors[0].device} and {t.device}" for t in tensors if t.device != tensors[0].device]
@@ -110,7 +118,10 @@ def not_supported_reasons(*tensors: Tensor) -> list[str]:
 
 
 def runs_triton(*tensors: Tensor) -> bool:
-    """Check whether the op behind a public function launches its kernel: on a GPU or in Triton's interpreter."""
+    """Check whether a public function launches a kernel for these tensors.
+
+    Kernels run on a GPU, and on a CPU in Triton's interpreter.
+    """
     return not not_supported_reasons(*tensors)
 
 
@@ -125,10 +136,10 @@ def launchers() -> ModuleType:
 
 
 def constant_when_compiled(function: F) -> F:
-    """Mark a function whose result `torch.compile` takes as a constant.
+    """Mark a function whose result is a constant for `torch.compile`.
 
-    It sets the same mark as `torch.compiler.assume_constant_result`, without importing the compiler, which takes as
-    long as importing torch.
+    The mark is the same as `torch.compiler.assume_constant_result`. Importing the compiler for it would take as long as
+    importing torch.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function

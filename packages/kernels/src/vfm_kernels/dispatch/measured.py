@@ -37,7 +37,15 @@ def rows_for(card: str) -> list[Measurement]:
 
 
 def choice_on(card: str, size: Size) -> Choice | None:
-    """Choose the implementation of an op at some size on a card; None if no measurement is near it."""
+    """Choose the fastest implementation of an op on a card.
+
+    Args:
+        card: name of the card.
+        size: size and kind of the call.
+
+    Returns:
+        The choice. None without a measurement of about this size.
+    """
     return choose_by_times(rows_for(card), size)
 
 
@@ -50,9 +58,17 @@ def is_measured_faster(device: torch.device, size: Size) -> bool:
 
 
 def gains(op: str, device: torch.device, width: int) -> list[float]:
-    """List what our kernel saves in milliseconds at the measured sizes where it won; empty if there are none.
+    """List the times that our kernel saves at the measured sizes where it won.
 
-    A layer is replaced if there are any, and chooses for each call.
+    A layer is replaced if the list is not empty, and then chooses again in each call.
+
+    Args:
+        op: name of the op in the table.
+        device: device of the layer.
+        width: channels of a head for attention, of a row for other ops.
+
+    Returns:
+        Milliseconds saved for each call, one number for each size.
     """
     if not measurements():
         return []

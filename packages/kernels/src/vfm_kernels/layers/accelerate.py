@@ -81,10 +81,14 @@ class Acceleration:
 
 
 def with_state_of(layer: nn.Module, new_class: type[nn.Module]) -> nn.Module:
-    """Create a module of `new_class` that shares all state with `layer`: parameters, children, hooks and mode.
+    """Create a module of another class that shares the state of a layer.
 
-    Both use the same dictionary rather than copies, so they always change together. Everything registered on
-    the layer stays registered, and the layer returns to the model up to date.
+    Parameters, children, hooks and mode are in one dictionary that both modules use, so they always change together.
+    Everything registered on the layer stays registered, and the layer returns to the model up to date.
+
+    Args:
+        layer: module whose state is shared.
+        new_class: class of the new module.
     """
     module = new_class.__new__(new_class)
     # One dictionary for both, so whatever is set on one of them (a weight, a hook, the mode) is seen by the other.
@@ -93,12 +97,15 @@ def with_state_of(layer: nn.Module, new_class: type[nn.Module]) -> nn.Module:
 
 
 def accelerate(model: nn.Module) -> Acceleration:
-    """Make attention, SwiGLU and residual sums of a model's layers run in one kernel each, where kernels run.
+    """Replace the layers of a model by layers that use fused kernels.
 
-    Each layer is replaced in its parent by a module of a subclass that shares its state and has another forward.
-    Parameters, hooks and names, and so optimisers, checkpoints, DDP and copies, are unaffected. Only hooks on a block's
-    second norm no longer run. `use_kernels` and the model's device decide which layers are replaced: `auto` replaces
-    layers whose kernel was measured to be faster on this GPU's architecture, and none on a CPU.
+    Attention, SwiGLU and residual sums then run in one kernel each, where kernels run. Each layer is replaced in its
+    parent by a module of a subclass that shares its state and has another forward. Parameters, hooks and names stay the
+    same, so optimisers, checkpoints, DDP and copies are unaffected. Only hooks on a block's second norm no longer run.
+
+    `use_kernels` and the model's device decide which layers are replaced. `auto` replaces layers whose kernel was
+    measured
+    to be faster on this GPU's architecture, and none on a CPU.
 
     Args:
         model: model on its device, with layers of timm (`Eva`, `VisionTransformer`) or open_clip.
@@ -152,7 +159,11 @@ def _join_blocks(library: ModuleType, model: nn.Module, acceleration: Accelerati
 
 
 def _reason_against_speed(op: str, width: int, device: torch.device) -> str | None:
-    """Explain why `auto` does not take a kernel for a layer of some width; None if the kernel was measured to win."""
+    """Explain why `auto` keeps the library's forward for a layer of this width.
+
+    Returns:
+        The reason, or None if the kernel was measured to win.
+    """
     if gains(op, device, width):
         return None
     return f"no measurement on this card says that {op} of width {width} is faster"
@@ -160,9 +171,17 @@ def _reason_against_speed(op: str, width: int, device: torch.device) -> str | No
 
 @contextmanager
 def accelerated(choice: Kernels, *models: nn.Module) -> Iterator[str]:
-    """Apply `use_kernels` and `accelerate` within the block, and yield a description of the ops in use.
+    """Use kernels in models within a block.
 
-    With `auto`, layers without a kernel that is measured to be faster keep their forward.
+    It combines `use_kernels` and `accelerate`. With `auto`, layers without a kernel that is measured to be faster keep
+    their forward.
+
+    Args:
+        choice: choice of `use_kernels`.
+        *models: models on their devices.
+
+    Yields:
+        A description of the ops in use.
 
     Raises:
         ValueError: If `choice` is `triton` and it cannot run, or no layer can take a kernel.
@@ -172,11 +191,19 @@ def accelerated(choice: Kernels, *models: nn.Module) -> Iterator[str]:
 
 
 def subset_drop_path(model: nn.Module) -> Acceleration:
-    """Make timm's blocks drop paths by running each branch on part of the batch, on any device.
+    """Make timm's blocks drop paths by running each branch on part of the batch.
 
-    This saves the dropped fraction of the branches' time, forward and backward. It is an option for two reasons: its
-    distribution differs from drop path's (see `residual_of_subset`), and such a block keeps the rest of its forward, so
-    `accelerate` does not fuse its residual sums.
+    This saves the dropped fraction of the branches' time in the forward and the backward, on any device. It is an
+    option
+    for two reasons. Its distribution differs from drop path's (see `residual_of_subset`). Such a block also keeps
+    the rest
+    of its forward, so `accelerate` does not fuse its residual sums.
+
+    Args:
+        model: model with timm's blocks.
+
+    Returns:
+        The replaced blocks. As a context manager it reverses itself.
 
     Raises:
         ValueError: If the model has no timm block with a drop path rate above 0.

@@ -23,7 +23,9 @@ def add_layer_norm(
     layer_scale: Tensor | None = None,
     drop_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute `summed = residual + drop_scale * layer_scale * branch` and its layer norm.
+    """Add a branch to the residual stream, and apply the layer norm to the sum.
+
+    It computes `summed = residual + drop_scale * layer_scale * branch` and the norm of `summed` in one pass.
 
     Args:
         residual: (B, ..., D), the residual stream, often fp32 where the branch is bf16.
@@ -154,7 +156,11 @@ def forward_buffers(
     drop_scale: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Allocate the sum, its norm, and the norm's statistics (R,): mean and inverse standard deviation."""
+    """Allocate the results of the forward pass.
+
+    Returns:
+        The sum, its norm, and the mean and inverse standard deviation of each row, (R,).
+    """
     dtype = torch.promote_types(residual.dtype, branch.dtype)
     if layer_scale is not None:
         dtype = torch.promote_types(dtype, layer_scale.dtype)

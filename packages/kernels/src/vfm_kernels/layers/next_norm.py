@@ -68,7 +68,7 @@ def sum_for_next(
     """Compute a block's residual sum, and attach the next block's norm of it if that norm is known.
 
     Args:
-        following: the next block's norm; None for the last block.
+        following: norm of the next block. The last block has none.
         plain: computes the sum alone.
         sum_and_norm: computes the sum and its norm.
     """

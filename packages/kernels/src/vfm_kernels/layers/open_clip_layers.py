@@ -89,7 +89,11 @@ def _rest(block: Any, x: Tensor, branch: Tensor) -> Tensor:
 
 
 def following_norm(block: Any) -> Any:
-    """Return the first norm of a fused block, for the block before it; None if the block is not fused."""
+    """Return the first norm of a block, which the block before it computes.
+
+    Returns:
+        The norm, or None if the block is not fused.
+    """
     fused = type(block) in (FusedResidualAttentionBlock, FusedCustomResidualAttentionBlock)
     if fused and type(block.ln_1) in NORMS:
         return block.ln_1
@@ -97,7 +101,15 @@ def following_norm(block: Any) -> Any:
 
 
 def reason_against(block: Any, model: nn.Module) -> str | None:
-    """Explain why a layer of a known class keeps its forward in this model; None if it can be replaced."""
+    """Explain why a layer of a known class keeps its forward.
+
+    Args:
+        block: layer of open_clip.
+        model: model that has the layer.
+
+    Returns:
+        The reason, or None if the layer can be replaced.
+    """
     if isinstance(block, nn.MultiheadAttention):
         return _reason_against_attention(block)
     if type(block.ln_2) not in NORMS:
@@ -114,14 +126,20 @@ def _reason_against_attention(layer: nn.MultiheadAttention) -> str | None:
 
 
 def width_of(block: Any) -> int:
-    """Return the width that identifies a layer's op in the measurements: the width of a head or of the norm."""
+    """Return the width by which a layer's op is found in the measurements.
+
+    It is the width of a head for attention, and of the norm for other layers.
+    """
     if isinstance(block, nn.MultiheadAttention):
         return int(block.head_dim)
     return len(block.ln_2.weight)
 
 
 def patch_projections(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
-    """Yield the names and layers of convolutions over adjacent patches, which are matrix products."""
+    """Yield the names and layers of convolutions over adjacent patches.
+
+    These convolutions are matrix products.
+    """
     for name, layer in model.named_modules():
         if isinstance(layer, VisionTransformer) and is_of_patches(layer.conv1):
             yield f"{name}.conv1" if name else "conv1", layer.conv1

@@ -94,7 +94,10 @@ def _hidden(gate: Tensor, value: Tensor, width: int) -> Tensor:
 def forward_buffers(
     gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Allocate the result (R, P) and the norm's statistics (R,): mean and inverse standard deviation."""
+    """Allocate the result (R, P) and the norm's statistics (R,).
+
+    The statistics are the mean and the inverse standard deviation of each row.
+    """
     statistics = torch.promote_types(gate.dtype, torch.float32)
     mean, rstd = (torch.empty(len(gate), dtype=statistics, device=gate.device) for _ in range(2))
     return torch.empty_like(gate, memory_format=torch.contiguous_format), mean, rstd

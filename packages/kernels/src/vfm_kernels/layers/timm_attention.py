@@ -32,15 +32,24 @@ class _Rotary:
 
 
 class FusedEvaAttention(_Rotary, EvaAttention):  # type: ignore[misc]
-    """Attention and rotary positions in one pass over the heads, which are read where the linear layers wrote them."""
+    """Attention and rotary positions in one pass over the heads.
+
+    The heads are read where the linear layers wrote them, without a copy.
+    """
 
 
 class FusedAttentionRope(_Rotary, AttentionRope):  # type: ignore[misc]
-    """The same for timm's other attention with rotary positions, which RoPE-ViT and Perception Encoders have."""
+    """Attention and rotary positions in one pass, for timm's `AttentionRope`.
+
+    RoPE-ViT and Perception Encoders have this layer.
+    """
 
 
 class FusedAttention(Attention):  # type: ignore[misc]
-    """Attention in one pass over the heads, which are read where the linear layer wrote them."""
+    """Attention in one pass over the heads.
+
+    The heads are read where the linear layer wrote them, without a copy.
+    """
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """Compute the same as timm's layer."""
@@ -136,7 +145,10 @@ def _queries_keys_values(layer: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _bias(layer: Any) -> Tensor | None:
-    """Collect the bias of the packed linear layer. EVA's keys have none, which timm stores as a buffer of zeros."""
+    """Collect the bias of the packed linear layer.
+
+    EVA's keys have none. timm stores a buffer of zeros for them.
+    """
     if getattr(layer, "q_bias", None) is not None:
         return torch.cat((layer.q_bias, layer.k_bias, layer.v_bias))
     bias: Tensor | None = layer.qkv.bias
@@ -165,7 +177,10 @@ def _rotated(layer: Any, heads: Tensor, rope: Any, num_prefix_tokens: int) -> Te
 
 
 def is_plain(layer: Any, attn_mask: Tensor | None) -> bool:
-    """Check whether our ops support this call of an attention: no mask except booleans, and no dropout."""
+    """Check whether our ops support this call of an attention layer.
+
+    They support boolean masks, and no dropout.
+    """
     masked = attn_mask is not None and (attn_mask.dtype != torch.bool or attn_mask.ndim != 4)
     return not masked and layer.fused_attn and not (layer.training and layer.attn_drop.p > 0)
 
@@ -179,7 +194,15 @@ def backend_of(heads: Tensor, visible: Tensor | None = None) -> str | None:
 
 
 def projected(layer: Any, x: Tensor, mixed: Tensor) -> Tensor:
-    """Apply the rest of an attention of `x` to its mixed heads (B, N, H, D): norm, gate, linear layer, dropout."""
+    """Apply the layers of an attention that follow the mixing of heads.
+
+    These are the norm, the gate, the linear layer and dropout.
+
+    Args:
+        layer: attention layer of timm.
+        x: input of the layer, (B, N, E).
+        mixed: output of the attention, (B, N, H, D).
+    """
     mixed = layer.norm(mixed.flatten(2))
     if layer.gate is not None:
         mixed = mixed * layer.gate(x).sigmoid()
@@ -198,7 +221,15 @@ def known_attentions(model: nn.Module) -> set[nn.Module]:
 
 
 def reason_against_attention(module: Any, model: nn.Module) -> str | None:
-    """Explain why an attention of a known class keeps its forward in this model; None if it can be replaced."""
+    """Explain why an attention layer of a known class keeps its forward.
+
+    Args:
+        module: attention layer of timm.
+        model: model that has the layer.
+
+    Returns:
+        The reason, or None if the layer can be replaced.
+    """
     if not module.fused_attn:
         return "its fused attention is switched off"
     if module.head_dim % 8 or module.head_dim > WIDEST:

@@ -125,7 +125,18 @@ def _of(tensor: Tensor | None, index: Tensor, batch: int) -> Tensor | None:
 def sum_and_norm(
     x: Tensor, branch: Tensor, norm: Any, layer_scale: Tensor | None, drop_path: nn.Module
 ) -> tuple[Tensor, Tensor]:
-    """Call `add_layer_norm` with a block's modules. Drop path draws the same numbers as timm's."""
+    """Call `add_layer_norm` with a block's modules.
+
+    Args:
+        x: residual stream, (B, N, D).
+        branch: output of the attention or the MLP, (B, N, D).
+        norm: layer norm that follows the sum.
+        layer_scale: factor per channel, (D,).
+        drop_path: the block's drop path. It draws the same numbers as in timm.
+
+    Returns:
+        The sum and its norm, (B, N, D) each.
+    """
     drop_scale = None
     if isinstance(drop_path, DropPath) and drop_path.training and drop_path.drop_prob > 0:
         keep = 1 - drop_path.drop_prob
@@ -143,13 +154,25 @@ def is_layer_norm(norm: Any) -> bool:
 
 
 def following_norm(block: Any) -> Any:
-    """Return the first norm of a fused block, for the block before it; None if the block is not fused."""
+    """Return the first norm of a block, which the block before it computes.
+
+    Returns:
+        The norm, or None if the block is not fused.
+    """
     is_fused = type(block) in (FusedEvaBlock, FusedBlock) and is_layer_norm(block.norm1)
     return block.norm1 if is_fused else None
 
 
 def reason_against(module: Any, model: nn.Module) -> str | None:
-    """Explain why a layer of a known class keeps its forward in this model; None if it can be replaced."""
+    """Explain why a layer of a known class keeps its forward.
+
+    Args:
+        module: layer of timm.
+        model: model that has the layer.
+
+    Returns:
+        The reason, or None if the layer can be replaced.
+    """
     if isinstance(module, SwiGLU):
         if not is_layer_norm(module.norm):
             return "it has no layer norm"
@@ -163,7 +186,10 @@ def reason_against(module: Any, model: nn.Module) -> str | None:
 
 
 def width_of(layer: Any) -> int:
-    """Return the width that identifies a layer's op in the measurements: the width of a head or of the norm."""
+    """Return the width by which a layer's op is found in the measurements.
+
+    It is the width of a head for attention, and of the norm for other layers.
+    """
     if isinstance(layer, SwiGLU):
         return len(layer.norm.weight)
     width: int = layer.head_dim if isinstance(layer, ATTENTIONS) else len(layer.norm2.weight)
@@ -171,7 +197,10 @@ def width_of(layer: Any) -> int:
 
 
 def patch_projections(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
-    """Yield the names and layers of convolutions over adjacent patches, which are matrix products."""
+    """Yield the names and layers of convolutions over adjacent patches.
+
+    These convolutions are matrix products.
+    """
     for name, layer in model.named_modules():
         if isinstance(layer, PatchEmbed) and is_of_patches(layer.proj):
             yield f"{name}.proj" if name else "proj", layer.proj

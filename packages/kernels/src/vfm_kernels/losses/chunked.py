@@ -79,9 +79,15 @@ def distinct_cross_entropy_rows(all_groups: Tensor) -> RowLoss:
 
 
 def same_group(all_groups: Tensor, first: int, num_rows: int) -> Tensor:
-    """Compute a mask of the keys in each row's group, without its positive key, (num_rows, N) bool.
+    """Find the other keys in each row's group.
 
-    The positive key of row i is `first` + i.
+    Args:
+        all_groups: group of each key, (N,).
+        first: key that is the positive of row 0. The positive of row i is `first` + i.
+        num_rows: number of rows n.
+
+    Returns:
+        Mask (n, N), True for keys of the row's group except its positive.
     """
     same = all_groups[first : first + num_rows, None] == all_groups
     same.diagonal(first).fill_(False)

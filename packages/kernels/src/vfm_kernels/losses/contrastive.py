@@ -43,9 +43,9 @@ def info_nce(
     chunk_size: int | None = None,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """Compute CLIP's symmetric loss: images classify their texts among all texts, and texts their images.
+    """Compute CLIP's symmetric contrastive loss.
 
-    The loss is ln N at chance.
+    Images classify their texts among all texts, and texts classify their images. The loss is ln N at chance.
 
     Args:
         image_features: (n, D), normalised.
@@ -60,9 +60,9 @@ def info_nce(
         rank: rank of this process, whose samples start at rank * n.
         chunk_size: rows of logits in memory at once. Loss and gradients equal the plain form, but memory holds
             chunk_size x N logits instead of n x N. No second derivative is available.
-        group: processes that share the batch, in place of `all_image_features`, `all_text_features` and `rank`: what is
-            needed of their features is gathered here, with a chunk size the texts alone where that was measured to be
-            faster. All of them must backpropagate the loss with the same factor.
+        group: processes that share the batch, in place of `all_image_features`, `all_text_features` and `rank`. The
+            features that are needed are gathered here. With a chunk size, these are the texts alone where that was
+            measured to be faster. All processes must backpropagate the loss with the same factor.
 
     Returns:
         Scalar, fp32: the mean over this process's samples and both directions.
@@ -183,7 +183,9 @@ def siglip_loss(
     rank: int = 0,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """Compute SigLIP's loss: a binary classification of every image-text pair, without normalisation over the batch.
+    """Compute SigLIP's sigmoid loss.
+
+    Every image-text pair is a binary classification, without normalisation over the batch.
 
     Args:
         image_features: (n, D), normalised.

@@ -119,12 +119,12 @@ def sample_times(
     shift: float = 1.0,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    """Draw random times in [0, 1) for noising samples, where 0 is clean.
+    """Draw random times in [0, 1) for noising samples. Time 0 is clean.
 
     Args:
         distribution: `uniform` (DIVA); `logit_normal`, the sigmoid of a normal (GenHancer, SD 3: a condition matters
             most in the middle); `stratified`, uniform with one draw in each of `num_samples` equal parts of [0, 1) in
-            random order, which lowers the variance of the batch's mean loss.
+            random order. The last one lowers the variance of the batch's mean loss.
         num_samples: number of times.
         generator: generator on `device`. Default: torch's global one.
         mean: mean of the normal distribution.

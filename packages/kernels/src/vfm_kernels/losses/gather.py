@@ -36,7 +36,16 @@ def gathered(features: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 
 def scattered_sum(values: Tensor, num_local: int, group: dist.ProcessGroup | None) -> Tensor:
-    """Add the values of all ranks, (world_size * n, ...), and return this rank's part of the sum, (n, ...)."""
+    """Add the values of all ranks, and return this rank's part of the sum.
+
+    Args:
+        values: (world_size * n, ...) on every rank.
+        num_local: number n of rows of a rank.
+        group: processes to add over. None: all of them.
+
+    Returns:
+        (n, ...).
+    """
     local = values.new_empty((num_local, *values.shape[1:]))
     dist.reduce_scatter_tensor(local, values.contiguous(), group=group)
     return local

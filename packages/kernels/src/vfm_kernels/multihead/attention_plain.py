@@ -40,7 +40,20 @@ def attention_plain(
 def attention_plain_backward(
     d_out: Tensor, out: Tensor, lse: Tensor, q: Tensor, k: Tensor, v: Tensor, pattern: Pattern
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of queries, keys and values from the saved results of the forward: (B, N, H, D) each."""
+    """Compute the gradients of queries, keys and values from the saved results of the forward.
+
+    Args:
+        d_out: gradient of the output, (B, N, H, D).
+        out: output of the forward, (B, N, H, D).
+        lse: base-2 logarithms of the softmax's sums, (B, H, N).
+        q: queries, (B, N, H, D).
+        k: keys, (B, N, H, D).
+        v: values, (B, N, H, D).
+        pattern: mask, scale and angles.
+
+    Returns:
+        The three gradients, (B, N, H, D) each.
+    """
     dtype = q.dtype
     q, k = _rotated(q, pattern), _rotated(k, pattern)
     weights = torch.exp2(at_least_fp32(_scores(q, k, pattern)) / math.log(2) - lse[..., None])  # (B, H, N, N)
@@ -56,7 +69,11 @@ def attention_plain_backward(
 
 
 def visible_keys(q: Tensor, pattern: Pattern) -> Tensor | None:
-    """Build the mask (N, N), True where a query (row) sees a key (column); None if every query sees every key."""
+    """Build the mask of the keys that each query sees.
+
+    Returns:
+        (N, N), True where a query (row) sees a key (column). None without a mask.
+    """
     if pattern.cu_seqlens is None and not pattern.causal:
         return None
     tokens = torch.arange(q.shape[1], device=q.device)

@@ -32,9 +32,10 @@ class Backend:
 
     Attributes:
         name: value of `attention`'s `backend`.
-        reasons: yields the reasons why the backend cannot take a problem; none if it can.
+        reasons: yields the reasons why the backend cannot take a problem. It yields nothing if it can.
         run: maps q, k, v (B, N, H, D) and the pattern to (B, N, H, D). A boolean mask follows if there is one.
-        is_kernel: whether it is one of our kernels, which `auto` takes only where it was measured to be the fastest.
+        is_kernel: whether it is one of our kernels. `auto` takes such a backend only where it was measured to be
+            fastest.
     """
 
     name: str
@@ -154,7 +155,16 @@ BY_NAME = {backend.name: backend for backend in BACKENDS}
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, name: str, visible: Tensor | None = None) -> Tensor:
-    """Compute `attention` by the backend that `choose` has selected."""
+    """Compute `attention` by the backend that `choose` has selected.
+
+    Args:
+        q: queries, (B, N, H, D).
+        k: keys, (B, N, H, D).
+        v: values, (B, N, H, D).
+        pattern: mask, scale and angles.
+        name: name of the backend.
+        visible: booleans that are broadcast to (B, H, N, N), True where a query sees a key.
+    """
     run = BY_NAME[name].run
     return run(q, k, v, pattern) if visible is None else run(q, k, v, pattern, visible)
 
@@ -219,7 +229,11 @@ def _cached_choice(
 
 
 def first_choice(problem: Problem, choice: Kernels) -> str | None:
-    """Choose the backend for a problem under a choice of kernels; None if kernels are forced and cannot run."""
+    """Choose the backend for a problem under a choice of kernels.
+
+    Returns:
+        Name of the backend. None if kernels are forced and cannot run.
+    """
     if choice == "auto" and problem.device == "cuda" and not problem.masked:
         measured = choice_on(problem.card, problem.size)
         if measured is not None and not BY_NAME[measured.name].not_supported_reasons(problem):

@@ -35,7 +35,10 @@ def import_reasons(module: str) -> tuple[str, ...]:
 
 
 def cudnn_version() -> int | None:
-    """Return the version of torch's cuDNN, 91501 for 9.15.1; None if torch has none."""
+    """Return the version of torch's cuDNN, 91501 for 9.15.1.
+
+    A torch without cuDNN gives None.
+    """
     version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return version
 

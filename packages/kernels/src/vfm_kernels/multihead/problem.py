@@ -97,6 +97,15 @@ def problem_on(
 def hypothetical_problem(
     shape: tuple[int, int, int, int], dtype: torch.dtype, capability: tuple[int, int], **kind: Any
 ) -> Problem:
-    """Describe a problem on a CUDA device that this machine need not have. Kernels still need Triton."""
+    """Describe a problem on a CUDA device that this machine need not have.
+
+    Kernels still need an installed Triton.
+
+    Args:
+        shape: (B, N, H, D).
+        dtype: dtype of the heads.
+        capability: compute capability of the device, such as (9, 0).
+        **kind: further attributes of the problem, such as `causal`.
+    """
     no_kernels = () if importlib.util.find_spec("triton") else ("triton is not installed",)
     return Problem(shape, dtype, "cuda", capability, no_kernels, shape[1], **kind)

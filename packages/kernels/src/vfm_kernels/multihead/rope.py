@@ -37,7 +37,16 @@ def rotate(heads: Tensor, sin: Tensor, cos: Tensor, num_prefix_tokens: int, posi
 def rotate_plain(
     heads: Tensor, sin: Tensor, cos: Tensor, num_prefix_tokens: int, positions: Tensor | None, inverse: bool = False
 ) -> Tensor:
-    """Rotate heads in plain torch. Arguments are as for `rotate`."""
+    """Rotate heads in plain torch.
+
+    Args:
+        heads: (B, N, H, D).
+        sin: as for `rotate`.
+        cos: as for `rotate`.
+        num_prefix_tokens: leading tokens without a position.
+        positions: as for `rotate`.
+        inverse: rotate back.
+    """
     batch, num_tokens, _, width = heads.shape
     if positions is None:
         # Negative for prefix tokens (CLS, registers), which have no place in the image and are not rotated.

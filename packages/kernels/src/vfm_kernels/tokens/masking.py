@@ -33,9 +33,11 @@ PART = 256  # masks drawn at once: their state, about 64 KiB of booleans, stays 
 
 
 def block_mask(seeds: Seeds, grid: Grid, num_masked: int, *, min_block: int | None = None) -> Tensor:
-    """Draw EVA's masks: random rectangles until `num_masked` patches are covered or ten draws in a row fail.
+    """Draw EVA's block-wise masks.
 
-    The counts vary: at most `num_masked` (104.45 on average, and 105 in 65 % of the masks, for 105 of 16 x 16).
+    Random rectangles are drawn until `num_masked` patches are covered or ten draws in a row fail. The counts vary
+    and are
+    at most `num_masked`. For 105 of 16 x 16 patches, they are 104.45 on average, and 105 in 65 % of the masks.
 
     Args:
         seeds: one integer per sample, (B,).
@@ -53,21 +55,46 @@ def block_mask(seeds: Seeds, grid: Grid, num_masked: int, *, min_block: int | No
 
 
 def block_mask_exact(seeds: Seeds, grid: Grid, num_masked: int, *, min_block: int | None = None) -> Tensor:
-    """Draw EVA's masks with exactly `num_masked` patches each, for static shapes and whole-graph compilation.
+    """Draw EVA's masks with exactly `num_masked` patches each.
 
-    They differ from EVA's only where EVA stops short (the `block_mask` of the same seed is a subset). The missing
-    patches come from further blocks of the same distribution, the last of which is cut to the count at its top or its
-    bottom. Where ten draws in a row find no free patch, as in nearly full masks, all free patches replace the block.
+    Equal counts allow static shapes and whole-graph compilation. The masks differ from EVA's only where EVA stops
+    short:
+    `block_mask` of the same seed is a subset. The missing patches come from further blocks of the same distribution,
+    and the
+    last block is cut to the count at its top or its bottom. Where ten draws in a row find no free patch, as in
+    nearly full
+    masks, all free patches replace the block.
 
-    Arguments, result and errors are as for `block_mask`.
+    Args:
+        seeds: one integer per sample, (B,).
+        grid: rows and columns of the patch grid, each at least 2.
+        num_masked: patches to mask, 0 to N.
+        min_block: area of the smallest block in patches, as for `block_mask`.
+
+    Returns:
+        bool_mask, (B, N), True = masked.
+
+    Raises:
+        ValueError: As for `block_mask`.
     """
     return _drawn(seeds, grid, num_masked, min_block, exact=True)
 
 
 def random_mask(seeds: Seeds, grid: Grid, num_masked: int) -> Tensor:
-    """Draw uniform masks with exactly `num_masked` patches each, every set equally likely (SimMIM, MAE).
+    """Draw uniform random masks with exactly `num_masked` patches each.
 
-    Arguments, result and errors are as for `block_mask`.
+    Every set of patches is equally likely, as in SimMIM and MAE.
+
+    Args:
+        seeds: one integer per sample, (B,).
+        grid: rows and columns of the patch grid, each at least 2.
+        num_masked: patches to mask, 0 to N.
+
+    Returns:
+        bool_mask, (B, N), True = masked.
+
+    Raises:
+        ValueError: As for `block_mask`.
     """
     _check(grid, num_masked)
     keys = random_word(keys_of(seeds)[:, None], np.arange(grid[0] * grid[1], dtype=np.uint64))
@@ -116,7 +143,10 @@ class _Masks:
         self.right = np.tri(grid[1] + 1, grid[1], -1, dtype=np.float32).T.copy()  # sums the columns to the left
 
     def cover(self) -> None:
-        """Run EVA's algorithm: take a block if it masks at least one new patch and not more than are missing."""
+        """Run EVA's algorithm.
+
+        A block is taken if it masks at least one new patch and not more than are missing.
+        """
         active = np.flatnonzero(self.missing)
         while len(active):
             masks = self.bool_mask[active]
@@ -225,14 +255,20 @@ def _uniforms(keys: Words, attempts: Ints, number: Ints | int) -> NDArray[np.flo
 
 
 def _span(start: Ints, length: Ints, size: int) -> Bools:
-    """Mark which of `size` positions are within each row's span, given as (A, 1): (A, size)."""
+    """Mark the positions within each row's span, (A, size).
+
+    Start and length are (A, 1).
+    """
     positions = np.arange(size)
     within: Bools = (positions >= start) & (positions < start + length)
     return within
 
 
 def _first(mask: Bools, count: Ints, *, from_top: Bools) -> Bools:
-    """Select at most `count` patches of each mask: the last ones where it is cut from the top, else the first ones."""
+    """Select at most `count` patches of each mask.
+
+    A mask that is cut from the top keeps its last patches, others their first ones.
+    """
     rank = np.cumsum(mask, axis=1)
     beyond = np.where(from_top, rank[:, -1] - count, 0)[:, None]
     return mask & (rank > beyond) & (rank <= np.where(from_top, rank[:, -1], count)[:, None])

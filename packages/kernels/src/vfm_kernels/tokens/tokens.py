@@ -12,11 +12,13 @@ from vfm_kernels.dispatch.library import Op
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
-    """Select tokens of each sample by index, in the index's order: visible tokens of MAE, kept tokens of FLIP.
+    """Select tokens of each sample by index.
+
+    MAE gathers its visible tokens this way, and FLIP the tokens that it keeps.
 
     Args:
         tokens: (B, N, D).
-        index: (B, K) integers in [0, N).
+        index: (B, K) integers in [0, N). The result has their order.
 
     Returns:
         (B, K, D).
@@ -109,7 +111,7 @@ def masked_index(bool_mask: Tensor, num_masked: int) -> Tensor:
 
 
 def _rows(index: Tensor, tokens: Tensor) -> Tensor:
-    """Expand the index to every channel: (B, K, D)."""
+    """Expand an index to every channel, (B, K, D)."""
     return index.long().unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
 
 

@@ -147,7 +147,10 @@ def add_layer_norm_forward(
     mean: Tensor,
     rstd: Tensor,
 ) -> None:
-    """Write the sum, its norm and the norm's statistics: rows (R, D), parameters (D,), factors of samples (B,)."""
+    """Write the sum, its norm and the norm's statistics into the buffers.
+
+    Rows are (R, D), parameters (D,) and factors of samples (B,).
+    """
     residual, branch = with_adjacent_columns(residual), with_adjacent_columns(branch)
     num_rows, width = residual.shape
     chosen = settings("add_layer_norm_forward", width, residual.device)

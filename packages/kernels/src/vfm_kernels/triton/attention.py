@@ -25,16 +25,18 @@ TAIL = 16  # keys beyond a power of two that the short kernel handles in a separ
 
 
 class LaunchLayout(NamedTuple):
-    """Everything that a launch depends on except addresses, so that its grid and numbers are computed once.
+    """Everything that a launch depends on except addresses.
+
+    Launches with the same layout share their grid and their numbers.
 
     Attributes:
         shape: (B, N, H, D) of the heads.
         dtype: dtype of the heads.
         device: device of all tensors.
         strides: strides over batch, token and head, for each tensor of heads.
-        table: strides of the angles; None without angles.
+        table: strides of the angles, if there are any.
         positions: whether each token's row of the angles is given.
-        sequences: number of sequences in one row; None for a batch.
+        sequences: number of sequences in one row. A batch has None.
         num_prefix_tokens: see `Pattern`.
         max_seqlen: see `Pattern`.
         causal: see `Pattern`.
@@ -77,7 +79,10 @@ class LaunchLayout(NamedTuple):
         )
 
     def grid(self, block: int) -> tuple[int, int, int]:
-        """Compute the grid of programs: blocks of the longest sequence, heads, sequences."""
+        """Compute the numbers of programs over blocks, heads and sequences.
+
+        The blocks are those of the longest sequence.
+        """
         sequences = self.shape[0] if self.sequences is None else self.sequences
         return -(-self.max_seqlen // block), self.shape[2], sequences
 
@@ -100,7 +105,7 @@ class LaunchLayout(NamedTuple):
         return {"ROPE": self.table is not None, "HAS_POSITIONS": self.positions}
 
     def alignment(self) -> int:
-        """Find a common divisor of all strides: 8 or 1."""
+        """Find a common divisor of all strides, 8 or 1."""
         return 8 if all(stride % 8 == 0 for stride in self.strides) else 1
 
 
@@ -112,7 +117,17 @@ MOST_LAYOUTS = 1024  # kept launches; sizes that never come again must not fill 
 def attention_forward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, pattern: Pattern, *, short: bool
 ) -> None:
-    """Write the output (B, N, H, D) and the softmax's sums (B, H, N) by the kernel for few or for many tokens."""
+    """Compute attention by a kernel, and write it into the buffers.
+
+    Args:
+        q: queries, (B, N, H, D).
+        k: keys, (B, N, H, D).
+        v: values, (B, N, H, D).
+        out: buffer of the output, (B, N, H, D).
+        lse: buffer of the softmax's sums, (B, H, N).
+        pattern: mask, scale and angles.
+        short: whether to use the kernel for few tokens.
+    """
     q, k, v = with_adjacent_columns(q), with_adjacent_columns(k), with_adjacent_columns(v)
     # The streaming kernel would rotate the same keys again for each block of queries, so it gets rotated ones.
     if pattern.sin is not None and (not short or q.shape[3] > WIDEST_ROTATED):
@@ -138,7 +153,20 @@ def attention_backward(
     d_v: Tensor,
     pattern: Pattern,
 ) -> None:
-    """Write the gradients into `d_q`, `d_k` and `d_v`, which must have equal strides."""
+    """Compute the gradients of attention by a kernel, and write them into the buffers.
+
+    Args:
+        d_out: gradient of the output, (B, N, H, D).
+        out: output of the forward.
+        lse: the softmax's sums, (B, H, N).
+        q: queries, (B, N, H, D).
+        k: keys, (B, N, H, D).
+        v: values, (B, N, H, D).
+        d_q: buffer of the queries' gradient. The three buffers must have equal strides.
+        d_k: buffer of the keys' gradient.
+        d_v: buffer of the values' gradient.
+        pattern: mask, scale and angles.
+    """
     d_out, q, k, v = (with_adjacent_columns(tensor) for tensor in (d_out, q, k, v))
     in_kernel = pattern
     if pattern.sin is not None:
@@ -228,7 +256,10 @@ def _table(q: Tensor, pattern: Pattern) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def split(width: int) -> tuple[int, int]:
-    """Split a head's width into one or two parts: powers of two, as Triton needs, with the least padding."""
+    """Split a head's width into one or two powers of two.
+
+    Triton needs powers of two. The split with the least padding is taken.
+    """
     for second in (16, 32):
         if 64 < width <= 64 + second:
             return 64, second

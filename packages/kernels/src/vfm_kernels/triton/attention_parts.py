@@ -11,7 +11,11 @@ import triton.language as tl
 
 @triton.jit
 def sequence(cu_seqlens, sample, num_tokens, VARLEN: tl.constexpr):
-    """Locate a sample in a batch or in one long row of sequences: its batch index, first token and length."""
+    """Locate a sample in a batch, or in one long row of sequences.
+
+    Returns:
+        Its batch index, first token and length.
+    """
     if VARLEN:
         first = tl.load(cu_seqlens + sample).to(tl.int32)
         # Not the constant 0, which could not be converted to int64 below.
@@ -48,7 +52,7 @@ def store_rows(at, x, rows, of_row, length, FROM: tl.constexpr, PART: tl.constex
 
 @triton.jit
 def table_rows(positions, batch, tokens, num_tokens, num_prefix_tokens, HAS_POSITIONS: tl.constexpr):
-    """Look up each token's row of the table of angles; negative for none."""
+    """Look up each token's row of the table of angles. A negative row means no angle."""
     if HAS_POSITIONS:
         return tl.load(positions + batch * num_tokens + tokens, mask=tokens < num_tokens, other=-1).to(tl.int32)
     else:

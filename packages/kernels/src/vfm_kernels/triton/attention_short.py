@@ -47,10 +47,11 @@ def attention_short_kernel(
     UPCAST: tl.constexpr,
     BLOCK_QUERIES: tl.constexpr,
 ):
-    """Compute a head of a sample in each program: NUM_KEYS keys, and up to 16 more (CLS, registers) in a tail block.
+    """Compute a head of a sample in each program.
 
-    257 tokens as 256 and a tail cost 272 columns, but 384 in tiles of 128. Whole rows of scores need no running maximum
-    and no rescaling of the output.
+    The keys are a block of NUM_KEYS and a tail of up to 16 (CLS, registers). 257 tokens as 256 and a tail cost 272
+    columns,
+    but 384 in tiles of 128. Whole rows of scores need no running maximum and no rescaling of the output.
     """
     head, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     # Triton specialises integer arguments on divisibility by 16 only; a head of 88, a multiple of 8, would be loaded

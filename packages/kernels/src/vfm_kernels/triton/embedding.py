@@ -87,7 +87,18 @@ def mask_tokens_backward_kernel(
 def mask_tokens(
     patch_tokens: Tensor, mask_token: Tensor, bool_mask: Tensor, cls_token: Tensor | None, pos_embed: Tensor | None
 ) -> Tensor:
-    """Build (B, N or N + 1, D) from patches (B, N, D), a token (D,), a mask (B, N), CLS (D,), positions (N + 1, D)."""
+    """Build the tokens of masked image modelling by a kernel.
+
+    Args:
+        patch_tokens: (B, N, D).
+        mask_token: (D,), replaces masked patches.
+        bool_mask: (B, N), True = masked.
+        cls_token: (D,), placed before the patches.
+        pos_embed: (N, D), or (N + 1, D) with a CLS token.
+
+    Returns:
+        (B, N, D), or (B, N + 1, D) with a CLS token.
+    """
     patch_tokens = with_adjacent_columns(patch_tokens)
     batch, num_patches, width = patch_tokens.shape
     num_tokens = num_patches + int(cls_token is not None)

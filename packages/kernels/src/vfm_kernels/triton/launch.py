@@ -29,7 +29,15 @@ _COMPILED: dict[tuple[Any, ...], tuple[Any, list[Any]]] = {}
 
 
 def settings(op: str, width: int, device: torch.device) -> Row:
-    """Choose blocks and warps for an op: the table's first row that is wide enough, or its last."""
+    """Choose the blocks and warps of an op.
+
+    They are in the table's first row that is wide enough, or in its last row.
+
+    Args:
+        op: name of the op.
+        width: channels of a row.
+        device: device of the tensors.
+    """
     row = table_row(op, width, architecture(device))
     return {name: value for name, value in row.items() if name not in LIMITS}
 
@@ -52,7 +60,13 @@ def architecture(device: torch.device) -> str:
 
 
 def persistent_programs(num_rows: int, per_multiprocessor: int, device: torch.device) -> int:
-    """Compute the number of programs that loop over rows: as many as fit the device, at most one for each row."""
+    """Compute the number of programs that loop over rows.
+
+    Args:
+        num_rows: number of rows. There are no more programs than rows.
+        per_multiprocessor: programs that fit one multiprocessor.
+        device: device of the tensors.
+    """
     if device.type == "cuda":
         return min(num_rows, per_multiprocessor * torch.cuda.get_device_properties(device).multi_processor_count)
     return min(num_rows, per_multiprocessor)
@@ -62,7 +76,14 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments:
     """Run a kernel. An empty grid launches nothing.
 
     Triton's own lookup of a compiled kernel costs 20 microseconds with 40 arguments. If all tensors are aligned to 16
-    bytes, equal numbers, dtypes and constants mean the same kernel, so it is kept here.
+    bytes, equal numbers, dtypes and constants mean the same kernel. It is therefore cached here.
+
+    Args:
+        kernel: Triton kernel.
+        grid: number of programs in each dimension.
+        device: device of the tensors.
+        *arguments: tensors and numbers.
+        **constants: arguments that are compiled into the kernel.
     """
     if 0 in grid:
         return

@@ -32,7 +32,7 @@ def logits_tile(
     BLOCK_WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Compute a tile of logits, (BLOCK_ROWS, BLOCK_KEYS), which are 0 outside."""
+    """Compute a tile of logits, (BLOCK_ROWS, BLOCK_KEYS). Logits outside the matrix are 0."""
     logits = tl.zeros((BLOCK_ROWS, BLOCK_KEYS), tl.float32)
     for start in range(0, width, BLOCK_WIDTH):
         channels = start + tl.arange(0, BLOCK_WIDTH)
@@ -141,7 +141,17 @@ def pair_gradients_kernel(
 
 
 def pair_statistics(image: Tensor, text: Tensor, scale: Tensor, offset: int) -> tuple[Tensor, ...]:
-    """Compute the largest logit and the sum of exponentials of rows, (n,), and of columns, (N,), and the positives."""
+    """Compute the statistics of the softmax over rows and over columns.
+
+    Args:
+        image: features of this process's images, (n, D).
+        text: features of all texts, (N, D).
+        scale: factor of the cosines, a scalar tensor.
+        offset: key that belongs to row 0.
+
+    Returns:
+        The largest logit and the sum of exponentials of rows, (n,), and of columns, (N,), and the positives.
+    """
     num_rows, num, width = len(image), *text.shape
     chosen = settings("pair_statistics", width, image.device)
     num_blocks, num_tiles = triton.cdiv(num_rows, chosen["BLOCK_ROWS"]), triton.cdiv(num, chosen["BLOCK_KEYS"])
@@ -167,7 +177,20 @@ def pair_gradients(
     first: int,
     num_rows: int,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the gradients of some rows of logits (c, N), and the sum of gradient times logit."""
+    """Compute the gradients of some rows of logits.
+
+    Args:
+        image: features of this process's images, (n, D).
+        text: features of all texts, (N, D).
+        scale: factor of the cosines, a scalar tensor.
+        statistics: result of `pair_statistics`.
+        offset: key that belongs to row 0.
+        first: first row.
+        num_rows: number c of rows.
+
+    Returns:
+        The gradients (c, N), and the sum of gradient times logit.
+    """
     num, width = text.shape
     chosen = settings("pair_statistics", width, image.device)
     grid = (triton.cdiv(num_rows, chosen["BLOCK_ROWS"]), triton.cdiv(num, chosen["BLOCK_KEYS"]))
@@ -178,7 +201,10 @@ def pair_gradients(
 
 
 def _precision() -> str:
-    """Return the rounding of factors: TF32 where torch multiplies fp32 matrices so, else three products of TF32."""
+    """Return the rounding of factors for `tl.dot`.
+
+    It is TF32 where torch multiplies fp32 matrices in TF32, and otherwise three products of TF32.
+    """
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 

@@ -40,7 +40,7 @@ def rope_kernel(
 ):
     """Rotate each pair (x0, x1) of a head to (x0 cos - x1 sin, x1 cos + x0 sin).
 
-    A program handles several heads of a token, which share its angles.
+    A program handles several heads of a token, because they share its angles.
     """
     batch = tl.program_id(2).to(tl.int64)
     tokens = tl.program_id(0) * BLOCK_TOKENS + tl.arange(0, BLOCK_TOKENS)
@@ -94,7 +94,17 @@ def rotate_into(
     *,
     inverse: bool = False,
 ) -> None:
-    """Rotate the heads of `source` (B, N, H, D) by tables (B, P, D / 2) into `target`, which may be `source`."""
+    """Rotate heads by a table of angles into a buffer.
+
+    Args:
+        target: (B, N, H, D). It may be `source`.
+        source: (B, N, H, D).
+        sin: (B, P, D / 2).
+        cos: (B, P, D / 2).
+        num_prefix_tokens: leading tokens without a position.
+        positions: each token's row of the table, (B, N).
+        inverse: rotate back.
+    """
     batch, num_tokens, num_heads, width = source.shape
     if source.stride(-1) != 1:
         source = source.contiguous()

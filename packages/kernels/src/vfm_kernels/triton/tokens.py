@@ -40,10 +40,13 @@ def scatter_tokens_kernel(
     BLOCK_KEPT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write one token of the result in each program: the sum of its tokens in the index's order, or the fill.
+    """Write one token of the result in each program.
 
-    Each program searches the index for its token, so no output is zeroed first, no inverse index is built and no
-    atomics are needed. The search reads K indices, 2 KiB for 256, from the L2 cache.
+    It is the sum of the scattered tokens in the index's order, or the fill. Each program searches the index for its
+    token,
+    so no output is zeroed first, no inverse index is built and no atomics are needed. The search reads K indices, 2
+    KiB for
+    256, from the L2 cache.
     """
     token, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     columns, positions = tl.arange(0, BLOCK), tl.arange(0, BLOCK_KEPT)
@@ -86,7 +89,17 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 
 
 def scatter_tokens(tokens: Tensor, index: Tensor, num_tokens: int, fill: Tensor | None) -> Tensor:
-    """Scatter tokens (B, K, D) by an index (B, K) into a fill (B, N, D) of any strides, or into zeros."""
+    """Scatter tokens by an index.
+
+    Args:
+        tokens: (B, K, D).
+        index: (B, K).
+        num_tokens: number N of tokens of the result.
+        fill: (B, N, D) of any strides, for the tokens that are not in the index. Default: zeros.
+
+    Returns:
+        (B, N, D).
+    """
     tokens = with_adjacent_columns(tokens)
     (batch, num_kept), width = index.shape, tokens.shape[-1]
     out = tokens.new_empty(batch, num_tokens, width)
