@@ -60,7 +60,11 @@ class Transform(Protocol):
     """Makes the model's image from the bytes of a file."""
 
     def read(self, data: bytes, where: str = "") -> Any:
-        """Decode an image. `where` is its address for errors.
+        """Decode an image.
+
+        Args:
+            data: bytes of the file.
+            where: its address, for messages.
 
         Raises:
             BadSample: If the image cannot be decoded.
@@ -68,7 +72,15 @@ class Transform(Protocol):
         ...
 
     def draw(self, decoded: Any, seed: int) -> Tensor:
-        """Convert the result of `read` to uint8 (3, S, S), with random draws from a seed."""
+        """Turn a decoded image into the model's input.
+
+        Args:
+            decoded: result of `read`.
+            seed: seed of the random crop.
+
+        Returns:
+            uint8 (3, S, S).
+        """
         ...
 
 
@@ -80,6 +92,10 @@ class EvalTransform:
 
     def read(self, data: bytes, where: str = "") -> Tensor:
         """Decode and preprocess an image to uint8, (3, S, S).
+
+        Args:
+            data: bytes of the file.
+            where: its address, for messages.
 
         Raises:
             BadSample: If the image cannot be decoded.
@@ -110,7 +126,9 @@ class PairContent:
 
 @dataclass(frozen=True)
 class MakePair(BatchMake[PairContent, ClipInputs]):
-    """Makes the inputs of samples: a random crop and a random caption, both drawn from the seed of the draw.
+    """Make the inputs of image-text samples.
+
+    Each sample gets a random crop and a random caption. Both are drawn from the seed of the draw.
 
     Attributes:
         transform: an `ImageTransform` or an `EvalTransform`.
@@ -141,7 +159,7 @@ class MakePair(BatchMake[PairContent, ClipInputs]):
         return replace(content, image=self.transform.draw(content.image, draw.seed))
 
     def join(self, uses: Sequence[PairContent], draws: Sequence[SampleDraw]) -> ClipInputs:
-        """Draw a caption of each image, and tokenize the captions."""
+        """Draw a caption for each image, and tokenize the captions."""
         captions = [self._drawn(use.captions, draw.seed) for use, draw in zip(uses, draws, strict=True)]
         uids = torch.tensor([use.uid for use in uses])
         weights = torch.tensor([use.weight for use in uses]) if self.weight else None
@@ -179,7 +197,15 @@ def _uid_hash(uid: str) -> int:
 
 
 def language_weights(language: str | Mapping[str, float] | None, first: PairDataset) -> dict[str, float]:
-    """Choose the languages to draw captions from, with their weights. Default: the first language of `first`."""
+    """Choose the languages to draw captions from.
+
+    Args:
+        language: a language, or several with their weights. Default: the first language of `first`.
+        first: first dataset of the training.
+
+    Returns:
+        Weight of each language.
+    """
     if isinstance(language, Mapping):
         return dict(language)
     return {language or first.languages[0]: 1.0}
@@ -230,7 +256,13 @@ def _transform(augmentation: CropAugmentation, preprocess: Preprocess) -> ImageT
 
 
 def first_samples_panel(data: TrainingData[ClipInputs], make: MakePair, directory: Path) -> ImagesPanel:
-    """Write the first step's samples into `directory`, cropped and captioned as in training, and build their panel."""
+    """Show the samples of the first step, cropped and captioned as in training.
+
+    Args:
+        data: batches of the training run.
+        make: function that makes their inputs.
+        directory: folder to write the images into.
+    """
     shown = list(islice(_first_samples(data, make), NUM_IMAGES))
     note = f"The first {len(shown)} samples of the first step, after augmentation, with the caption drawn for each."
     return images_panel(directory, "seen", "First training samples", shown, order=5, note=note)

@@ -71,7 +71,14 @@ def check_datasets(
 
 
 def check_makers(portions: Sequence[Portion], ctx: Preflight, *, balanced: bool) -> None:
-    """Check datasets that stages of the recipe will produce, using the configurations of those stages.
+    """Check datasets that earlier stages of the recipe will produce.
+
+    Their contents are derived from the configurations of those stages.
+
+    Args:
+        portions: all portions of the training data.
+        ctx: plan of the recipe.
+        balanced: whether texts are drawn by a curated subset's probabilities.
 
     Raises:
         UserError: If a dataset will have no images, or no probabilities for `sampler: balanced`.

@@ -55,9 +55,12 @@ def repeated_fractions(micro_batches: Sequence[ClipInputs]) -> Metrics:
 
 
 def mutual_cosine(features: Tensor) -> Tensor:
-    """Compute the mean cosine of two different unit vectors of (n, D): 0 for random vectors, 1 if all are equal.
+    """Compute the mean cosine of two different vectors.
 
-    A single vector gives 0.
+    It is 0 for random vectors, and 1 if all are equal. A single vector gives 0.
+
+    Args:
+        features: unit vectors, (n, D).
     """
     unit = features.detach().float()
     num = len(features)
@@ -83,7 +86,12 @@ def effective_rank(features: Tensor) -> Tensor:
 
 
 def repeated(local: Tensor, every: Tensor) -> Tensor:
-    """Compute the fraction of `local`, (n,), that occurs more than once in `every`, (N,), which includes `local`."""
+    """Compute the fraction of values that occur more than once in the global batch.
+
+    Args:
+        local: values of this process, (n,).
+        every: values of all processes, (N,), including `local`.
+    """
     # Counted by two searches in sorted values: unlike `torch.unique` it needs no synchronisation with the device.
     ordered = every.sort().values
     count = torch.searchsorted(ordered, local, right=True) - torch.searchsorted(ordered, local)

@@ -47,7 +47,14 @@ class ClipLoss(Part):
         return None
 
     def chance_level(self, batch_size: int) -> tuple[float, str] | None:
-        """Compute the metric `contrastive_loss` of random guesses, and its formula. None: unknown."""
+        """Compute the metric `contrastive_loss` of random guesses.
+
+        Args:
+            batch_size: samples of all processes.
+
+        Returns:
+            The loss and its formula. None: unknown.
+        """
         return None
 
 
@@ -79,7 +86,10 @@ class DistinctInfoNce(_ChunkedLoss):
     work: ClassVar[str] = "vfm_clip.losses:DistinctInfoNceLoss"
 
     def chance_level(self, batch_size: int) -> tuple[float, str]:
-        """Compute the loss of uniform logits without repeated captions, which would lower it."""
+        """Compute the loss of uniform logits over captions that are all different.
+
+        Repeated captions would lower it.
+        """
         return math.log(batch_size), f"ln {batch_size}"
 
 
@@ -130,7 +140,7 @@ class Siglip(_ChunkedLoss):
         return LogitBias(self.logit_bias_init)
 
     def chance_level(self, batch_size: int) -> tuple[float, str]:
-        """Compute the loss of the best constant logit, which corresponds to a probability of 1/N."""
+        """Compute the loss of the best constant logit. It corresponds to a probability of 1/N."""
         size = batch_size
         rest = (size - 1) * math.log1p(1 / (size - 1)) if size > 1 else 0.0
         return math.log(size) + rest, f"ln {size} + 1"

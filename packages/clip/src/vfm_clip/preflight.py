@@ -75,9 +75,10 @@ def check_clip_train(config: ClipTrain, ctx: Preflight) -> None:
 
 
 def check_towers(config: ClipTrain, ctx: Preflight) -> ClipModel | None:
-    """Check that a model's towers fit their initial weights, and build the model as a blueprint.
+    """Check that a model's towers fit their initial weights.
 
-    The result is None if the model starts from a checkpoint that is not known yet.
+    Returns:
+        The model as a blueprint. None if it starts from a checkpoint that does not exist yet.
 
     Raises:
         UserError: If a name is unknown, or a tower does not fit.
@@ -101,10 +102,13 @@ def check_towers(config: ClipTrain, ctx: Preflight) -> ClipModel | None:
 
 
 def find_encoder(ctx: Preflight, ref: Ref[VisionCheckpoint]) -> Encoder | None:
-    """Find the encoder that an input refers to, or None if it is only known after its stage has run.
+    """Find the vision encoder that an input refers to.
 
     An existing artifact is read. Otherwise the encoder is built from the field `model` or `source` of the stage that
     makes it, at that stage's `image_size`.
+
+    Returns:
+        The encoder. None if it is only known after its stage has run.
     """
     checkpoint = ctx.artifact(ref)
     if checkpoint:
@@ -130,10 +134,15 @@ def find_encoder(ctx: Preflight, ref: Ref[VisionCheckpoint]) -> Encoder | None:
 
 
 def check_vision(clip: ClipModel, encoder: Encoder, ref: str) -> None:
-    """Check that an encoder fits a model's vision tower. If it does not, the error suggests CLIP models that it fits.
+    """Check that an encoder fits a model's vision tower.
+
+    Args:
+        clip: the model.
+        encoder: encoder whose weights the tower starts from.
+        ref: name of the encoder, for messages.
 
     Raises:
-        UserError: If it does not fit.
+        UserError: If it does not fit. The message suggests CLIP models that it fits.
     """
     try:
         _check_fit(clip, encoder)

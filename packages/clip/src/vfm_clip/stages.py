@@ -122,12 +122,15 @@ class ClipLoading(Loading):
 
     @property
     def names_sampler(self) -> bool:
-        """Whether the sampler is part of a stage's identity: always, as before samplers had columns."""
+        """Whether the sampler is part of a stage's identity. It always is, as before samplers had columns."""
         return True
 
 
 class ClipTrain(ClipTraining):
-    """Train a CLIP model on image-text pairs: from scratch, from a CLIP model, or from pretrained towers."""
+    """Train a CLIP model on image-text pairs.
+
+    Training starts from random weights, from a CLIP model, or from pretrained towers.
+    """
 
     version: ClassVar[int] = 4  # patch dropout has drawn on the device since 4
     work: ClassVar[str] = "vfm_clip.train:train_clip"

@@ -142,10 +142,21 @@ class ClipTask(Task[ClipInputs]):
         backward: Callable[[Tensor], None],
         reseed: Callable[[int], None],
     ) -> Metrics:
-        """Compute the whole batch's gradient in the memory of a micro-batch: encode all, compute the loss, replay each.
+        """Compute the gradient of the whole batch in the memory of a micro-batch.
 
-        Each micro-batch is encoded twice with the same random draws, so that dropout and drop path are the same in
-        both passes. A teacher encodes it once.
+        All micro-batches are encoded first without gradients. Then the loss of the whole batch is computed, and each
+        micro-batch is encoded again to propagate its gradient. Both passes use the same random draws, so that
+        dropout and drop
+        path are the same. A teacher encodes each micro-batch once.
+
+        Args:
+            call: runs the task, in the training's precision.
+            micro_batches: parts of this process' batch.
+            backward: computes gradients of a loss.
+            reseed: sets torch's generators for a micro-batch.
+
+        Returns:
+            Metrics of the step.
         """
         if len(micro_batches) == 1:
             metrics = super().accumulate(call, micro_batches, backward, reseed)
@@ -165,10 +176,13 @@ class ClipTask(Task[ClipInputs]):
         return {**metrics, **repeated_fractions([batch.inputs for batch in micro_batches])}
 
     def no_weight_decay(self) -> set[str]:
-        """List the weights without decay: the towers' own exemptions, and embedding tables of Hugging Face text towers.
+        """List the weights without weight decay.
 
-        Hugging Face's towers exempt nothing themselves. The rule follows open_clip's main branch (4.2.0.dev0,
-        `make_wd_exclude`). Release 3.3 decays all matrices.
+        They are the towers' own exemptions, and the embedding tables of Hugging Face text towers. Hugging Face's
+        towers exempt
+        nothing themselves. The rule follows open_clip's main branch (4.2.0.dev0, `make_wd_exclude`). Release 3.3
+        decays all
+        matrices.
         """
         tables = set()
         for name, _ in self.named_parameters():

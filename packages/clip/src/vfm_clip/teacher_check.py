@@ -9,7 +9,13 @@ from vfm.plugin import UserError
 
 
 def check_teacher(clip: ClipModel, teacher: ClipModel) -> None:
-    """Check that a teacher and its student have the same inputs: image size, context length and tokens.
+    """Check that a teacher takes the same inputs as its student.
+
+    Image size, context length and tokens must be equal.
+
+    Args:
+        clip: the student.
+        teacher: frozen model that the student learns from.
 
     Raises:
         UserError: If an input differs. The message has both values.

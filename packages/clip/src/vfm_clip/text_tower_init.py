@@ -85,7 +85,11 @@ def check_text(config: Mapping[str, Any], clip: ClipModel, ref: str) -> None:
 
 
 def uses_quick_gelu(config: Mapping[str, Any]) -> bool | None:
-    """Check whether a text tower uses QuickGELU; None for Hugging Face towers, which define their activation."""
+    """Check whether a text tower uses QuickGELU.
+
+    Returns:
+        None for Hugging Face towers, because they define their own activation.
+    """
     if config["text_cfg"].get("hf_model_name"):
         return None
     return bool(config.get("quick_gelu"))

@@ -24,7 +24,10 @@ def trained_towers(
         clip: the model.
         vision: how the vision tower is trained.
         text: how the text tower is trained.
-        new: names of weights with random values, which are trained even in a frozen tower.
+        new: names of weights with random values. They are trained even in a frozen tower.
+
+    Returns:
+        The vision tower and the text tower.
     """
 
     def tower(name: TowerName, config: Tower) -> TrainedTower:
@@ -36,7 +39,10 @@ def trained_towers(
 
 
 def new_weights(report: KeyReport) -> set[str]:
-    """List the weights left at random, by name in the CLIP model: the projection, and EVA-CLIP's attention norms."""
+    """List the weights that were left at random, by their names in the CLIP model.
+
+    They can be the projection, and EVA-CLIP's attention norms.
+    """
     names = set()
     for key in report.new:
         # Names in the report are the encoder's, except for the projection's, which are the CLIP model's.

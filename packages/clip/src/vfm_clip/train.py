@@ -64,7 +64,10 @@ def train_clip(config: ClipTrain, ctx: Context) -> ClipCheckpoint:
 
 
 def initial_model(config: ClipTrain, ctx: Context) -> tuple[ClipModel, Sequence[TrainedTower], Callable[[], None]]:
-    """Build the initial model, set up for training, and a function that merges LoRA weights after the last step.
+    """Build the initial model and set it up for training.
+
+    Returns:
+        The model, its towers, and a function that merges LoRA weights after the last step.
 
     Raises:
         UserError: If a model or tower that it starts from does not fit.
@@ -99,7 +102,9 @@ def initial_model(config: ClipTrain, ctx: Context) -> tuple[ClipModel, Sequence[
 
 
 def init_logit_bias(clip: ClipModel, bias: LogitBias) -> None:
-    """Set the logit bias of a model, in place. A model without a bias gets one, and the temperature that goes with it.
+    """Set the logit bias of a model, in place.
+
+    A model without a bias gets one, and the temperature that goes with it.
 
     Args:
         clip: the model.

@@ -21,7 +21,10 @@ DIAGONAL = (-0.2, 0.8)  # gains that the chart shows
 
 @dataclass(frozen=True)
 class Cell:
-    """An attribute in an arm: preference and accuracy before the feedback, and measured gain, from 0 to 1 each."""
+    """An attribute in an arm of the experiment.
+
+    It has the preference and the accuracy before the feedback, and the measured gain, from 0 to 1 each.
+    """
 
     arm: str
     pattern: str

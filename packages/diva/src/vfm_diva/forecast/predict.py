@@ -63,7 +63,7 @@ class Knowledge:
 
     @property
     def exposure(self) -> float:
-        """Exposure of the attribute, which the law multiplies by its slope."""
+        """Exposure of the attribute. The law multiplies it by its slope."""
         return float(exposure(self.preference, self.pairs.value))
 
     @property
@@ -183,7 +183,10 @@ def _hours_panel(config: DivaPredict, ctx: Context, preset: str) -> TextPanel:
 
 
 def _statement_source(clip: ClipModel, generator: Generator, prompt: str) -> PriorTask | PromptedGenerator:
-    """Build the module that conditions the generator on statements: by CLIP's text tower or by its own encoders."""
+    """Build the module that conditions the generator on statements.
+
+    It uses CLIP's text tower or the generator's own encoders.
+    """
     if generator.condition_map:
         generator.condition_map.check_width(clip)
         generator.condition_map.check_space(clip)

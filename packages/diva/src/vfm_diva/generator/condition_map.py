@@ -25,17 +25,23 @@ SAME_SPACE = 0.99  # minimum cosine of the probe's embeddings; an unchanged text
 
 
 def unit_rms(embeds: Tensor) -> Tensor:
-    """Scale embeddings so that their channels have a root mean square of 1, which suits a linear layer."""
+    """Scale embeddings so that their channels have a root mean square of 1.
+
+    A linear layer needs inputs of this size.
+    """
     return F.normalize(embeds.float(), dim=-1) * math.sqrt(embeds.shape[-1])
 
 
 class ConditionMap(nn.Module):
-    """Map from CLIP's joint space to a few context tokens, and to a vector if the network takes one.
+    """Map from CLIP's joint space to the context tokens of a generator.
 
-    It is trained with the generator: a linear layer, or layer norm, linear layer, GELU and linear layer (GenHancer).
+    It is trained with the generator. It is a linear layer, or layer norm, linear layer, GELU and linear layer
+    (GenHancer).
+    If the network takes a vector, the map also computes it.
 
     It expects text embeddings. CLIP's image embeddings differ from them by a nearly constant vector, the modality gap
-    (arXiv:2203.02053), which `toward_text` adds. The weights identify the joint space by the embedding of a fixed text.
+    (arXiv:2203.02053), and `toward_text` adds it. The weights identify the joint space by the embedding of a fixed
+    text.
 
     Args:
         embed_dim: width D of the joint space.
@@ -98,7 +104,10 @@ class ConditionMap(nn.Module):
         return conditioning
 
     def record_space(self, clip: ClipModel) -> None:
-        """Store the probe's embedding, which identifies the CLIP model's joint space. On `meta` nothing is stored."""
+        """Store the probe's embedding, by which the CLIP model's joint space is recognized.
+
+        On the meta device nothing is stored.
+        """
         if not self.probe.is_meta:
             self.probe.copy_(clip.encode_texts([PROBE])[0])
 
@@ -116,9 +125,9 @@ class ConditionMap(nn.Module):
             )
 
     def check_space(self, clip: ClipModel) -> None:
-        """Check that a CLIP model has the joint space that the map was trained on, which equal widths do not guarantee.
+        """Check that a CLIP model has the joint space that the map was trained on.
 
-        On the meta device there is nothing to compare.
+        Equal widths do not guarantee this. On the meta device there is nothing to compare.
 
         Raises:
             UserError: If the embedding of the probe differs.
@@ -133,13 +142,21 @@ class ConditionMap(nn.Module):
             )
 
     def save(self, directory: Path) -> None:
-        """Write the map: its sizes as JSON, its weights as safetensors."""
+        """Write the sizes of the map as JSON, and its weights as safetensors."""
         save_state_dict(self.state_dict(), directory / WEIGHTS_FILE)
         (directory / CONFIG_FILE).write_text(json.dumps(self.sizes, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, directory: Path, *, weights: bool = True) -> ConditionMap | None:
-        """Load a saved map, or return None if there is none. Without weights it is on the meta device."""
+        """Load a saved map.
+
+        Args:
+            directory: folder of the generator.
+            weights: False gives a map on the meta device.
+
+        Returns:
+            The map, or None without one in the folder.
+        """
         file = directory / CONFIG_FILE
         sizes = store_files.read_record(file) if file.is_file() else {}
         if not sizes:
@@ -159,6 +176,9 @@ def _layers(kind: MapLayers, width: int, out: int) -> nn.Module:
 
 
 def save_without_map(directory: Path) -> None:
-    """Write an empty configuration, which marks a prior trained here on text states without a map."""
+    """Write an empty configuration.
+
+    It marks a prior that was trained here on text states without a map.
+    """
     directory.mkdir(exist_ok=True)
     (directory / CONFIG_FILE).write_text("{}\n", encoding="utf-8")

@@ -16,12 +16,12 @@ Combine = Literal["replace", "add", "concatenate", "broadcast"]
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Context of the cross-attention, and an additional vector that some networks take.
+    """Context of the cross-attention, and an additional vector for networks that take one.
 
     Attributes:
         tokens: context tokens, (B, K, W).
         pooled: additional vector, (B, P): SDXL's pooled text, un-CLIP's class embedding, or the vector of a flow
-            transformer. None for other networks.
+            transformer. Other networks have None.
     """
 
     tokens: Tensor

@@ -53,7 +53,17 @@ class Denoiser(nn.Module):
     def predict_target(
         self, x0: Tensor, noise: Tensor, times: Tensor, conditioning: Conditioning
     ) -> tuple[Tensor, Tensor]:
-        """Predict from samples with noise, and compute the target, both shaped like `x0`. Arguments as in `forward`."""
+        """Add noise to samples, predict from them, and compute the target of the prediction.
+
+        Args:
+            x0: clean samples, (B, C, h, h).
+            noise: like `x0`.
+            times: times from 0 (clean) to 1, (B,).
+            conditioning: condition of each sample.
+
+        Returns:
+            Prediction and target, both shaped like `x0`.
+        """
         predicted, alpha_bar = self._predict_noisy(x0, noise, times, conditioning)
         return predicted, diffusion_target(self.prediction, x0, noise, alpha_bar)
 
@@ -74,7 +84,16 @@ class Denoiser(nn.Module):
         return self.predict(noisy, timesteps, conditioning), alpha_bar
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """Predict from noisy samples (B, C, h, h) at timesteps of the schedule, (B,)."""
+        """Run the network on noisy samples.
+
+        Args:
+            noisy: (B, C, h, h).
+            timesteps: timesteps of the schedule, (B,).
+            conditioning: condition of each sample.
+
+        Returns:
+            (B, C, h, h).
+        """
         return predict(self.network, noisy, timesteps, conditioning)
 
 

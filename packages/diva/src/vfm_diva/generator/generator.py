@@ -155,10 +155,10 @@ def build_generator(
 
 
 def load_generator(checkpoint: GeneratorCheckpoint, *, weights: bool = True) -> Generator:
-    """Load a checkpoint: a `diva.prior`, or a pretrained text-to-image model.
+    """Load a generator from a checkpoint.
 
     Args:
-        checkpoint: generator in diffusers' layout.
+        checkpoint: a `diva.prior` or a pretrained text-to-image model, in diffusers' layout.
         weights: False reads only the configurations, and the parts are on the meta device.
 
     Raises:

@@ -90,7 +90,7 @@ class StoredLatents:
 
     Attributes:
         tensors: tensors of a cache made by `diva.latents`.
-        global_batch_size: batch size of the training run, which determines the epoch of a step.
+        global_batch_size: batch size of the training run. It determines the epoch of a step.
     """
 
     tensors: CachedTensors
@@ -111,7 +111,17 @@ class StoredLatents:
 def open_latents(
     cache: SampleCache, data: ImageDataset, generator: Generator, transform: ImageTransform, global_batch_size: int
 ) -> tuple[StoredLatents, ImageTransform]:
-    """Open a cache for a training run. Also return the transform with the cache's crops.
+    """Open a cache of latents for a training run.
+
+    Args:
+        cache: result of `diva.latents`.
+        data: images of the training.
+        generator: generator whose VAE made the latents.
+        transform: the training's image transform.
+        global_batch_size: samples per step, over all processes.
+
+    Returns:
+        The latents, and the transform with the cache's crops.
 
     Raises:
         UserError: If the cache does not fit, as for `check_latents`.
@@ -127,7 +137,13 @@ def check_latents(
     shape: tuple[int, int, int] | None = None,
     space: Space | None = None,
 ) -> None:
-    """Check that a cache fits a dataset, a shape and a VAE. Arguments that are None are not checked.
+    """Check that a cache fits a dataset, a shape and a VAE.
+
+    Args:
+        cache: result of `diva.latents`.
+        data: images of the training. None is not checked.
+        shape: shape of a sample's latents, (C, h, h). None is not checked.
+        space: latent space of the generator. None is not checked.
 
     Raises:
         UserError: If something differs. The message names the first difference.

@@ -57,7 +57,7 @@ class NetworkInputs:
         context_width: width W of a context token, or 0 if the network attends to no context.
         pooled_width: width P of the vector, or 0 if the network takes no vector.
         embed_width: width of the CLIP embedding in the vector that an un-CLIP was trained on, else 0.
-        side: only side of a sample that fits. None if every multiple does.
+        side: only side of a sample that fits. Default: every multiple.
     """
 
     channels: int
@@ -99,7 +99,10 @@ def network_inputs(network: Any) -> NetworkInputs:
 
 
 def takes_image_embeds(network: Any) -> bool:
-    """Check whether a network is Kandinsky 2.2's UNet, which is conditioned on an image embedding alone."""
+    """Check whether a network is Kandinsky 2.2's UNet.
+
+    This network is conditioned on an image embedding alone.
+    """
     config = network.config
     types = getattr(config, "encoder_hid_dim_type", None), getattr(config, "addition_embed_type", None)
     return types == ("image_proj", "image")
@@ -144,8 +147,15 @@ def _vector_widths(config: Any) -> tuple[int, int]:
 def build_unet(config: UNet, *, sample_size: int, channels: int, context_width: int) -> UNet2DConditionModel:
     """Build a UNet with random weights from torch's generator.
 
-    The first levels only convolve, and the last `attention_levels` attend: attention at full resolution costs most, and
-    a context that describes the whole image matters least there.
+    The first levels only convolve, and the last `attention_levels` attend. Attention at full resolution costs most,
+    and a
+    context that describes the whole image matters least there.
+
+    Args:
+        config: levels and widths.
+        sample_size: side of a sample.
+        channels: channels of a sample.
+        context_width: width of a context token.
     """
     plain = len(config.block_out_channels) - config.attention_levels
     attending = config.attention_levels
@@ -164,7 +174,14 @@ def build_unet(config: UNet, *, sample_size: int, channels: int, context_width: 
 
 
 def build_mlp(config: Mlp, *, sample_size: int, channels: int, context_width: int) -> MlpDenoiser:
-    """Build an MLP with random weights from torch's generator."""
+    """Build an MLP with random weights from torch's generator.
+
+    Args:
+        config: layers and widths.
+        sample_size: side of a sample.
+        channels: channels of a sample.
+        context_width: width of a context token.
+    """
     network: MlpDenoiser = MlpDenoiser(sample_size, channels, context_width, config.width, config.num_blocks)
     return network
 
@@ -172,7 +189,14 @@ def build_mlp(config: Mlp, *, sample_size: int, channels: int, context_width: in
 def build_flow_transformer(
     config: FlowTransformer, *, sample_size: int, channels: int, context_width: int
 ) -> FluxTransformer2DModel:
-    """Build a flow transformer with random weights from torch's generator. It takes samples of any even side."""
+    """Build a flow transformer with random weights from torch's generator.
+
+    Args:
+        config: blocks and widths.
+        sample_size: not used, because samples may have any even side.
+        channels: channels of a sample.
+        context_width: width of a context token.
+    """
     return FluxTransformer2DModel(
         patch_size=1,  # squares of latents become tokens before the network
         in_channels=channels * FLUX_PATCH**2,
@@ -221,7 +245,7 @@ def predict(network: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condit
 
 
 def _pixart_sizes(network: Any, noisy: Tensor) -> dict[str, Tensor | None]:
-    """Compute the size conditions of the PixArt-alpha of 1024 pixels, which other PixArts do not take."""
+    """Compute the size conditions of the PixArt-alpha of 1024 pixels. Other PixArts take none."""
     if not network.use_additional_conditions:
         return {"resolution": None, "aspect_ratio": None}
     height, width = (SDXL_DOWNSCALE * side for side in noisy.shape[2:])
@@ -233,14 +257,20 @@ def _pixart_sizes(network: Any, noisy: Tensor) -> dict[str, Tensor | None]:
 
 
 def _sdxl_sizes(noisy: Tensor) -> Tensor:
-    """Compute SDXL's size conditions of uncropped images, (B, 6): original size, offset 0, target size."""
+    """Compute SDXL's size conditions of uncropped images, (B, 6).
+
+    They are the original size, the offset 0 and the target size.
+    """
     height, width = (SDXL_DOWNSCALE * side for side in noisy.shape[2:])
     sizes = torch.tensor([height, width, 0, 0, height, width], dtype=noisy.dtype)
     return sizes.to(noisy.device, non_blocking=True).expand(len(noisy), 6)
 
 
 def _predict_flux(network: Any, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-    """Call Flux, which takes squares of latents as tokens, with their positions, and times from 0 to 1."""
+    """Call Flux.
+
+    It takes squares of latents as tokens, with their positions, and times from 0 to 1.
+    """
     count, channels, height, width = noisy.shape
     rows = height // FLUX_PATCH
     columns = width // FLUX_PATCH

@@ -59,9 +59,9 @@ class Space(nn.Module):
 
 
 class PixelSpace(Space):
-    """Pixels, from [-1, 1] times `scale`.
+    """Space of generators without a VAE: pixels in [-1, 1] times `scale`.
 
-    The scale corresponds to a VAE's `scaling_factor`: it brings the data to a root mean square of about 1, which noise
+    The scale corresponds to a VAE's `scaling_factor`. It brings the data to a root mean square of about 1, as noise
     schedules assume. Without it, images of a plain ground with small objects drown in noise at nearly every time.
     """
 
@@ -169,11 +169,14 @@ def check_sampling(space: Space) -> None:
 
 
 def load_space(folder: Path, *, weights: bool = True) -> Space:
-    """Load the space of a generator's folder: the latents of its VAE, or pixels if it has none.
+    """Load the space in which a generator works.
 
     Args:
         folder: folder in diffusers' layout.
         weights: False reads only the configuration, and the VAE is on the meta device.
+
+    Returns:
+        The latents of the generator's VAE, or pixels if it has none.
 
     Raises:
         UserError: If the VAE cannot be used, as for `load_latent_space`.
@@ -224,6 +227,11 @@ def check_scale(space: Space, network: Any, folder: Path) -> None:
     Nothing else would reveal it: SD's VAE has the shape of SDXL's, but its latents have another spread. The latents of
     an `AutoencoderTiny` are scaled already, and a `VQModel`'s are not scaled.
 
+    Args:
+        space: space of the VAE.
+        network: the denoiser.
+        folder: folder of the generator, for messages.
+
     Raises:
         UserError: If the scale belongs to another family, or to none.
     """
@@ -247,7 +255,12 @@ def check_scale(space: Space, network: Any, folder: Path) -> None:
 
 
 def load_model(kind: Any, folder: Path, *, weights: bool) -> nn.Module:
-    """Load a diffusers model from its folder. Without weights it is on the meta device and costs no memory.
+    """Load a diffusers model from its folder.
+
+    Args:
+        kind: class of the model.
+        folder: folder with its configuration and weights.
+        weights: False gives a model on the meta device that costs no memory.
 
     Raises:
         UserError: If its configuration is that of another class.
@@ -264,7 +277,7 @@ def load_model(kind: Any, folder: Path, *, weights: bool) -> nn.Module:
 
 
 def unit_range(images: Tensor) -> Tensor:
-    """Convert uint8 to float32 in [-1, 1]: black is -1 and white 1."""
+    """Convert uint8 to float32 from -1 (black) to 1 (white)."""
     return images.float() / 127.5 - 1
 
 

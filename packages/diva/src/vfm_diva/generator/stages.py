@@ -21,7 +21,7 @@ from vfm.plugin import (
 
 
 class CropSettings(Config):
-    """Random crop of an image, which CLIP and the generator both see."""
+    """Random crop of an image. CLIP and the generator both see it."""
 
     crop_scale: CropScale | None = Field(
         (0.9, 1.0), description="share of the area that a random crop keeps; null: no random crop, as in evaluation"

@@ -44,7 +44,14 @@ class QuestionBatches:
     def steps(
         self, start_step: int, num_steps: int, *, rank: int, world_size: int, micro_batch_size: int
     ) -> Iterator[list[Batch[MllmInputs]]]:
-        """Yield the steps `start_step` to `num_steps - 1`, each as this process' micro-batches.
+        """Yield the steps of a training run, each as this process' micro-batches.
+
+        Args:
+            start_step: first step.
+            num_steps: step after the last one.
+            rank: number of this process.
+            world_size: number of processes.
+            micro_batch_size: samples of a micro-batch.
 
         Raises:
             UserError: If the batch size is not divisible by the processes, or the images cannot be read.
@@ -86,7 +93,15 @@ class QuestionBatches:
 
 
 def image_of(questions: Questions, question: Question, preprocess: Preprocess) -> Tensor:
-    """Load the image of a question at a model's size, uint8 (3, S, S).
+    """Load the image of a question at a model's size.
+
+    Args:
+        questions: dataset that has the image.
+        question: one of its questions.
+        preprocess: the model's preprocessing.
+
+    Returns:
+        uint8 (3, S, S).
 
     Raises:
         BadSample: If it cannot be read.

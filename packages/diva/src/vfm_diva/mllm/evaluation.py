@@ -41,7 +41,12 @@ def evaluate_checkpoints(config: EvalMllm, ctx: Context) -> Report:
 
 
 def evaluate_mllm(config: EvalMllm, ctx: Context, models: Mapping[str, Mllm]) -> Evaluated:
-    """Evaluate models by the likelihood of the options.
+    """Evaluate language models with images by the likelihood of the options.
+
+    Args:
+        config: settings of the evaluation.
+        ctx: context of the stage.
+        models: models by their names.
 
     Raises:
         UserError: If a question has only one option, or too many images or one of each pair are unreadable.

@@ -30,9 +30,14 @@ END = "</s>"
 
 
 def small_llama(config: SmallLlama, texts: Iterable[str], seed: int) -> tuple[PreTrainedModel, Any]:
-    """Build a Llama with random weights, and a tokenizer for the words of the texts.
+    """Build a small Llama with random weights, and its tokenizer.
 
     The weights depend only on the seed, the sizes and the number of words, so that towers can be compared.
+
+    Args:
+        config: sizes of the model.
+        texts: texts whose words the tokenizer knows.
+        seed: seed of the weights.
     """
     tokenizer = word_tokenizer(texts)
     sizes = LlamaConfig(
@@ -68,7 +73,12 @@ def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def pretrained(config: PretrainedLanguageModel, texts: Iterable[str], seed: int) -> tuple[PreTrainedModel, Any]:
-    """Load a language model from a folder or the hub, and its tokenizer, with a token for images.
+    """Load a pretrained language model and its tokenizer, with a token for images.
+
+    Args:
+        config: folder of the model, or its name on the hub.
+        texts: not used, because the model has its tokenizer.
+        seed: seed of the image token's embedding.
 
     Raises:
         UserError: If there is no such model, or its tokenizer has no end token.
@@ -86,7 +96,14 @@ def pretrained(config: PretrainedLanguageModel, texts: Iterable[str], seed: int)
 
 
 def planned_language_model(part: LanguageModel, texts: Iterable[str]) -> tuple[PreTrainedModel, Any] | None:
-    """Build a language model for an estimate on torch's default device, and its tokenizer. None for one on the hub.
+    """Build a language model for an estimate, on torch's default device.
+
+    Args:
+        part: the configured model.
+        texts: texts whose words a new tokenizer knows.
+
+    Returns:
+        The model and its tokenizer. None for a model on the hub.
 
     Raises:
         UserError: If a folder has no such model, or its tokenizer has no end token.

@@ -78,7 +78,13 @@ def run_lmms(config: EvalLmms, ctx: Context, name: str, folder: Path) -> Path:
 
 
 def lmms_command(config: EvalLmms, folder: Path, task: str, out: Path) -> list[str]:
-    """Build the command line that evaluates a folder on a task.
+    """Build the command line that evaluates a folder on a task of lmms-eval.
+
+    Args:
+        config: settings of the evaluation.
+        folder: folder of the model.
+        task: name of the task.
+        out: folder for the results.
 
     Raises:
         UserError: If the device of runtime does not exist, or a comma is in an argument.
@@ -130,7 +136,10 @@ def score_logs(config: EvalLmms, logs: Mapping[str, Path]) -> Evaluated:
 
 
 def read_output(file: Path) -> str:
-    """Read the output of lmms-eval. The Hugging Face token, which it writes among its settings, is removed from it."""
+    """Read the output of lmms-eval, without the Hugging Face token.
+
+    lmms-eval writes the token among its settings.
+    """
     text = file.read_text(encoding="utf-8", errors="replace")
     token = get_token()
     if token and token in text:

@@ -27,7 +27,12 @@ class Item:
 
 
 def find_log(folder: Path, task: str, name: str) -> Path:
-    """Find the newest log of a task below a folder.
+    """Find the newest log of a task.
+
+    Args:
+        folder: folder to search, with its subfolders.
+        task: name of the task.
+        name: name of the model, for messages.
 
     Raises:
         UserError: If there is none.
@@ -68,6 +73,12 @@ def read_log(file: Path) -> list[Item]:
 
 def check_same_items(first: Sequence[Item], second: Sequence[Item], names: tuple[str, str], task: str) -> None:
     """Check that two models have answered the same items.
+
+    Args:
+        first: answers of the first model.
+        second: answers of the second model.
+        names: names of the models, for messages.
+        task: name of the task, for messages.
 
     Raises:
         UserError: If they have not. The message names the first difference.

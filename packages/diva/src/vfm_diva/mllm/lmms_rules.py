@@ -72,7 +72,7 @@ def _rule(task: str) -> Callable[[Sequence[Item]], ScoredReplies]:
 
 
 def _mmvp(items: Sequence[Item]) -> ScoredReplies:
-    """Score pairs, which ask the same question about two images: both must be right."""
+    """Score pairs of MMVP. A pair asks the same question about two images, and both answers must be right."""
     facts = [item.row["mmvp_pair_accuracy"] for item in items]
     right = [letter_of(item.reply) == fact["gt"] for item, fact in zip(items, facts, strict=True)]
     return ScoredReplies(_paired(right, [fact["pair_index"] for fact in facts], [""] * len(items)), right)
@@ -108,9 +108,11 @@ def _mmbench(items: Sequence[Item]) -> ScoredReplies:
 
 
 def _naturalbench(items: Sequence[Item]) -> ScoredReplies:
-    """Score groups of two questions on two images: each answer, both of a question or of an image, and all four.
+    """Score NaturalBench's groups of two questions on two images.
 
-    A group that is not complete (`--limit`) counts only by its answers.
+    The scores are for each answer, for both answers of a question, for both of an image, and for all four. A group
+    that is
+    not complete (`--limit`) counts only by its answers.
     """
     groups = np.array([item.doc_id // 4 for item in items])
     places = np.array([item.doc_id % 4 for item in items])
@@ -130,7 +132,11 @@ def _naturalbench(items: Sequence[Item]) -> ScoredReplies:
 
 
 def _says_first(item: Item) -> bool | None:
-    """Check whether a reply says yes or option A. None if it says neither yes nor no, or names neither A nor B."""
+    """Check whether a reply says yes or option A.
+
+    Returns:
+        None if it says neither yes nor no, or names neither A nor B.
+    """
     if "letter corresponding" in str(item.row["input"]):
         return {"A": True, "B": False}.get(letter_of(item.reply))
     word = re.search(r"\b(yes|no)\b", item.reply.lower())
@@ -138,7 +144,10 @@ def _says_first(item: Item) -> bool | None:
 
 
 def _cv_bench(items: Sequence[Item]) -> ScoredReplies:
-    """Score CV-Bench: each task, and the published score, in which 2D's two sources weigh as much as 3D's one."""
+    """Score each task of CV-Bench, and compute the published score.
+
+    In the published score, 2D's two sources weigh as much as 3D's one.
+    """
     facts = [item.row["cv_bench_acc"] for item in items]
     right = np.array([letter_of(item.reply) == fact["gt_content"] for item, fact in zip(items, facts, strict=True)])
     sources = np.array([CV_SOURCES.index(fact["source"]) for fact in facts])
@@ -201,7 +210,10 @@ def option_of(reply: str, options: Mapping[str, Any]) -> str:
 
 
 def pope_says_yes(reply: str) -> bool:
-    """Check for a yes by LLaVA's rule: there is no "no" or "not" among the words of a reply's first sentence."""
+    """Check for a yes by LLaVA's rule.
+
+    The first sentence of the reply must not contain the words "no" or "not".
+    """
     words = reply.split(".")[0].replace(",", "").split()
     return not {"No", "not", "no"} & set(words)
 

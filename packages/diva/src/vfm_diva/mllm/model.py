@@ -133,9 +133,11 @@ class Mllm(nn.Module):
 
     @no_progress_bar()
     def save(self, directory: Path) -> MllmCheckpoint:
-        """Write weights, configuration, tokenizer and processor in transformers' layout, and the artifact's facts.
+        """Write the model in transformers' layout, and the artifact's facts.
 
-        There is no processor for `tokens: class`, which transformers' `LlavaProcessor` does not have.
+        The folder has weights, configuration, tokenizer and processor. With `tokens: class` it has no processor,
+        because
+        transformers' `LlavaProcessor` does not support it.
         """
         directory.mkdir(parents=True, exist_ok=True)
         self.llava.save_pretrained(directory)
@@ -184,7 +186,16 @@ def join_parts(
     reading: Reading,
     seed: int = 0,
 ) -> Mllm:
-    """Join a vision tower and a language model with a new projector. Arguments are as in `build_mllm`."""
+    """Join a vision tower and a language model with a new projector.
+
+    Args:
+        clip: CLIP model of the tower.
+        tower: vision tower in transformers' form.
+        language_model: as in `build_mllm`.
+        tokenizer: as in `build_mllm`.
+        reading: as in `build_mllm`.
+        seed: seed of the projector's weights.
+    """
     vision = tower.config
     _check_reading(reading, vision, clip.name)
     side = vision.image_size // vision.patch_size

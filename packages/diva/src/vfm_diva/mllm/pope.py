@@ -26,7 +26,10 @@ SHOWN = 8  # images of the panel
 
 @dataclass(frozen=True)
 class ObjectQuestion:
-    """Question about an object: number of the image, name of the object, and whether it is in the image."""
+    """Question whether an object is in an image.
+
+    It has the number of the image, the name of the object, and the answer.
+    """
 
     image: int
     name: str
@@ -86,12 +89,15 @@ def draw_pope(
     per_image: int,
     generator: np.random.Generator,
 ) -> list[ObjectQuestion]:
-    """Draw the questions, by image: yes and no in turn, `per_image` of each.
+    """Draw POPE's questions about objects in images.
 
-    Each question with the answer yes names one of the first `per_image` objects of the image. The next one, with the
-    answer no, names an object that is neither in the image nor named before. `random` takes any. `popular` takes the
-    object in most of the drawn images. `adversarial` takes the object that is most often in a drawn image with the
-    object just named. Equal counts are decided by the order of the names. If all counts are 0, any object is taken.
+    Each image gets `per_image` questions with the answer yes and as many with no, in turn. A question with the
+    answer yes
+    names one of the first `per_image` objects of the image. The next one, with the answer no, names an object that is
+    neither in the image nor named before. `random` takes any. `popular` takes the object in most of the drawn images.
+    `adversarial` takes the object that is most often in a drawn image with the object just named. Equal counts are
+    decided
+    by the order of the names. If all counts are 0, any object is taken.
 
     Args:
         objects: names in each image, without repetition, in order.
@@ -99,6 +105,9 @@ def draw_pope(
         num_images: images to draw among images with enough objects and enough absent ones. There may be fewer.
         per_image: questions of either answer.
         generator: random generator of the draws.
+
+    Returns:
+        The questions, by image.
     """
     known = sorted(set(chain.from_iterable(objects)))
     usable = [number for number, names in enumerate(objects) if per_image <= len(names) <= len(known) - per_image]

@@ -36,7 +36,10 @@ def llava_processor(
 
 
 def save_processor(processor: LlavaProcessor, directory: Path) -> None:
-    """Write a processor, and its image processor also in a separate file, which transformers 4 reads."""
+    """Write a processor.
+
+    Its image processor is also written to a separate file, because transformers 4 reads that file.
+    """
     processor.save_pretrained(directory)
     processor.image_processor.save_pretrained(directory)
 
@@ -57,12 +60,14 @@ def image_processor(preprocess: Preprocess) -> LlavaImageProcessor:
 
 
 def chat_template(prompt: str, later_prompt: str, end: str) -> str:
-    """Build the template (Jinja) of a conversation whose first message has an image.
+    """Build the chat template (Jinja) of a conversation about an image.
+
+    The image is in the first message.
 
     Args:
         prompt: text around the first question, with `<image>` and `{question}`.
         later_prompt: text around later questions, with `{question}`.
-        end: the tokenizer's end token, which follows each answer.
+        end: the tokenizer's end token. It follows each answer.
     """
     words = "{{ message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('\\n') }}"
     first, later, answer = (_template_around(words, text) for text in (prompt, later_prompt, " {question}" + end))

@@ -29,7 +29,10 @@ MMVP_CORRECTED = {99: "(b)", 100: "(a)", 279: "(b)", 280: "(a)"}
 
 @dataclass(frozen=True)
 class QuestionRow:
-    """Question before its image is stored: path of the image, and the question with the image number 0."""
+    """Question before its image is stored.
+
+    It has the path of the image, and the question with the image number 0.
+    """
 
     image: Path
     question: Question

@@ -29,7 +29,9 @@ def chosen(likelihoods: Sequence[float], answer: int) -> bool:
 def pair_scores(
     correct: Booleans, pairs: Sequence[tuple[int, int]], num_options: NDArray[np.int64], families: Sequence[str]
 ) -> list[Score]:
-    """Score the share of pairs with both questions right: of all, and of each family if there are several.
+    """Score the share of pairs with both questions right.
+
+    There is a score of all pairs, and one of each family if there are several.
 
     Args:
         correct: whether each question is answered right, (Q,).
@@ -46,7 +48,9 @@ def pair_scores(
 def question_scores(
     correct: Booleans, images: NDArray[np.int64], num_options: NDArray[np.int64], families: Sequence[str]
 ) -> list[Score]:
-    """Score the share of questions that are right: of all, and of each family if there are several.
+    """Score the share of questions that are answered right.
+
+    There is a score of all questions, and one of each family if there are several.
 
     Args:
         correct: whether each question is answered right, (Q,).
@@ -80,7 +84,16 @@ def yes_no_scores(said_yes: Booleans, is_yes: Booleans, images: NDArray[np.int64
 
 
 def yes_no_counts(said_yes: Booleans, is_yes: Booleans, images: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Count true yes, false yes, false no and true no of each image, (I, 4)."""
+    """Count the answers to yes-no questions, by image.
+
+    Args:
+        said_yes: whether the model said yes, (Q,).
+        is_yes: whether yes is right, (Q,).
+        images: image of each question, (Q,).
+
+    Returns:
+        True yes, false yes, false no and true no of each image, (I, 4).
+    """
     _, image_indices = np.unique(images, return_inverse=True)
     kinds = np.where(said_yes, np.where(is_yes, 0, 1), np.where(is_yes, 2, 3))
     counts = np.zeros((image_indices.max() + 1, 4), dtype=np.int64)

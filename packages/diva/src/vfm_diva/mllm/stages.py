@@ -137,12 +137,15 @@ class MllmTrain(Training):
 
 
 class MllmQuestions(Stage):
-    """Import questions about your own images: MMVP's folder, JSON lines, or LLaVA's json.
+    """Import questions about your own images.
 
-    A line is `{"image": path, "question": ..., "options": [...], "answer": index or text}`, optionally with `key`,
-    `family`, `pair` and `history`, the earlier questions and answers in alternation. Without `options` the answer is
-    the only one, which suits training on captions. A conversation of LLaVA's json is its last question with a history.
-    Training learns all answers.
+    They are in MMVP's folder, in JSON lines, or in LLaVA's json. A line is
+    `{"image": path, "question": ..., "options": [...], "answer": index or text}`. It can also have `key`, `family`,
+    `pair`
+    and `history`, the earlier questions and answers in alternation. Without `options` the answer is the only one, as
+    for
+    training on captions. A conversation of LLaVA's json is its last question with a history. Training learns all
+    answers.
     """
 
     kind: Literal["mllm.questions"] = "mllm.questions"

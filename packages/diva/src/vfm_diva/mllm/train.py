@@ -30,7 +30,13 @@ def train_mllm(config: MllmTrain, ctx: Context) -> MllmCheckpoint:
 
 
 def build(config: MllmTrain, ctx: Context, questions: Questions) -> Mllm:
-    """Build or load the initial model of a training run."""
+    """Build or load the initial model of a training run.
+
+    Args:
+        config: settings of the training.
+        ctx: context of the stage.
+        questions: training data.
+    """
     if config.init:
         return load_mllm(ctx.load(config.init))
     assert config.vision

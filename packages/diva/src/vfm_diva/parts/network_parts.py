@@ -63,10 +63,12 @@ class Mlp(DenoiserNetwork):
 
 
 class FlowTransformer(DenoiserNetwork):
-    """A transformer as in Flux: image and context tokens in double blocks, then in single blocks, with a vector.
+    """A transformer as in Flux.
 
-    GenHancer's lightweight denoiser has 2 double and 4 single blocks of 24 heads of 128 channels, 1.3 billion weights,
-    and is trained from scratch on images alone.
+    Image and context tokens pass double blocks, then single blocks, conditioned on a vector. GenHancer's lightweight
+    denoiser has 2 double and 4 single blocks of 24 heads of 128 channels, 1.3 billion weights, and is trained from
+    scratch
+    on images alone.
 
     Source: Ma et al. 2025, GenHancer (arXiv:2503.19480), section 3.
     """

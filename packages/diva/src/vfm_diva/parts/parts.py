@@ -21,14 +21,14 @@ class Condition(Part):
 
 
 class Embedding(Condition):
-    """The image embedding as one token, which every CLIP model has (un2CLIP)."""
+    """The image embedding as one token. Every CLIP model has it (un2CLIP)."""
 
     type: Literal["embedding"] = Field("embedding", description="the image's embedding in the joint space (un2CLIP)")
     work: ClassVar[str] = "vfm_diva.tune.condition:EmbeddingCondition"
 
 
 class Cls(Condition):
-    """The image feature before the projection: the class token, or the pooled feature (GenHancer)."""
+    """The image feature before the projection. It is the class token or the pooled feature (GenHancer)."""
 
     type: Literal["cls"] = Field("cls", description="the class token, or the pooled feature")
     projected: bool = Field(
@@ -89,7 +89,10 @@ class Adapter(Part):
 
 
 class NoAdapter(Adapter):
-    """No adapter: a prior's condition map, un-CLIP's class embedding, or tokens of the generator's own width."""
+    """No adapter.
+
+    The generator takes a prior's condition map, un-CLIP's class embedding, or tokens of its own width.
+    """
 
     type: Literal["none"] = Field(
         "none", description="a prior's condition map, un-CLIP's class embedding, or tokens of equal width"
@@ -97,7 +100,10 @@ class NoAdapter(Adapter):
 
 
 class TrainedAdapter(Adapter):
-    """Settings of all adapters with weights, which begin random and are trained before the tower, with it, or both."""
+    """Settings of all adapters with weights.
+
+    The weights begin random. They are trained before the tower, with it, or both.
+    """
 
     lr_scale: float = Field(1.0, ge=0, description="learning rate of the adapter, relative to the tower's")
     first_steps: int = Field(
@@ -148,7 +154,10 @@ class Uniform(Timesteps):
 
 
 class LogitNormal(Timesteps):
-    """The sigmoid of a normal variable: intermediate times, where the condition matters most (SD 3, GenHancer)."""
+    """The sigmoid of a normal variable.
+
+    It prefers intermediate times, where the condition matters most (SD 3, GenHancer).
+    """
 
     type: Literal["logit_normal"] = Field(
         "logit_normal", description="the sigmoid of a normal variable (SD 3, GenHancer)"

@@ -35,9 +35,17 @@ GAP = 4  # pixels between images side by side
 
 @torch.no_grad()
 def condition_panel(task: PriorTask, data: TrainingData[PriorInputs], *, with_texts: bool = True) -> TablePanel:
-    """Build a table of the loss with the image's own condition, with another image's, and with none.
+    """Compare the prior's loss under the right, a wrong and no condition.
 
-    A prior whose loss does not depend on the condition has nothing to teach. `with_texts` is False for images alone.
+    A prior whose loss does not depend on the condition has nothing to teach.
+
+    Args:
+        task: the trained prior.
+        data: batches to compute the losses on.
+        with_texts: False for a prior that was trained on images alone.
+
+    Returns:
+        Table of the losses with the image's own condition, with another image's, and with none.
     """
     device = next(task.parameters()).device
     batches = list(sample_batches(data, device, num_batches=NUM_BATCHES, batch_size=BATCH_SIZE))
@@ -62,7 +70,16 @@ def condition_panel(task: PriorTask, data: TrainingData[PriorInputs], *, with_te
 def condition_losses(
     task: PriorTask, batches: Iterable[Batch[PriorInputs]], *, is_text: bool
 ) -> tuple[float, float, float]:
-    """Compute the mean losses with each image's condition, with another image's of the batch, and with none."""
+    """Compute the mean losses under the right, a wrong and no condition.
+
+    Args:
+        task: the trained prior.
+        batches: batches to compute the losses on.
+        is_text: whether the conditions are captions or images.
+
+    Returns:
+        The losses with each image's condition, with another image's of the batch, and with none.
+    """
     sums = torch.zeros(3)
     count = 0
     with eval_mode(task):
@@ -81,10 +98,16 @@ def condition_losses(
 def samples_panel(
     task: PriorTask, data: TrainingData[PriorInputs], language: str | None, directory: Path
 ) -> ImagesPanel:
-    """Write images into `directory`: images of the dataset, each next to an image that the prior generates.
+    """Show images of the dataset next to images that the prior generates.
 
     They are generated from the image's first caption in a language, or from its embedding if `language` is None. An
     image without a caption in the language is not shown.
+
+    Args:
+        task: the trained prior.
+        data: batches to take images from.
+        language: language of the captions.
+        directory: folder to write the images into.
     """
     usable = usable_samples(data)
     if language:

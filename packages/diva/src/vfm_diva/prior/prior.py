@@ -73,7 +73,14 @@ def train_prior(config: DivaPrior, ctx: Context) -> GeneratorCheckpoint:
 def build_prior(
     config: DivaPrior, clip: ClipModel, vae: GeneratorCheckpoint | None, *, weights: bool = True
 ) -> Generator:
-    """Build the generator of a configuration with random weights. `weights` is False on the meta device."""
+    """Build the generator of a configuration with random weights.
+
+    Args:
+        config: settings of the prior.
+        clip: CLIP model whose embeddings condition it.
+        vae: generator to take the VAE from. None works in pixels.
+        weights: False on the meta device.
+    """
     of_states = config.condition.source == "text_states"
     return build_generator(
         image_size=config.image_size,
@@ -89,7 +96,10 @@ def build_prior(
 
 
 def _language(config: DivaPrior, data: ImageDataset) -> str | None:
-    """Choose the language of the captions, or None for images alone.
+    """Choose the language of the captions.
+
+    Returns:
+        None if the prior is trained on images alone.
 
     Raises:
         UserError: If there are no captions, or none in the language, and the condition needs them.

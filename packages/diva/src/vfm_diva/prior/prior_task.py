@@ -98,7 +98,10 @@ class PriorTask(Task[PriorInputs]):
 
     @torch.no_grad()
     def embeds(self, inputs: PriorInputs) -> Tensor:
-        """Compute the text-like embedding that conditions each sample, (B, D): of its caption, or of its image."""
+        """Compute the text-like embedding that conditions each sample, (B, D).
+
+        It comes from the sample's caption or from its image.
+        """
         assert self.condition_map
         is_text = inputs.is_text
         embeds = torch.zeros(len(is_text), self.clip.embed_dim, device=is_text.device)

@@ -115,9 +115,19 @@ def rises(losses: NDArray[np.float64]) -> NDArray[np.float64]:
 def statement_panel(
     task: PriorTask, choices: Iterable[Choice], transform: ImageTransform, sampler: NoiseSampler, *, seed: int = 0
 ) -> TablePanel:
-    """Build a table of the share of images whose loss rises with the wrong statement, by pattern.
+    """Compare the prior's losses under true and wrong statements about images.
 
     The two images of a pair count as one item in the bootstrap interval.
+
+    Args:
+        task: the trained prior.
+        choices: images with true and wrong statements.
+        transform: preprocessing of the images.
+        sampler: sampler of times and noise.
+        seed: seed of the noise.
+
+    Returns:
+        Table of the share of images whose loss rises with the wrong statement, by pattern.
 
     Raises:
         ValueError: If no image has both a true and a wrong statement.

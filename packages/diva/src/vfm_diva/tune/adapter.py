@@ -20,10 +20,10 @@ Layers = Callable[[int, int], nn.Module]
 
 
 class AdapterNet(nn.Module):
-    """Map that is applied to each token, and a map from the embedding to the vector, if the generator takes one.
+    """Map from image features to the generator's condition.
 
-    tokens: (B, T, E) to (B, T, W), or None if the generator takes the vector alone.
-    pooled: (B, D) to (B, P), or None.
+    tokens: (B, T, E) to (B, T, W). Missing if the generator takes the vector alone.
+    pooled: (B, D) to (B, P). Missing if the generator takes no vector.
     """
 
     def __init__(self, tokens: nn.Module | None, pooled: nn.Module | None, *, unit_scale: bool = True) -> None:
@@ -47,12 +47,28 @@ class AdapterNet(nn.Module):
 
 
 def build_linear(config: LinearAdapter, inputs: NetworkInputs, *, width: int, embed_dim: int, seed: int) -> AdapterNet:
-    """Build an adapter that is a linear layer, as `build_adapter` does."""
+    """Build an adapter that is a linear layer.
+
+    Args:
+        config: settings of the adapter.
+        inputs: inputs of the generator's network.
+        width: width E of the tokens.
+        embed_dim: width D of the image embedding.
+        seed: seed of the weights.
+    """
     return build_adapter(nn.Linear, inputs, width=width, embed_dim=embed_dim, seed=seed, unit_scale=config.unit_scale)
 
 
 def build_mlp(config: MlpAdapter, inputs: NetworkInputs, *, width: int, embed_dim: int, seed: int) -> AdapterNet:
-    """Build an adapter of layer norm, linear layer, GELU and linear layer, as `build_adapter` does."""
+    """Build an adapter of layer norm, linear layer, GELU and linear layer.
+
+    Args:
+        config: settings of the adapter.
+        inputs: inputs of the generator's network.
+        width: width E of the tokens.
+        embed_dim: width D of the image embedding.
+        seed: seed of the weights.
+    """
 
     def layers(wide: int, out: int) -> nn.Module:
         return nn.Sequential(nn.LayerNorm(wide), nn.Linear(wide, out), nn.GELU(), nn.Linear(out, out))

@@ -19,9 +19,11 @@ from vfm_diva.parts.parts import Cls, Embedding, Patches, PooledPatches, RasterP
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """A tower's features of images: embeddings before the L2 norm, (B, D), and the condition's tokens, (B, T, E).
+    """A tower's features of images.
 
-    If tokens are drawn for each of N times, the tokens are (B N, T, E), and the rows of an image are adjacent.
+    They are embeddings before the L2 norm, (B, D), and the condition's tokens, (B, T, E). If tokens are drawn for
+    each of N
+    times, the tokens are (B N, T, E), and the rows of an image are adjacent.
     """
 
     embeds: Tensor
@@ -162,7 +164,16 @@ def _patch_width(clip: ClipModel) -> int:
 
 
 def pool_squares(patches: Tensor, grid: tuple[int, int], window: int) -> Tensor:
-    """Average patches, (B, N, E) row by row, over squares of `window` x `window`, (B, N', E)."""
+    """Average patches over squares.
+
+    Args:
+        patches: (B, N, E), row by row.
+        grid: rows and columns of the patches.
+        window: side of a square in patches.
+
+    Returns:
+        (B, N', E).
+    """
     plane = patches.transpose(1, 2).reshape(len(patches), -1, *grid)  # (B, E, rows, columns)
     return F.avg_pool2d(plane, window, ceil_mode=True, count_include_pad=False).flatten(2).transpose(1, 2)
 

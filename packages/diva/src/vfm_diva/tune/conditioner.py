@@ -20,7 +20,9 @@ from vfm_diva.tune.stages import Feedback
 
 
 class Conditioner(nn.Module):
-    """Conditions a generator on images: through an adapter, the generator's own map, or the tokens unchanged.
+    """Conditions a generator on images.
+
+    The condition passes through an adapter or the generator's own map, or its tokens are used unchanged.
 
     Args:
         clip: CLIP model of the tower.
@@ -103,7 +105,15 @@ def class_vector(embeds: Tensor) -> Tensor:
 
 
 def check_feedback(clip: ClipModel, generator: Generator, feedback: Feedback) -> ImageCondition:
-    """Check that a `TuneTask` can be built, and return its condition. Weights may be on the meta device.
+    """Check that a generator can give feedback to a CLIP model.
+
+    Args:
+        clip: CLIP model of the tower. Its weights may be on the meta device.
+        generator: diffusion model that gives the feedback.
+        feedback: settings of condition, adapter and prompt.
+
+    Returns:
+        The condition.
 
     Raises:
         UserError: If widths or sizes do not fit, or the CLIP model lacks the patch tokens or blocks that are needed.

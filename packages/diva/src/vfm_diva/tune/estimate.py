@@ -92,7 +92,10 @@ def diva_tune_cost(config: DivaTune, ctx: Preflight) -> Cost:
 
 
 def _generator(ref: Ref[GeneratorCheckpoint], ctx: Preflight) -> Generator | None:
-    """Build a generator without weights: an artifact's, Stable Diffusion 2.1-base by name, or a prior's in pixels."""
+    """Build a generator without weights.
+
+    It is an artifact's, Stable Diffusion 2.1-base by name, or a prior's in pixels.
+    """
     checkpoint = ctx.artifact(ref)
     if checkpoint:
         return load_generator(checkpoint, weights=False)

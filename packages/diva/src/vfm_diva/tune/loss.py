@@ -72,11 +72,12 @@ def contrastive_loss(config: ContrastiveLoss) -> ImageLoss:
 
 
 def contrast(predicted: Tensor, of_view: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Compute how well an image's prediction stands out among predictions with other images' tokens, fp32 (B,).
+    """Compute how well an image's prediction stands out among predictions with other images' tokens.
 
-    The anchor of image i is the prediction for its noisy sample with its own tokens. Two positives, the prediction with
-    the tokens of a second crop and the target itself, each have half of the weight in a softmax of cosines, in which
-    the predictions for the same noisy sample with the tokens of the other images are the negatives.
+    The anchor of image i is the prediction for its noisy sample with its own tokens. It has two positives, each with
+    half
+    of the weight in a softmax of cosines: the prediction with the tokens of a second crop, and the target itself. The
+    negatives are the predictions for the same noisy sample with the tokens of the other images.
 
     Args:
         predicted: predictions for the noisy sample of image i with the tokens of image j, (B, B, C, h, h).
@@ -84,8 +85,11 @@ def contrast(predicted: Tensor, of_view: Tensor, target: Tensor, temperature: fl
         target: target of the denoiser, (B, C, h, h).
         temperature: divisor of the cosines.
 
+    Returns:
+        fp32 (B,).
+
     Source: Han et al. 2026, DCR (arXiv:2603.04803). Its released code compares with the target of another kind of
-    denoiser, which is corrected here: the target is the denoiser's own.
+    denoiser. This is corrected here: the target is the denoiser's own.
     """
     every = F.normalize(predicted.float().flatten(2), dim=-1)  # (B, B, F)
     anchor = every.diagonal(dim1=0, dim2=1).T  # (B, F)

@@ -51,7 +51,13 @@ def before_after_panel(task: TuneTask, data: TrainingData[TuneInputs], *, batch_
 
 @torch.no_grad()
 def image_samples_panel(task: TuneTask, data: TrainingData[TuneInputs], directory: Path) -> ImagesPanel:
-    """Write images of the dataset into `directory`, with images generated from their embeddings before and after."""
+    """Show images of the dataset next to images generated from their embeddings before and after the tuning.
+
+    Args:
+        task: task of the tuned tower.
+        data: batches to take images from.
+        directory: folder to write the images into.
+    """
     device = next(task.parameters()).device
     (batch,) = sample_batches(data, device, num_batches=1, batch_size=NUM_SAMPLES)
     with eval_mode(task):

@@ -115,7 +115,12 @@ def quiet_loading() -> Iterator[None]:
 
 
 def without_padding(states: Tensor, mask: Tensor, texts: Sequence[str]) -> Tensor:
-    """Cut the padding off text states, (B, L, W), by their mask, (B, L).
+    """Cut the padding off text states.
+
+    Args:
+        states: (B, L, W).
+        mask: True for tokens, (B, L).
+        texts: the prompts, for messages.
 
     Raises:
         UserError: If the prompts have different numbers of tokens.

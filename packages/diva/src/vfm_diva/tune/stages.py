@@ -49,7 +49,10 @@ Control = Literal["shuffled", "random_prior", "anchor_only"]
 
 
 class Feedback(Config):
-    """Settings for tuning by a generator's feedback: condition, adapter, trained weights, anchor."""
+    """Settings for tuning by a generator's feedback.
+
+    They have the condition, the adapter, the trained weights and the anchor.
+    """
 
     condition: Condition = Field(Embedding(), description="tokens of an image that condition the generator")
     prompt: Prompt = Field(Prompt(), description="constant prompt besides the image tokens")

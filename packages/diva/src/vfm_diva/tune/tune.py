@@ -112,7 +112,13 @@ def build_task(config: DivaTune, ctx: Context) -> TuneTask:
 
 
 def build_data(config: DivaTune, ctx: Context, task: TuneTask) -> TrainingData[TuneInputs]:
-    """Build the data of a configuration, for its task."""
+    """Build the batches of a training run.
+
+    Args:
+        config: settings of the tuning.
+        ctx: context of the stage.
+        task: task that the batches are for.
+    """
     images = ctx.load(config.data)
     crops = config.augmentation
     sampler = NoiseSampler(task.generator.noise_shape_at(task.image_size), config.num_timesteps, config.timesteps)
@@ -147,7 +153,11 @@ def _train_adapter(config: DivaTune, ctx: Context, task: TuneTask, data: Trainin
 
 
 def first_training(config: DivaTune) -> DivaTune | None:
-    """Derive the settings of the adapter's first training with CLIP frozen, or None if there is none."""
+    """Derive the settings of the adapter's first training, with CLIP frozen.
+
+    Returns:
+        None without such a training.
+    """
     adapter = config.adapter
     if not isinstance(adapter, TrainedAdapter) or not adapter.first_steps:
         return None

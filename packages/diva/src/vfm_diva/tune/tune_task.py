@@ -128,7 +128,13 @@ class TuneTask(Task[TuneInputs]):
         return self.features_of(inputs.images, inputs, old=old)
 
     def features_of(self, images: Tensor | None, inputs: TuneInputs, *, old: bool = False) -> ImageFeatures:
-        """Compute the features of images (B, 3, S, S), uint8, with the draws of `inputs`. `old` is as in `features`."""
+        """Compute the features of images.
+
+        Args:
+            images: uint8 (B, 3, S, S).
+            inputs: inputs with the random draws.
+            old: as in `features`.
+        """
         assert images is not None
         visual = self.old_visual.module if old else self.visual
         return self.condition(visual, self.clip.pixels(images), inputs.patch_draws)
