@@ -91,7 +91,7 @@ class Adapter(Part):
 class NoAdapter(Adapter):
     """No adapter.
 
-    The generator takes a prior's condition map, un-CLIP's class embedding, or tokens of its own width.
+    The generator takes a prior's condition map, un-CLIP's class embedding, or tokens of equal width.
     """
 
     type: Literal["none"] = Field(
