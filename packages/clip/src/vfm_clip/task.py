@@ -145,9 +145,8 @@ class ClipTask(Task[ClipInputs]):
         """Compute the gradient of the whole batch in the memory of a micro-batch.
 
         All micro-batches are encoded first without gradients. Then the loss of the whole batch is computed, and each
-        micro-batch is encoded again to propagate its gradient. Both passes use the same random draws, so that
-        dropout and drop
-        path are the same. A teacher encodes each micro-batch once.
+        micro-batch is encoded again to propagate its gradient. Both passes use the same random draws, so that dropout
+        and drop path are the same. A teacher encodes each micro-batch once.
 
         Args:
             call: runs the task, in the training's precision.
@@ -178,11 +177,9 @@ class ClipTask(Task[ClipInputs]):
     def no_weight_decay(self) -> set[str]:
         """List the weights without weight decay.
 
-        They are the towers' own exemptions, and the embedding tables of Hugging Face text towers. Hugging Face's
-        towers exempt
-        nothing themselves. The rule follows open_clip's main branch (4.2.0.dev0, `make_wd_exclude`). Release 3.3
-        decays all
-        matrices.
+        They are the towers' own exemptions, and the embedding tables of Hugging Face text towers. Hugging Face's towers
+        exempt nothing themselves. The rule follows open_clip's main branch (4.2.0.dev0, `make_wd_exclude`). Release 3.3
+        decays all matrices.
         """
         tables = set()
         for name, _ in self.named_parameters():

@@ -53,7 +53,11 @@ class _Workers:
         return self.executor
 
     def end(self, *, at_once: bool = False) -> None:
-        """End the processes: after their tasks, or without waiting for them."""
+        """End the processes.
+
+        Args:
+            at_once: do not wait for their tasks.
+        """
         if self.executor:
             self.executor.shutdown(wait=not at_once, cancel_futures=at_once)
         self.executor = None
@@ -119,9 +123,9 @@ def run_shards(function: Task[J, S], job: J, shards: Iterable[int], runtime: Cur
 
 
 def map_in_order(function: Callable[[T], S], items: Iterable[T], workers: int) -> Iterator[S]:
-    """Map a function over processes of this machine, in the order of the items, which are read as needed.
+    """Map a function over processes of this machine, in the order of the items.
 
-    It is for streams whose items have no numbers, such as the articles of a dump.
+    Items are read as needed. It is for streams whose items have no numbers, such as the articles of a dump.
 
     Args:
         function: a module-level function, or a method of an object that can be pickled.

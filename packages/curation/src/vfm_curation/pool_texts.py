@@ -15,7 +15,15 @@ MAX_SHOWN = 120  # characters of an example
 
 
 def texts_of(source: Source, shard: int, *, on_bad: OnBad | None = None) -> pa.Table:
-    """Read the texts of a shard as `Source.texts_of_shard` does: row, uid, language, text_index, text.
+    """Read the texts of a shard as `Source.texts_of_shard` does.
+
+    Args:
+        source: the pool.
+        shard: number of the shard.
+        on_bad: called with (reason, where) for texts that cannot be read.
+
+    Returns:
+        Table with the columns row, uid, language, text_index and text.
 
     Raises:
         UserError: If the shard's parquet file was damaged after its pool was made. (A file whose footer is damaged is

@@ -24,7 +24,11 @@ MADE_FROM_KEY = b"vfm.made_from"
 
 
 def made_from(*parts: Any) -> str:
-    """Hash the inputs of a shard's file: fingerprint of its input, hashes, versions. All are JSON values."""
+    """Hash the inputs of a shard's file.
+
+    Args:
+        *parts: fingerprint of its input, hashes and versions, as JSON values.
+    """
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -45,7 +49,10 @@ def write_shard_file(
 
 
 def _codecs(schema: pa.Schema) -> dict[str, str]:
-    """Choose zstd for columns with text. Numbers are stored as they are: they are hardly smaller and much slower."""
+    """Choose zstd for columns with text.
+
+    Numbers are not compressed, because they would be hardly smaller and much slower.
+    """
     codecs = {}
     for field in schema:
         is_list = pa.types.is_list(field.type)
@@ -79,7 +86,11 @@ def _facts(source: str, summary: Mapping[str, Any]) -> dict[bytes | str, bytes |
 
 
 def finished_summary(file: Path, source: str | None = None) -> dict[str, Any] | None:
-    """Read the summary in a shard's file, or return None if the file is unreadable or made from another source."""
+    """Read the summary in a shard's file.
+
+    Returns:
+        The summary. None if the file is unreadable or made from another source.
+    """
     try:
         schema = _arrow_schema(file) if file.suffix == ARROW else pq.read_schema(file)
     except (pa.ArrowInvalid, OSError):  # after a power cut a file may be renamed although its bytes were never written
@@ -101,10 +112,10 @@ def _arrow_schema(file: Path) -> pa.Schema:
 
 @contextmanager
 def whole_file(file: Path) -> Iterator[Path]:
-    """Yield a path to write to. The written file is renamed to `file` at the end, unless an error was raised.
+    """Yield a path to write to, and rename the written file to `file` at the end.
 
-    The path is unique, so that two workers on one shard (one may be believed dead) cannot mix their files. It is in a
-    folder next to the file's, which therefore must be inside the stage's work folder.
+    After an error nothing is renamed. The path is unique, so that two workers on one shard (one may be believed dead)
+    cannot mix their files. It is in a folder next to the file's, so the file must be inside the stage's work folder.
     """
     # Parts that a kill leaves must not become part of the artifact.
     folder = file.parent.with_name(f"{file.parent.name}.parts")

@@ -22,10 +22,11 @@ _BIT, _BYTE, _INT32, _WORD, _WIDE = (ir.IntType(bits) for bits in (1, 8, 32, 64,
 
 
 def compiled(function: Function) -> Function:
-    """Compile a function at its first call, and cache the machine code for later processes.
+    """Compile a function at its first call, and cache the machine code.
 
-    The cache is next to the source, or in the user's cache folder if the source is read-only (NUMBA_CACHE_DIR sets
-    another folder). If nothing can be written, each process compiles again, which takes some seconds.
+    Later processes load it from the cache. The cache is next to the source, or in the user's cache folder if the source
+    is read-only (NUMBA_CACHE_DIR sets another folder). If nothing can be written, each process compiles again. This
+    takes some seconds.
     """
     options = {"nogil": True, "error_model": "numpy"}
     try:
@@ -61,7 +62,10 @@ def load8(typing: Any, data: Any, at: Any) -> Any:
 
 @_instruction
 def high_product(typing: Any, a: Any, b: Any) -> Any:
-    """Compute the high half of a * b, which scales a hash `a` to 0..b-1 without a division."""
+    """Compute the high half of a * b.
+
+    It scales a hash `a` to 0..b-1 without a division.
+    """
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _product(builder, args)[1]

@@ -41,7 +41,7 @@ def submit_stages(
 ) -> None:
     """Submit the current command line for each stage whose artifact is missing, and for the report at the end.
 
-    The seeds of a stage are the tasks of one array. A scheduler starts the job of a stage when the jobs of its inputs
+    The seeds of a stage are the tasks of an array. A scheduler starts the job of a stage when the jobs of its inputs
     have succeeded, and cancels it if one has failed. Sizes come from the estimated costs where `parameters` has none.
 
     Raises:

@@ -122,7 +122,10 @@ def _warn_of_too_much(ctx: Context, num_matched: int, num_kept: int) -> None:
 def _warn_of_lost_languages(
     ctx: Context, thresholds: Mapping[str, float], languages: EntryLanguages, counts: Integers
 ) -> None:
-    """Warn of each language that keeps almost nothing, which happens if an entry has almost all of its matches."""
+    """Warn of each language that keeps almost nothing.
+
+    This happens if an entry has almost all of its matches.
+    """
     for name, t in thresholds.items():
         group = languages.of(counts, name)
         kept_fraction = float((group * keep_probability(group, t)).sum()) / max(1, int(group.sum()))
@@ -211,13 +214,16 @@ def _entry_languages(entries: pa.Table) -> EntryLanguages:
 def image_panel(
     card: DataCard, shards: Iterable[tuple[BalancedShard, pa.Table]], source: Source, directory: Path
 ) -> ImagesPanel | None:
-    """Save small copies of images with kept texts in an artifact's folder. Return None if no image is readable.
+    """Save small copies of images with kept texts in an artifact's folder.
 
     Args:
         card: the counts.
         shards: balanced shards, each with all its texts. They are read until every group has its images.
         source: the pool or subset.
         directory: folder of the artifact.
+
+    Returns:
+        The panel. None if no image is readable.
     """
     decile = deciles(card.matched)
     images: dict[str, list[PanelImage]] = {name: [] for name, _, _ in GROUPS}

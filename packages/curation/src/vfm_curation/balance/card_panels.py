@@ -23,7 +23,7 @@ Row = list[str | float | int | None]
 
 
 def panels(card: DataCard) -> list[Panel]:
-    """Build all panels except the examples, which need the texts."""
+    """Build all panels except the examples. Those need the texts."""
     built = [_funnel(card), _seconds(card), _counts(card), _head_and_tail(card), _choices(card), _languages(card)]
     built.append(_top(card))
     if _lost_ids(card).size:
@@ -177,7 +177,10 @@ def _share_of(counts: Integers, chosen: np.ndarray) -> float:
 
 
 def deciles(matched: Integers) -> Integers:
-    """Compute the tenth of all matches that each entry falls into, most frequent entries first: 0 head, 9 tail."""
+    """Compute the tenth of all matches that each entry falls into.
+
+    Entries are sorted by frequency. The head is tenth 0 and the tail 9.
+    """
     order = np.argsort(-matched, kind="stable")
     before = np.cumsum(matched[order]) - matched[order]
     tenths = np.empty(len(matched), dtype=np.int64)

@@ -49,7 +49,7 @@ class BalancedShard:
     kept: NDArray[np.bool_]
 
     def table(self, shard: int) -> pa.Table:
-        """Build the rows of the subset: sorted, kept or not, with the probability of each."""
+        """Build the rows of the subset, sorted. Each has its probability and whether it is kept."""
         columns = {name: self.matches.table[name] for name in ("row", "uid", "language", "text_index")}
         columns |= {"shard": pa.array(np.full(len(self.kept), shard, np.int32))}
         columns |= {"probability": pa.array(self.probability.astype(np.float32)), "kept": pa.array(self.kept)}
@@ -97,7 +97,17 @@ class BalanceJob:
     def of(
         cls, matches: Path, folder: Path, probability: Floats, *, seed: int = 0, texts: TextsOfImage = "every"
     ) -> BalanceJob:
-        """Write the entries' probabilities, which may be too many to send with each task."""
+        """Create a job, and write the entries' probabilities to a file.
+
+        They may be too many to send with each task.
+
+        Args:
+            matches: folder of the matches.
+            folder: folder for the file.
+            probability: probability of each entry.
+            seed: seed of the draws.
+            texts: texts of an image that are kept.
+        """
         sha256 = hashlib.sha256(probability.tobytes()).hexdigest()[:16]
         file = folder / f"probability-{sha256}.npy"
         np.save(file, probability)
@@ -151,9 +161,10 @@ def expected_size(job: BalanceJob, runtime: CurationRuntime) -> float:
 
 @dataclass
 class BalanceSummary(TaskSummary):
-    """Counts of a balanced shard: `texts` are the matched ones, `units` their expected number, `index` as in core.
+    """Counts of a balanced shard.
 
-    Matched and kept texts are also counted by language: the detected language if languages were detected, else the key.
+    `texts` are the matched ones, `units` their expected number, `index` as in core. Matched and kept texts are also
+    counted by language: the detected language if languages were detected, else the key.
     """
 
     num_kept: int = 0

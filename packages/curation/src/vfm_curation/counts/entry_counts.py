@@ -17,7 +17,15 @@ def counts_file(folder: Path, shard: int) -> Path:
 
 
 def write_counts(folder: Path, shard: int, ids: Ids) -> None:
-    """Write how often each entry occurs among the ids of a shard: two rows, entries and counts, without zeros."""
+    """Write how often each entry occurs in a shard.
+
+    The file has two rows, entries and counts, without zeros.
+
+    Args:
+        folder: folder for the file.
+        shard: number of the shard.
+        ids: ids of the matched entries.
+    """
     counts = np.bincount(ids) if len(ids) else np.zeros(0, np.int64)
     entries = np.flatnonzero(counts)
     with whole_file(counts_file(folder, shard)) as part, part.open("wb") as stream:

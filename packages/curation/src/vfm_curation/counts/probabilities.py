@@ -97,7 +97,7 @@ def add_to_entries(totals: NDArray[Any], ids: Ids, offsets: Integers, weights: N
 
 
 def _check_lists(ids: Ids, offsets: Integers, num_entries: int) -> None:
-    """Check the ranges of ids and offsets, which compiled loops read without bounds checks."""
+    """Check the ranges of ids and offsets. Compiled loops read them without bounds checks."""
     if offsets.min() < 0 or offsets.max() > len(ids):
         raise UserError(f"offsets from {offsets.min()} to {offsets.max()} into {len(ids)} entry ids")
     if len(ids) and not 0 <= ids.min() <= ids.max() < num_entries:
@@ -137,13 +137,13 @@ def count_ids(batches: Iterable[Ids], num_entries: int) -> Integers:
 def t_for_target_size(expected_size: Callable[[float], float], target_size: int, counts: Integers) -> float:
     """Find a `t` whose expected number of kept texts is `target_size`, to within half a text.
 
-    The expected size, the sum of `text_probability`, is known before any draw and grows with `t`. A bracketed secant
-    method (Illinois) finds `t` in about ten evaluations, each a pass over the matches. (The sum of min(count, t) over
-    entries is not the size, since texts match several entries.)
+    The expected size is the sum of `text_probability`. It is known before any draw and grows with `t`. A bracketed
+    secant method (Illinois) finds `t` in about ten evaluations, each a pass over the matches. (The sum of min(count, t)
+    over entries is not the size, since texts match several entries.)
 
     Args:
-        expected_size: expected number of kept texts at a given `t`. If it jumps over the target, which happens when
-            other languages follow `t` in steps, the `t` above the jump is returned.
+        expected_size: expected number of kept texts at a given `t`. It may jump over the target when other languages
+            follow `t` in steps. The `t` above the jump is returned then.
         target_size: number of texts to keep.
         counts: texts matched by each entry. Above the largest count every matched text is kept. (At the count itself
             the entry is outside the tail, and languages that follow that tail's share drop texts.)

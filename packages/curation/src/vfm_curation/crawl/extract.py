@@ -58,7 +58,11 @@ def check_extract(config: ExtractLinks, ctx: Preflight) -> None:
 
 
 def extract_links(config: ExtractLinks, ctx: Context) -> LinkTable:
-    """Write `links/00000.parquet`, ...: uid, url, caption, texts, sorted by uid, which is the hash of the URL."""
+    """Extract the links to images with texts from a crawl.
+
+    The files `links/00000.parquet`, ... have the columns uid, url, caption and texts. Rows are sorted by uid, the hash
+    of the URL.
+    """
     paths = expand_lists(files.expand_paths(config.path), config.root)[: config.num_files]
     # The hash of all files is part of each bucket's source: another list of files merges again.
     listed = ctx.work / "paths.txt"
@@ -130,7 +134,11 @@ def _paths(file: Path) -> list[str]:
 
 
 def fingerprint(path: str) -> list[Any]:
-    """Identify the state of a crawl file: path, size and time of a local file, address of a remote file."""
+    """Identify the state of a crawl file.
+
+    Returns:
+        Path, size and time of a local file, or the address of a remote file.
+    """
     if files.is_remote(path):
         return [path]
     return [path, *files.size_and_time(path)]
@@ -184,7 +192,10 @@ def _links_of_record(
 
 
 def in_buckets(links: Iterable[Link], num_buckets: int) -> Iterator[pa.Table]:
-    """Yield the links as one table for each bucket, sorted by uid: equal ranges of uids in order, some empty."""
+    """Yield the links as one table for each bucket, sorted by uid.
+
+    Buckets are equal ranges of uids in order. Some may be empty.
+    """
     rows = [{"uid": url_hash(link.url), **vars(link)} for link in links]
     # Sorted in the first pass, so that the second finds a bucket of each file as one slice.
     table = pa.Table.from_pylist(rows, schema=LINKS).sort_by([(name, "ascending") for name in LINKS.names])

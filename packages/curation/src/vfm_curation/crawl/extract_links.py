@@ -58,12 +58,20 @@ class Link:
 
 
 def url_hash(url: str) -> str:
-    """Compute the first 24 hex digits of SHA-224, which the paper uses as the name of an image."""
+    """Compute the first 24 hex digits of SHA-224. The paper uses them as the name of an image."""
     return hashlib.sha224(url.encode()).hexdigest()[:24]
 
 
 def resolve(base: str, address: str) -> str | None:
-    """Resolve an image's `src` on the page `base` to an http(s) URL without fragment, or None if it has none."""
+    """Resolve the `src` of an image on a page.
+
+    Args:
+        base: URL of the page.
+        address: value of the attribute.
+
+    Returns:
+        An http(s) URL without fragment. None for other addresses.
+    """
     address = _NOT_IN_URLS.sub("", address.strip()).split("#", 1)[0]
     if not address:
         return None
@@ -88,12 +96,14 @@ def resolve(base: str, address: str) -> str | None:
 
 
 def links_of_wat(record: Mapping[str, Any], on_bad: OnBad, *, unescape: bool = False) -> Iterator[Link]:
-    """Yield the images with texts of a page from its record in a WAT file. A page with an error status has none.
+    """Yield the images with texts of a page from its record in a WAT file.
+
+    A page with an error status has none.
 
     Args:
         record: record as parsed JSON.
         on_bad: called with (reason, where) for texts that cannot be used.
-        unescape: decode HTML entities, which Common Crawl left in its WAT files until August 2019.
+        unescape: decode HTML entities. Common Crawl left them in its WAT files until August 2019.
     """
     page = field_of(record, TARGET)
     links = field_of(record, LINKS)

@@ -136,10 +136,10 @@ class _Plain:
 
 
 def _is_merged(header: bytes) -> bool:
-    """Check whether a header continues with another record's header, which shows in a second version line.
+    """Check whether a header continues with another record's header.
 
-    The line may be glued to a field that was cut. A field whose value only ends like a version line, such as an
-    address, does not occur again behind it.
+    Such a header has a second version line, perhaps glued to a field that was cut. A field whose value only ends like a
+    version line, such as an address, does not occur again behind it.
     """
     for version in _VERSION_LINE.finditer(header, 1):
         field, colon, _ = header[header.rfind(b"\n", 0, version.start()) + 1 : version.start()].partition(b":")

@@ -21,10 +21,12 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)[wx]")
 
 
 def addresses(attribute: Callable[[str], str | None]) -> Iterator[str]:
-    """Yield the addresses of an `img` element, best first. The caller takes the first that is a web address.
+    """Yield the addresses of an `img` element, best first.
+
+    The caller takes the first that is a web address.
 
     Args:
-        attribute: returns the value of an attribute, or None if the element does not have it.
+        attribute: looks up the value of an attribute. Missing attributes have None.
     """
     src = attribute("src")
     if src and not is_placeholder(src):
@@ -46,7 +48,10 @@ def is_placeholder(src: str) -> bool:
 
 
 def largest_size(srcset: str) -> str | None:
-    """Find the first address with the largest width or density of a `srcset`, or None if it is empty."""
+    """Find the first address with the largest width or density of a `srcset`.
+
+    An empty `srcset` gives None.
+    """
     candidates = list(_candidates(srcset))
     if not candidates:
         return None

@@ -16,7 +16,10 @@ NUM_EXAMPLES = 12
 
 
 def link_schema() -> pa.Schema:
-    """Define the columns: uid (hash of the URL), url, caption (the first text, for tools that take one), texts."""
+    """Define the columns of a table of links.
+
+    They are uid (the hash of the URL), url, caption (the first text, for tools that take one), and texts.
+    """
     return pa.schema({"uid": pa.string(), "url": pa.string(), "caption": pa.string(), "texts": pa.list_(pa.string())})
 
 

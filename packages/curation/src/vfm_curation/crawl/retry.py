@@ -63,13 +63,15 @@ class RetryJob:
 
 @dataclass
 class RetrySummary(TaskSummary):
-    """Number of links by outcome: success, hopeless, to_try_again."""
+    """Number of links by outcome (success, hopeless or to_try_again)."""
 
     outcomes: dict[str, int] = field(default_factory=dict)
 
 
 def check_expression(expression: str) -> None:
-    """Check that Arrow (RE2) can match a regular expression: it has no look-ahead and no back-references.
+    """Check that Arrow (RE2) can match a regular expression.
+
+    RE2 has no look-ahead and no back-references.
 
     Raises:
         UserError: If it cannot.

@@ -32,7 +32,10 @@ class Rights:
 
 
 def opts_out(directives: Iterable[object]) -> bool:
-    """Check the values of headers or meta tags, such as `noindex, noai` or `somebot: noimageai`, for an opt-out."""
+    """Check the values of headers or meta tags for an opt-out.
+
+    Examples are `noindex, noai` and `somebot: noimageai`.
+    """
     texts = [value.lower() for value in directives if isinstance(value, str)]
     return any(not OPT_OUT.isdisjoint(_WORDS.findall(text)) for text in texts)
 

@@ -114,7 +114,15 @@ def _joined(source: Source, shard: int, table: pa.Table) -> pa.Table:
 
 
 def join_columns(source: Source, shard: int, rows: np.ndarray) -> pa.Table:
-    """Build the columns that join samples of a shard to the user's files: key, url, shard (its path) and row."""
+    """Build the columns that join samples of a shard to the user's files.
+
+    They are key, url, shard (its path) and row.
+
+    Args:
+        source: the pool or subset.
+        shard: number of the shard.
+        rows: rows of the samples.
+    """
     reader = source.index.open(shard)
     return pa.table(
         {

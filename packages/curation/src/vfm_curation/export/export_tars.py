@@ -66,7 +66,10 @@ def write_shard(job: TarsJob, shard: int) -> TarSummary:
 
 
 def _members(source: Source, indices: list[int], shard: int, summary: TarSummary) -> Iterator[Member]:
-    """Yield members with keys like img2dataset's: number of the tar, then of the sample. The uid is in the json."""
+    """Yield the members of a tar, with keys like img2dataset's.
+
+    A key is the number of the tar and of the sample. The uid is in the json.
+    """
     for number, index in enumerate(indices):
         try:
             sample = source[index]

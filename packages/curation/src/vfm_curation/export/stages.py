@@ -11,7 +11,10 @@ from vfm_curation.runtime import CurationStage
 
 
 class ExportSubset(CurationStage):
-    """Write a curated subset as files for other tools. The result is the pool of the tars, which is empty without."""
+    """Write a curated subset as files for other tools.
+
+    The result is the pool of the tars. It is empty if no tars are written.
+    """
 
     kind: Literal["curation.export"] = "curation.export"
     subset: Ref[CuratedSubset] = Field(description="subset to write")

@@ -175,7 +175,7 @@ class MatchJob:
 
 @dataclass
 class ShardSummary(TaskSummary):
-    """Counts of a shard: texts in the chosen languages, matched texts, and (text, entry) pairs."""
+    """Counts of texts in the chosen languages, of matched texts, and of (text, entry) pairs in a shard."""
 
     num_matched: int = 0
     num_pairs: int = 0

@@ -35,7 +35,7 @@ def keys_of(texts: pa.Table) -> Keys:
 
 
 class RepeatedTexts:
-    """Comparison of the `smallest_keys` of all shards, which are added in any order."""
+    """Comparison of the `smallest_keys` of all shards. Shards are added in any order."""
 
     def __init__(self) -> None:
         self._keys = np.zeros(0, np.uint64)

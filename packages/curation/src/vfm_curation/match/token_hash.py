@@ -158,7 +158,10 @@ def _with_room(array: Any, size: U) -> Any:
 
 @compiled
 def _tokenize(block: Bytes, offsets: Integers, tokens: Words, owners: Words, spans: Words) -> U:
-    """Write the key of each token (flag: another follows in its text), its text, and its span if `spans` has room."""
+    """Write the key, the text and, if `spans` has room, the span of each token.
+
+    A flag in the key says whether another token follows in its text.
+    """
     num_tokens, with_spans = ZERO, len(spans) > 0
     for text in range(len(offsets) - 1):
         start, stop = U(offsets[text] - offsets[0]), U(offsets[text + 1] - offsets[0])

@@ -122,7 +122,16 @@ def text_buffers(texts: pa.Array) -> tuple[Bytes, NDArray[np.int64]]:
 def tables_of(
     data: Bytes, offsets: NDArray[np.int64], ids: NDArray[np.int32]
 ) -> tuple[HashTables, tuple[int, int] | None]:
-    """Build the tables of entries, and find two entries that clash: equal ones, or ones that share a key."""
+    """Build the hash tables of entries.
+
+    Args:
+        data: all entries, joined.
+        offsets: start of each entry in `data`.
+        ids: id of each entry.
+
+    Returns:
+        The tables, and two entries that clash, if there are any. They are equal, or share a key.
+    """
     padded = np.concatenate([data, np.zeros(PAD, np.uint8)])
     keys, values, longer, *clash = _runs(padded, offsets, ids)
     slots, pilots = perfect_hash(keys, values, longer)
@@ -131,7 +140,10 @@ def tables_of(
 
 
 def _frozen(*arrays: NDArray[Any]) -> HashTables:
-    """Convert to read-only plain arrays: one type for the compiler, whether built or memory-mapped."""
+    """Convert to read-only plain arrays.
+
+    The compiler then has one type, whether they were built or memory-mapped.
+    """
     plain = [np.asarray(array) for array in arrays]
     for array in plain:
         array.setflags(write=False)
@@ -142,9 +154,11 @@ def _frozen(*arrays: NDArray[Any]) -> HashTables:
 def _runs(
     data: Bytes, offsets: NDArray[np.int64], ids: NDArray[np.int32]
 ) -> tuple[Words, Words, NDArray[np.bool_], Any, Any]:
-    """Collect all runs that begin entries: key, slot value, whether a longer one exists. Add a clash, or -1, -1.
+    """Collect all runs that begin entries, and find a clash.
 
-    A clash is two equal entries, or two whose beginnings differ and share a key.
+    Returns:
+        Key, slot value and whether a longer run exists, for each run. Then two entries that are equal or whose
+        different beginnings share a key, or -1, -1.
     """
     num_entries = len(offsets) - 1
     most = len(offsets) - 1

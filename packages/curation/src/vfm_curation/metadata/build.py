@@ -9,7 +9,10 @@ from vfm_curation.metadata.stages import BuildMetadata
 
 
 def check_metadata(config: BuildMetadata, ctx: Preflight) -> None:
-    """Check each source: lists are readable, pools have the languages, extras are installed."""
+    """Check that each source of metadata can be used.
+
+    Lists must be readable, pools must have the languages, and extras must be installed.
+    """
     for source in config.entry_sources:
         source.preflight(ctx)
 

@@ -64,7 +64,10 @@ class EntryList:
         return sum(map(len, self._sources.values()))
 
     def __iter__(self) -> Iterator[Row]:
-        """Yield rows by id: languages in the order of `add`, and the entries of each in the order of their sources."""
+        """Yield rows by id.
+
+        Languages are in the order of `add`, and the entries of each in the order of their sources.
+        """
         # A dict keeps the order of insertion, so ids are stable.
         for language, sources in self._sources.items():
             yield from ((language, entry, source) for entry, source in sources.items())
@@ -76,10 +79,13 @@ class EntryList:
 
 
 def unusable_reason(entry: str) -> str | None:
-    """Explain why a string cannot be an entry, or return None if it can.
+    """Explain why a string cannot be an entry.
 
     The papers leave out empty strings, single ASCII and full-width marks, and strings longer than 256 characters. JSON
-    may contain half a character (a lone surrogate), which no UTF-8 text has.
+    may contain half a character (a lone surrogate). No UTF-8 text has one.
+
+    Returns:
+        The reason. None if it can be an entry.
     """
     if not entry:
         return "empty"
@@ -101,7 +107,10 @@ def entries_sha256(rows: Iterable[Row]) -> str:
 
 
 def save_entries(directory: Path, rows: Iterable[Row]) -> None:
-    """Write the entries as the file of a `Metadata` artifact: language, entry, source. The row number is the id."""
+    """Write the entries as the file of a `Metadata` artifact.
+
+    The columns are language, entry and source. The row number is the id.
+    """
     schema = pa.schema([(name, pa.string()) for name in ("language", "entry", "source")])
     with pq.ParquetWriter(directory / ENTRIES_FILE, schema, compression="zstd", write_page_checksum=True) as writer:
         for batch in _batches(rows):
@@ -120,12 +129,19 @@ def _batches(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def load_entries(metadata: Metadata) -> pa.Table:
-    """Read the entries of an artifact: columns language, entry, source (strings). An entry's id is its row number."""
+    """Read the entries of an artifact.
+
+    Returns:
+        Table of strings with the columns language, entry and source. An entry's id is its row number.
+    """
     return store_files.read_parquet(metadata.path / ENTRIES_FILE)
 
 
 def ids_for(entries: pa.Table, language: str) -> NDArray[np.int64]:
-    """Find the ids of the entries for texts of a language: shared entries and entries of that language."""
+    """Find the ids of the entries that apply to texts of a language.
+
+    They are entries of that language and shared entries.
+    """
     chosen = pc.is_in(entries["language"], pa.array([SHARED, language]))
     ids: NDArray[np.int64] = np.flatnonzero(chosen.to_numpy())
     return ids

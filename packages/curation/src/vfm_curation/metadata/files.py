@@ -94,7 +94,10 @@ def _read_json(path: Path, language: str) -> dict[str, dict[str, str]]:
 
 
 def _entries_of(content: Any, name: str) -> dict[str, str] | None:
-    """Convert a list of strings, or a mapping of entries to sources, to entry -> source. Return None for others."""
+    """Convert a list of strings, or a mapping of entries to sources, to entry -> source.
+
+    Other contents give None.
+    """
     if isinstance(content, list) and all(isinstance(entry, str) for entry in content):
         return dict.fromkeys(content, name)
     if isinstance(content, dict) and content and all(isinstance(source, str) for source in content.values()):

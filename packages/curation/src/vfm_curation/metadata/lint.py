@@ -25,7 +25,10 @@ Cells = list[str | float | int | None]
 
 @dataclass(frozen=True)
 class EntryFinding:
-    """An entry and its problem: it can never match (dead), was left out, or is odd but kept."""
+    """An entry and its problem.
+
+    A dead entry can never match. Other entries were left out, or are odd but kept.
+    """
 
     language: str
     entry: str

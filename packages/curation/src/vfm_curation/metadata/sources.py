@@ -83,7 +83,10 @@ def caption_entries(source: CaptionWords, ctx: Context, workers: int) -> Iterato
 
 
 def _why_none(source: CaptionWords, languages: list[str], num_texts: int, num_words: int, ctx: Context) -> str:
-    """Explain why captions give no entries: none were readable, they are in another language, or there are too few."""
+    """Explain why captions give no entries.
+
+    None were readable, they are in another language, or there are too few.
+    """
     if not num_texts:
         bad = ", ".join(f"{count} x {reason}" for reason, count in ctx.bad.most_common(3))
         reason = f"'{source.pool}' has no caption in {', '.join(map(repr, languages))}"
@@ -115,7 +118,11 @@ def _min_pmi(source: CaptionWords) -> float:
 
 
 def _content_words(source: CaptionWords, language: str, ctx: Context) -> ContentWords | None:
-    """Create the filter that selects the content words of a language, or return None if all words become entries."""
+    """Create the filter that selects the content words of a language.
+
+    Returns:
+        None if all words become entries.
+    """
     if source.words == "all":
         return None
     folder = _wordnet_of(source, language)

@@ -47,7 +47,7 @@ class CharactersTokenizer(Tokenizer):
 
 
 class IcuTokenizer(Tokenizer):
-    """Split into ICU's words, which it finds by dictionaries. Needs the extra `icu`."""
+    """Split into words by ICU's dictionaries. Needs the extra `icu`."""
 
     type: Literal["icu"] = Field("icu", description="ICU's words (needs an extra)")
 

@@ -58,12 +58,13 @@ def built_in(config: Tokenizer, language: str, *, prose: bool) -> WordSplitter:
 
 
 def find_tokenizer(name: str, language: str, *, prose: bool) -> WordSplitter:
-    """Create a tokenizer by name. `auto` means characters for languages without spaces, and words for all others.
+    """Create a tokenizer by name.
 
     Args:
-        name: auto, words, characters or icu.
+        name: auto, words, characters or icu. `auto` means characters for languages without spaces, and words for all
+            others.
         language: language of the texts.
-        prose: True for running text, False for captions, which are split like the matcher splits them.
+        prose: True for running text. False for captions, split like the matcher splits them.
 
     Raises:
         ModuleNotFoundError: If the name is icu and the extra `icu` is not installed.

@@ -134,11 +134,18 @@ class Vocabulary:
         min_pmi: float = ABOVE_CHANCE,
         only: Callable[[str], bool] | None = None,
     ) -> dict[str, str]:
-        """Select entries as entry -> source, "unigram" or "bigram", in order: all that qualify, or the best `size`.
+        """Select words and pairs of words as entries.
 
-        A fraction `bigram_share` of `size` entries are pairs. If there are too few words or pairs, the others fill up.
-        `min_pmi` is the smallest PMI of a pair in bits. `only` returns whether a word or pair may be an entry. Without
-        it, all may.
+        Args:
+            size: number of entries. Default: all that qualify.
+            min_count: least count of a word.
+            bigram_min_count: least count of a pair.
+            bigram_share: fraction of `size` that are pairs. If there are too few words or pairs, the others fill up.
+            min_pmi: smallest PMI of a pair in bits.
+            only: checks whether a word or pair may be an entry. Default: all may.
+
+        Returns:
+            Entries in order, each with its source, "unigram" or "bigram".
         """
         limit = None if only is not None else size
         words = self.top_words(min_count, limit=limit)

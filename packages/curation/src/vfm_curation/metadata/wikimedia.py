@@ -116,9 +116,10 @@ def _bounded(stream: BinaryStream, file: Path) -> Iterator[bytes]:
 def views_of_hour(
     file: Path, domain: str, *, mobile: bool = False, on_bad: Callable[[str, str], None] | None = None
 ) -> Counter[str]:
-    """Count the views of each title in one file, except titles with a colon, which belong to other namespaces.
+    """Count the views of each title in one file.
 
-    A line is `domain title views bytes`, such as `en Main_Page 242 0`. The domain `en.m` counts mobile readers.
+    Titles with a colon belong to other namespaces and are left out. A line is `domain title views bytes`, such as `en
+    Main_Page 242 0`. The domain `en.m` counts mobile readers.
 
     Args:
         file: hourly file of Wikimedia, `pageviews-20180419-000000.gz`, or decompressed.

@@ -41,7 +41,10 @@ class TextCounts:
 
 @dataclass
 class Progress:
-    """Progress through a corpus: index of the current file, its texts, and texts of all files."""
+    """Progress through a corpus.
+
+    It has the index of the current file, the number of its texts, and the number of texts of all files.
+    """
 
     file: int = 0
     texts: int = 0
@@ -110,7 +113,11 @@ class Corpus:
             at.texts = 0
 
     def count_texts(self, texts: list[str | bytes]) -> TextCounts:
-        """Count some texts: articles' wikitext, or lines of plain text as bytes."""
+        """Count the words of some texts.
+
+        Args:
+            texts: articles' wikitext, or lines of plain text as bytes.
+        """
         split = self.tokenizer.build(self.language, prose=True)
         plain = []
         bad = []
@@ -132,7 +139,10 @@ def check_wikitext_parser() -> None:
 
 
 def plain_text(wikitext: str) -> str:
-    """Convert wikitext to plain text: no templates, references, files and categories, links as their labels."""
+    """Convert wikitext to plain text.
+
+    Templates, references, files and categories are removed. Links become their labels.
+    """
     import mwparserfromhell  # the extra `wikipedia`
     from mwparserfromhell.nodes import Tag, Wikilink
 

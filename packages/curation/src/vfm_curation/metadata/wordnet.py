@@ -16,14 +16,17 @@ NUMBERS = tuple(str(number) for number in range(100))
 
 
 def wordnet_entries(path: Path, *, numbers: bool = True) -> dict[str, str]:
-    """Read WordNet's synset names and add the numbers "0" to "99", as in the paper: 86,654 entries from WordNet 3.0.
+    """Read WordNet's synset names and add the numbers "0" to "99", as in the paper.
 
-    The name of a synset is its first word in lower case, cut at the first dot, with spaces for `_`. The words of
-    a wordnet of another language are taken as they are.
+    WordNet 3.0 gives 86,654 entries. The name of a synset is its first word in lower case, cut at the first dot, with
+    spaces for `_`. The words of a wordnet of another language are taken as they are.
 
     Args:
         path: folder with WordNet's database files, or a `.tab` file of the Open Multilingual Wordnet.
         numbers: put the numbers first.
+
+    Returns:
+        Entries with their sources.
 
     Raises:
         UserError: If a file is missing or is not a file of WordNet.

@@ -36,8 +36,7 @@ class ConditionMap(nn.Module):
     """Map from CLIP's joint space to the context tokens of a generator.
 
     It is trained with the generator. It is a linear layer, or layer norm, linear layer, GELU and linear layer
-    (GenHancer).
-    If the network takes a vector, the map also computes it.
+    (GenHancer). If the network takes a vector, the map also computes it.
 
     It expects text embeddings. CLIP's image embeddings differ from them by a nearly constant vector, the modality gap
     (arXiv:2203.02053), and `toward_text` adds it. The weights identify the joint space by the embedding of a fixed

@@ -70,9 +70,8 @@ class TuneInputs(ImageInputs):
     """Inputs of `diva.tune`.
 
     Attributes:
-        patch_draws: uniform numbers that choose the patches, (num_draws,), or as many for each time. None without
-            such a
-            choice.
+        patch_draws: uniform numbers that choose the patches, (num_draws,), or as many for each time. None without such
+            a choice.
         views: random crop of `images`, uint8 (3, S, S). Only present if the loss compares it.
     """
 

@@ -147,9 +147,8 @@ def _vector_widths(config: Any) -> tuple[int, int]:
 def build_unet(config: UNet, *, sample_size: int, channels: int, context_width: int) -> UNet2DConditionModel:
     """Build a UNet with random weights from torch's generator.
 
-    The first levels only convolve, and the last `attention_levels` attend. Attention at full resolution costs most,
-    and a
-    context that describes the whole image matters least there.
+    The first levels only convolve, and the last `attention_levels` attend. Attention at full resolution costs most, and
+    a context that describes the whole image matters least there.
 
     Args:
         config: levels and widths.

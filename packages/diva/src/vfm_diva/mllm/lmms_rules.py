@@ -110,9 +110,8 @@ def _mmbench(items: Sequence[Item]) -> ScoredReplies:
 def _naturalbench(items: Sequence[Item]) -> ScoredReplies:
     """Score NaturalBench's groups of two questions on two images.
 
-    The scores are for each answer, for both answers of a question, for both of an image, and for all four. A group
-    that is
-    not complete (`--limit`) counts only by its answers.
+    The scores are for each answer, for both answers of a question, for both of an image, and for all four. A group that
+    is not complete (`--limit`) counts only by its answers.
     """
     groups = np.array([item.doc_id // 4 for item in items])
     places = np.array([item.doc_id % 4 for item in items])

@@ -136,8 +136,7 @@ class Mllm(nn.Module):
         """Write the model in transformers' layout, and the artifact's facts.
 
         The folder has weights, configuration, tokenizer and processor. With `tokens: class` it has no processor,
-        because
-        transformers' `LlavaProcessor` does not support it.
+        because transformers' `LlavaProcessor` does not support it.
         """
         directory.mkdir(parents=True, exist_ok=True)
         self.llava.save_pretrained(directory)

@@ -91,13 +91,11 @@ def draw_pope(
 ) -> list[ObjectQuestion]:
     """Draw POPE's questions about objects in images.
 
-    Each image gets `per_image` questions with the answer yes and as many with no, in turn. A question with the
-    answer yes
-    names one of the first `per_image` objects of the image. The next one, with the answer no, names an object that is
-    neither in the image nor named before. `random` takes any. `popular` takes the object in most of the drawn images.
-    `adversarial` takes the object that is most often in a drawn image with the object just named. Equal counts are
-    decided
-    by the order of the names. If all counts are 0, any object is taken.
+    Each image gets `per_image` questions with the answer yes and as many with no, in turn. A question with the answer
+    yes names one of the first `per_image` objects of the image. The next one, with the answer no, names an object that
+    is neither in the image nor named before. `random` takes any. `popular` takes the object in most of the drawn
+    images. `adversarial` takes the object that is most often in a drawn image with the object just named. Equal counts
+    are decided by the order of the names. If all counts are 0, any object is taken.
 
     Args:
         objects: names in each image, without repetition, in order.

@@ -139,13 +139,10 @@ class MllmTrain(Training):
 class MllmQuestions(Stage):
     """Import questions about your own images.
 
-    They are in MMVP's folder, in JSON lines, or in LLaVA's json. A line is
-    `{"image": path, "question": ..., "options": [...], "answer": index or text}`. It can also have `key`, `family`,
-    `pair`
-    and `history`, the earlier questions and answers in alternation. Without `options` the answer is the only one, as
-    for
-    training on captions. A conversation of LLaVA's json is its last question with a history. Training learns all
-    answers.
+    They are in MMVP's folder, in JSON lines, or in LLaVA's json. A line is `{"image": path, "question": ..., "options":
+    [...], "answer": index or text}`. It can also have `key`, `family`, `pair` and `history`, the earlier questions and
+    answers in alternation. Without `options` the answer is the only one, as for training on captions. A conversation of
+    LLaVA's json is its last question with a history. Training learns all answers.
     """
 
     kind: Literal["mllm.questions"] = "mllm.questions"

@@ -67,8 +67,7 @@ class FlowTransformer(DenoiserNetwork):
 
     Image and context tokens pass double blocks, then single blocks, conditioned on a vector. GenHancer's lightweight
     denoiser has 2 double and 4 single blocks of 24 heads of 128 channels, 1.3 billion weights, and is trained from
-    scratch
-    on images alone.
+    scratch on images alone.
 
     Source: Ma et al. 2025, GenHancer (arXiv:2503.19480), section 3.
     """

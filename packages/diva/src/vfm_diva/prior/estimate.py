@@ -16,9 +16,8 @@ from vfm_diva.prior.stages import DivaPrior
 def diva_prior_cost(config: DivaPrior, ctx: Preflight) -> Cost:
     """Estimate the cost of training a prior.
 
-    All conditions are taken as images, because they cost more than captions. The cost is unknown if the CLIP model
-    or the
-    VAE is not known yet.
+    All conditions are taken as images, because they cost more than captions. The cost is unknown if the CLIP model or
+    the VAE is not known yet.
     """
     clip, vae = planned_clip(ctx, config.clip), ctx.artifact(config.vae) if config.vae else None
     if clip is None or (config.vae and vae is None):

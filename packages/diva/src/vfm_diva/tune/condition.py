@@ -21,9 +21,8 @@ from vfm_diva.parts.parts import Cls, Embedding, Patches, PooledPatches, RasterP
 class ImageFeatures:
     """A tower's features of images.
 
-    They are embeddings before the L2 norm, (B, D), and the condition's tokens, (B, T, E). If tokens are drawn for
-    each of N
-    times, the tokens are (B N, T, E), and the rows of an image are adjacent.
+    They are embeddings before the L2 norm, (B, D), and the condition's tokens, (B, T, E). If tokens are drawn for each
+    of N times, the tokens are (B N, T, E), and the rows of an image are adjacent.
     """
 
     embeds: Tensor

@@ -75,9 +75,8 @@ def contrast(predicted: Tensor, of_view: Tensor, target: Tensor, temperature: fl
     """Compute how well an image's prediction stands out among predictions with other images' tokens.
 
     The anchor of image i is the prediction for its noisy sample with its own tokens. It has two positives, each with
-    half
-    of the weight in a softmax of cosines: the prediction with the tokens of a second crop, and the target itself. The
-    negatives are the predictions for the same noisy sample with the tokens of the other images.
+    half of the weight in a softmax of cosines: the prediction with the tokens of a second crop, and the target itself.
+    The negatives are the predictions for the same noisy sample with the tokens of the other images.
 
     Args:
         predicted: predictions for the noisy sample of image i with the tokens of image j, (B, B, C, h, h).

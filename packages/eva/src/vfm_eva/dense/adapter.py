@@ -89,7 +89,17 @@ class Injector(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(width))
 
     def forward(self, queries: Tensor, locations: Tensor, values: Tensor, grids: Sequence[Grid]) -> Tensor:
-        """Update the patch tokens, (B, N, D). Arguments are as in `DeformableAttention.forward`."""
+        """Update the patch tokens.
+
+        Args:
+            queries: patch tokens, (B, N, D).
+            locations: as in `DeformableAttention.forward`.
+            values: as in `DeformableAttention.forward`.
+            grids: as in `DeformableAttention.forward`.
+
+        Returns:
+            (B, N, D).
+        """
         attended = self.attn(self.query_norm(queries), locations, self.feat_norm(values), grids)
         return queries + self.gamma * attended  # type: ignore[no-any-return]
 
@@ -150,10 +160,11 @@ class SpatialPrior(nn.Module):
 
 
 class PositionBias(nn.Module):
-    """The relative position bias of all blocks: a learned number for each block, head and offset between two patches.
+    """The relative position bias of all blocks.
 
-    It is added to the attention scores, and initialized with zeros. EVA-01's larger segmenters have one. Source: Bao et
-    al. 2022, BEiT (arXiv:2106.08254). The index is timm's.
+    It has a learned number for each block, head and offset between two patches. The number is added to the attention
+    scores and starts at zero. EVA-01's larger segmenters have one. Source: Bao et al. 2022, BEiT (arXiv:2106.08254).
+    The index is timm's.
 
     Args:
         grid: rows and columns of the patches. Images must have this size.
@@ -182,7 +193,9 @@ class PositionBias(nn.Module):
 
 
 class ViTAdapter(nn.Module):
-    """Computes feature maps of strides 4, 8, 16 and 32 from an encoder, which is not a submodule.
+    """Computes feature maps of strides 4, 8, 16 and 32 from an encoder.
+
+    The encoder is not a submodule.
 
     Args:
         encoder: a timm encoder with a class token and patches of 16 pixels.

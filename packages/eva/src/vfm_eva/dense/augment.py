@@ -31,7 +31,9 @@ PAD = (128, 128, 128)  # grey of the area beyond a small image, as in detectron2
 
 @dataclass(frozen=True)
 class Placement:
-    """Geometry of a crop: the image is resized, flipped, cropped, and padded on the right and below.
+    """Geometry of a crop.
+
+    The image is resized, flipped, cropped, and padded on the right and below.
 
     Attributes:
         source: width and height of the image.
@@ -55,7 +57,7 @@ class Placement:
 
     @property
     def _region(self) -> tuple[int, int, int, int]:
-        """The crop in the resized image before the flip: left, top, right, bottom."""
+        """Left, top, right and bottom of the crop in the resized image before the flip."""
         (left, top), (w, h) = self.corner, self.covered
         if self.flip:
             left = self.resized[0] - left - w
@@ -69,7 +71,10 @@ class Placement:
 
 @dataclass(frozen=True)
 class Targets:
-    """The objects in a crop: labels (N,), boxes (N, 4) as left, top, right, bottom, and masks (N, S, S) or None."""
+    """The objects in a crop.
+
+    Labels are (N,), boxes (N, 4) as left, top, right, bottom, and masks (N, S, S) or None.
+    """
 
     labels: NDArray[np.int64]
     boxes: NDArray[np.float32]
@@ -78,7 +83,10 @@ class Targets:
 
 @dataclass(frozen=True)
 class Distortion:
-    """Factors of a photometric distortion, None where not applied. The hue is shifted by a fraction of a full turn."""
+    """Factors of a photometric distortion.
+
+    A factor is None where it is not applied. The hue is shifted by a fraction of a full turn.
+    """
 
     brightness: float | None = None
     contrast: float | None = None
@@ -121,9 +129,18 @@ def place_image(
     *,
     fill: tuple[int, int, int] = PAD,
 ) -> Tensor:
-    """Crop an image to uint8, (3, S, S), padded with `fill`.
+    """Crop an image.
 
     The result equals a resize of the whole image, a crop and a pad, but only the visible part is resized.
+
+    Args:
+        image: the whole image.
+        placement: geometry of the crop.
+        interpolation: filter of the resize.
+        fill: color of the padding.
+
+    Returns:
+        uint8 (3, S, S).
     """
     left, top, right, bottom = placement._region
     across, down = placement.scale

@@ -26,7 +26,9 @@ from vfm_eva.dense.windows import Grid, check_window, from_windows, to_windows
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tokens between two blocks: prefix tokens, then the patches row by row.
+    """Tokens between two blocks.
+
+    Prefix tokens come first, then the patches row by row.
 
     Attributes:
         values: (B, P + N, D).

@@ -36,7 +36,14 @@ class SimpleFeaturePyramid(nn.Module):
         self.levels = nn.ModuleList(_level(width, out, patch_size, stride) for stride in scales)
 
     def forward(self, maps: Tensor) -> list[Tensor]:
-        """Compute the maps of all strides: (B, D, h, w) to (B, out, h * patch_size / stride, ...)."""
+        """Compute the maps of all strides.
+
+        Args:
+            maps: (B, D, h, w).
+
+        Returns:
+            (B, out, h * patch_size / stride, w * patch_size / stride) for each stride.
+        """
         return [level(maps) for level in self.levels]
 
 

@@ -61,7 +61,16 @@ class RelativePositions(nn.Module):
         self.resizing = resizing
 
     def forward(self, block: nn.Module, tokens: Tensor, grid: Grid) -> Tensor:
-        """Compute the term added to the block's attention scores, (B, H, N, N), from its input (B, N, D)."""
+        """Compute the term added to a block's attention scores.
+
+        Args:
+            block: the block.
+            tokens: input of the block, (B, N, D).
+            grid: rows and columns of the patches.
+
+        Returns:
+            (B, H, N, N).
+        """
         queries = _queries(block, tokens)
         queries = queries.reshape(*queries.shape[:2], *grid, -1)  # (B, H, h, w, d)
         row_vectors = _of_pairs(self.rows, grid[0], self.resizing)
@@ -72,7 +81,10 @@ class RelativePositions(nn.Module):
 
 
 def _queries(block: Any, tokens: Tensor) -> Tensor:
-    """Compute the queries of a block, (B, H, N, d), which its attention computes too but does not return."""
+    """Compute the queries of a block, (B, H, N, d).
+
+    Its attention computes them too, but does not return them.
+    """
     attention = block.attn
     normed = block.norm1(tokens)
     if attention.qkv is None:

@@ -23,10 +23,11 @@ PREFIX_TOKENS = ("cls_token", "dist_token", "reg_token")
 
 
 class Trunk:
-    """Patches, prefix tokens, positions and blocks of a vision transformer, which is not changed.
+    """Patches, prefix tokens, positions and blocks of a vision transformer.
 
-    `visual` is the module, `blocks` its blocks, `final_norm` the norm after the last block, `width` the width D,
-    `patch_size` the side of a patch in pixels, `grid` the rows and columns of patches at the model's image size.
+    The transformer is not changed. `visual` is the module, `blocks` its blocks, `final_norm` the norm after the last
+    block, `width` the width D, `patch_size` the side of a patch in pixels, `grid` the rows and columns of patches at
+    the model's image size.
     """
 
     def __init__(self, model: ClipModel | nn.Module) -> None:
@@ -96,7 +97,10 @@ class Trunk:
         return resized.to(patches.dtype).flatten(2).transpose(1, 2)
 
     def before_blocks(self, tokens: Tensor) -> Tensor:
-        """Apply the layers between embedding and first block: dropout and a norm, if the model has them."""
+        """Apply the layers between embedding and first block.
+
+        They are dropout and a norm, if the model has them.
+        """
         if self.is_open_clip:
             normed: Tensor = self.visual.ln_pre(tokens)
             return normed
@@ -163,7 +167,10 @@ def unrotated_rows(rope: Tensor, count: int) -> Tensor:
 
 
 def _added(visible: Tensor | None, num_heads: int) -> Tensor | None:
-    """Convert a mask to the form of torch's attention layer: numbers to add to the scores, (B H, N, N)."""
+    """Convert a mask to the form of torch's attention layer, (B H, N, N).
+
+    Its numbers are added to the scores.
+    """
     if visible is None:
         return None
     hidden = torch.zeros(visible.shape, device=visible.device).masked_fill(~visible, float("-inf"))

@@ -16,6 +16,11 @@ def check_window(grid: Grid, window: int, patch_size: int) -> None:
 
     Padding is not supported: detectron2 pads after a block's first norm, but here windows wrap the whole block.
 
+    Args:
+        grid: rows and columns of the patches.
+        window: side of a window in patches.
+        patch_size: side of a patch in pixels, for the message.
+
     Raises:
         UserError: if they do not.
     """
@@ -46,7 +51,16 @@ def to_windows(tokens: Tensor, grid: Grid, window: int) -> Tensor:
 
 
 def from_windows(windows: Tensor, grid: Grid, window: int) -> Tensor:
-    """Join the windows cut by `to_windows` into maps, (B, N, C)."""
+    """Join the windows cut by `to_windows` into maps.
+
+    Args:
+        windows: windows of all maps.
+        grid: rows and columns of the patches.
+        window: side of a window in patches.
+
+    Returns:
+        (B, N, C).
+    """
     rows = grid[0] // window
     columns = grid[1] // window
     channels = windows.shape[-1]

@@ -38,7 +38,9 @@ BEFORE_THE_BLOCKS = (
 
 
 class Classifier(Task[LabeledImages]):
-    """Classification with layer decay: cross-entropy, or binary cross-entropy for several labels per image.
+    """Classification with layer decay.
+
+    The loss is cross-entropy, or binary cross-entropy for several labels per image.
 
     Args:
         model: a timm vision transformer with a head.
@@ -103,7 +105,13 @@ class Classifier(Task[LabeledImages]):
     def replay(
         self, inputs: LabeledImages, head_grads: Sequence[Tensor], feature_grads: Tensor | None
     ) -> tuple[Tensor, Metrics]:
-        """Compute a scalar whose gradients with respect to the head's weights and inputs are the given gradients."""
+        """Compute a scalar that propagates gradients of the head's weights and inputs.
+
+        Args:
+            inputs: images of a micro-batch.
+            head_grads: gradients with respect to the head's weights.
+            feature_grads: gradient with respect to the head's inputs. None for a frozen encoder.
+        """
         head: Any = self.model.head
         products = []
         for weight, grad in zip(head.linear.parameters(), head_grads, strict=True):
@@ -122,8 +130,14 @@ class Classifier(Task[LabeledImages]):
     ) -> Metrics:
         """Compute the gradients of a step, with a batch norm before the head over all samples of the step.
 
-        The batch norm needs all micro-batches encoded before the first gradient. They are encoded a second time for
-        the encoder's gradients, unless the encoder is frozen.
+        The batch norm needs all micro-batches encoded before the first gradient. They are encoded a second time for the
+        encoder's gradients, unless the encoder is frozen.
+
+        Args:
+            call: as in `Task.accumulate`.
+            micro_batches: as in `Task.accumulate`.
+            backward: as in `Task.accumulate`.
+            reseed: as in `Task.accumulate`.
         """
         head = self.model.head
         if not isinstance(head, NormedHead) or (len(micro_batches) == 1 and not dist.is_initialized()):
@@ -218,14 +232,16 @@ def encoder_tower(
     new: Collection[str] = (),
     rate: Callable[[int], float] | None = None,
 ) -> TrainedTower:
-    """Group the trained weights of a timm encoder. The head is not included, and has the full learning rate.
+    """Group the trained weights of a timm encoder.
+
+    The head is not included. It has the full learning rate.
 
     Args:
         trained: choice of the trained weights.
         root: module that contains the encoder.
         blocks: name of the encoder's blocks in `root`.
         layer: maps a weight's name to its layer, as `layer_of` does. None: the weight is part of the head.
-        new: names of weights in new layers, which are not frozen.
+        new: names of weights in new layers. They are not frozen.
         rate: separate learning rate of the encoder by step.
 
     Source: Bao et al. 2021, BEiT (arXiv:2106.08254), for the groups.
@@ -250,9 +266,10 @@ def _by_layer(root: nn.Module, layer: Callable[[str], int | None], depth: int) -
 
 
 def layer_of(name: str) -> int:
-    """Find a parameter's layer: 0 before the blocks, b + 1 for block b, AFTER_THE_BLOCKS for the final norm.
+    """Find a parameter's layer.
 
-    This follows EVA's code. timm counts a norm before pooling as part of the last block.
+    It is 0 before the blocks, b + 1 for block b, and AFTER_THE_BLOCKS for the final norm. This follows EVA's code. timm
+    counts a norm before pooling as part of the last block.
     """
     if name.startswith(BEFORE_THE_BLOCKS):
         return 0
@@ -263,7 +280,10 @@ def layer_of(name: str) -> int:
 
 
 def layer_of_encoder(name: str) -> int | None:
-    """Find a parameter's layer, or None for the head and the norm after pooling, which is new like the head."""
+    """Find a parameter's layer, as `layer_of` does.
+
+    The head has none, and neither has the norm after pooling, because it is new like the head.
+    """
     if name.startswith(("head.", "head_dist.", "fc_norm.")):
         return None
     return layer_of(name)

@@ -119,9 +119,15 @@ def classifier_task(config: EvaFinetune, model: nn.Module) -> Classifier:
 def build_classifier(
     config: EvaFinetune, checkpoint: VisionCheckpoint, class_names: Sequence[str], *, independent: bool = False
 ) -> nn.Module:
-    """Build the architecture of a checkpoint with a new head of small weights. Encoder weights are not loaded.
+    """Build the architecture of a checkpoint with a new head of small weights.
 
-    `independent`: an image can have several of the classes.
+    Encoder weights are not loaded.
+
+    Args:
+        config: settings of the fine-tuning.
+        checkpoint: encoder to start from.
+        class_names: names of the classes.
+        independent: an image can have several of the classes.
 
     Raises:
         UserError: if it is no vision transformer, or cannot be built at this size.
@@ -151,7 +157,15 @@ def build_classifier(
 
 
 def init_head(head: Any, scale: float, seed: int) -> None:
-    """Draw a head's weights with standard deviation 0.02 times `scale`, and zero its bias. Skip heads on `meta`."""
+    """Draw a head's weights, and zero its bias.
+
+    The weights have standard deviation 0.02 times `scale`. Heads on `meta` are skipped.
+
+    Args:
+        head: linear layer.
+        scale: factor of the weights.
+        seed: seed of the draw.
+    """
     if not head.weight.is_meta:
         # BEiT's rule: a small head lets the encoder's features change slowly at first.
         nn.init.trunc_normal_(head.weight, std=0.02, generator=torch.Generator().manual_seed(seed))

@@ -89,7 +89,14 @@ class MakeLabeled:
     def of(
         cls, preprocess: Preprocess, crop_scale: tuple[float, float], flip: float, rand_augment: str | None
     ) -> MakeLabeled:
-        """Create it for a model's image size, interpolation and mean."""
+        """Create the loader for a model's image size, interpolation and mean.
+
+        Args:
+            preprocess: the model's preprocessing.
+            crop_scale: smallest and largest area of a crop.
+            flip: probability of a horizontal flip.
+            rand_augment: timm's description of RandAugment.
+        """
         size = preprocess.image_size
         interpolation = preprocess.interpolation
         transform = ImageTransform(size, scale=crop_scale, flip=flip, interpolation=interpolation)
@@ -147,7 +154,10 @@ def _rand_augment(
 
 
 def _posterize(image: Image.Image, bits: int, **settings: Any) -> Image.Image:
-    """Posterize with at least one bit: timm's largest magnitude is zero bits (black), which Pillow rejects."""
+    """Posterize with at least one bit.
+
+    timm's largest magnitude is zero bits (black). Pillow rejects it.
+    """
     posterized: Image.Image = posterize(image, max(1, bits), **settings)
     return posterized
 

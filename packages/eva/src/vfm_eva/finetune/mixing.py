@@ -43,6 +43,9 @@ class StepMix:
 
 
 def paired(batch: Tensor) -> Tensor:
-    """Reorder a batch so that timm's `Mixup`, which mixes the first sample with the last, mixes neighbours."""
+    """Reorder a batch so that timm's `Mixup` mixes neighbours.
+
+    `Mixup` mixes the first sample with the last.
+    """
     # Neighbours are in the same micro-batch for any even micro-batch, so its size changes no pair.
     return torch.cat([batch[::2], batch[1::2].flip(0)])

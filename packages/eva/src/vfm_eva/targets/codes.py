@@ -97,6 +97,13 @@ class CodeTarget(PatchTarget):
 def codes_of(
     target: Codes, student: nn.Module, encoder: ClipModel | nn.Module, *, bf16: bool | None = None
 ) -> CodeTarget:
-    """Build the target for codes of an encoder's features. Its centres are fitted later."""
+    """Build the target for codes of an encoder's features. Its centres are fitted later.
+
+    Args:
+        target: settings of the codes.
+        student: the student, for its grid of patches.
+        encoder: encoder whose features are clustered.
+        bf16: see `Teacher`.
+    """
     teacher = features_of(Features(layer=target.layer, projected=target.projected), student, encoder, bf16=bf16)
     return CodeTarget(teacher, Codebook(torch.zeros(target.num_codes, teacher.width)))

@@ -54,7 +54,15 @@ class EvaViews:
 
 
 def crop_transform(crop_scale: tuple[float, float] | None, flip: float, preprocess: Preprocess) -> ImageTransform:
-    """Build random crops with a model's size and interpolation. The crop boxes are the same for all models."""
+    """Build random crops with a model's size and interpolation.
+
+    The crop boxes are the same for all models.
+
+    Args:
+        crop_scale: smallest and largest area of a crop. None crops as in evaluation.
+        flip: probability of a horizontal flip.
+        preprocess: the model's preprocessing.
+    """
     return ImageTransform(preprocess.image_size, scale=crop_scale, flip=flip, interpolation=preprocess.interpolation)
 
 
@@ -84,7 +92,13 @@ class MakeViews(BatchMake[Image.Image, EvaViews]):
         return self.view(image, draw.seed, draw.seed)
 
     def view(self, image: Image.Image, mask_seed: int, crop_seed: int) -> EvaViews:
-        """Create the views of an image, with separate seeds for mask and crop."""
+        """Create the views of an image.
+
+        Args:
+            image: the decoded image.
+            mask_seed: seed of the mask.
+            crop_seed: seed of the crop.
+        """
         student_image = to_tensor(self.transform.apply(image, crop_seed))
         teacher_images: list[Tensor | None] = []
         for transform in (self.teacher, *self.others):

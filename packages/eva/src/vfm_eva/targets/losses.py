@@ -31,7 +31,13 @@ def gram_loss(tokens: Tensor, target: Tensor, counted: Tensor) -> Tensor:
 
 
 def squared_error(prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-    """Compute the squared error in fp32, averaged over the counted tokens and the channels."""
+    """Compute the squared error in fp32, averaged over the counted tokens and the channels.
+
+    Args:
+        prediction: (B, K, T).
+        target: like `prediction`.
+        counted: (B, K), True for tokens that count.
+    """
     error = (prediction.float() - target.float()).square().mean(dim=-1)  # (B, K)
     return torch.where(counted, error, 0.0).sum() / counted.sum().clamp(min=1)
 

@@ -36,18 +36,18 @@ class Statistics(nn.Module):
 
 
 class PhiS(Statistics):
-    """An invertible map to features with mean 0 and variance 1 in every channel, using one scale for all directions.
+    """An invertible map to features with mean 0 and variance 1 in every channel.
 
-    The map is `rotation @ (features - mean) / scale`. Unlike whitening, a single scale preserves the shape of the
-    distribution. The rotation spreads the variance equally over the channels.
+    The map is `rotation @ (features - mean) / scale`, with one scale for all directions. Unlike whitening, a single
+    scale preserves the shape of the distribution. The rotation spreads the variance equally over the channels.
 
     Args:
         mean: (T,).
         rotation: (T, T), orthogonal.
         scale: square root of the mean channel variance, a scalar.
 
-    Source: Ranzinger et al. 2024, PHI-S (arXiv:2410.01680). The paper rotates by a PCA and a Hadamard matrix, which
-    exists for some widths only. Here plane rotations give equal variances at any width.
+    Source: Ranzinger et al. 2024, PHI-S (arXiv:2410.01680). The paper rotates by a PCA and a Hadamard matrix. Hadamard
+    matrices exist for some widths only. Here plane rotations give equal variances at any width.
     """
 
     rotates: ClassVar[bool] = True
@@ -112,7 +112,10 @@ class PhiS(Statistics):
 
 
 class GlobalScale(PhiS):
-    """PHI-S without its rotation: features are centred and divided by one number, so their mean variance is 1."""
+    """PHI-S without its rotation.
+
+    Features are centred and divided by one number, so their mean variance is 1.
+    """
 
     rotates: ClassVar[bool] = False
 
@@ -121,7 +124,7 @@ def equal_variances(covariance: Tensor) -> Tensor:
     """Compute an orthogonal matrix R, (T, T), such that the diagonal of R covariance R^T is constant.
 
     Starting from the principal components, each step rotates the channels with the largest and the smallest variance
-    into each other until the first has the mean variance, which finishes it. The remaining channels stay uncorrelated.
+    into each other until the first has the mean variance and is finished. The remaining channels stay uncorrelated.
 
     Args:
         covariance: (T, T), fp64.

@@ -11,7 +11,14 @@ from vfm_eva.targets.parts import Target
 
 
 def check_teacher(ref: Ref[ClipCheckpoint | VisionCheckpoint], target: Target, ctx: Preflight) -> None:
-    """Check that a teacher has the patch tokens, layer and projection of a target, even if its stage has not run yet.
+    """Check that a teacher has the patch tokens, layer and projection of a target.
+
+    Its stage need not have run.
+
+    Args:
+        ref: the teacher.
+        target: settings of the target.
+        ctx: plan of the recipe.
 
     Raises:
         UserError: if it lacks one.

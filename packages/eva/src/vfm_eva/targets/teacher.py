@@ -79,9 +79,14 @@ class PatchTarget(Frozen[nn.Module]):
         return masked_cosine_loss(prediction, target, counted)
 
     def metrics(self, prediction: Tensor, target: Tensor, counted: Tensor) -> Metrics:
-        """Compute further metrics from the arguments of `patch_loss`. Each takes a pass over all features.
+        """Compute further metrics of a prediction. Each takes a pass over all features.
 
         `constant_loss` is the loss of the best constant prediction, `mutual_cosine` the mean cosine of two predictions.
+
+        Args:
+            prediction: as in `patch_loss`.
+            target: as in `patch_loss`.
+            counted: as in `patch_loss`.
         """
         mutual = resultant_length(prediction.detach(), counted) ** 2
         return {"constant_loss": self.constant_loss(target, counted), "mutual_cosine": mutual}
@@ -148,7 +153,9 @@ class Teacher(PatchTarget):
             return feature_width(self.model, projected=self.projected)
 
     def preprocess_for(self, student: Preprocess) -> Preprocess:
-        """Choose the preprocessing of its images: its own, or a mosaic's tiles.
+        """Choose the preprocessing of the teacher's images.
+
+        It is the teacher's, or a mosaic's tiles.
 
         Raises:
             UserError: if its patches cannot be divided among the tiles.
@@ -245,7 +252,14 @@ def load_targets(cache: SampleCache) -> StoredTargets:
 def features_of(
     target: Features, student: nn.Module | None, encoder: ClipModel | nn.Module, *, bf16: bool | None = None
 ) -> Teacher:
-    """Wrap an encoder as a teacher. See `Teacher` for `bf16`."""
+    """Wrap an encoder as a teacher.
+
+    Args:
+        target: features that are predicted.
+        student: the student, for its grid of patches.
+        encoder: CLIP model or timm encoder.
+        bf16: see `Teacher`.
+    """
     preprocess = encoder.preprocess if isinstance(encoder, ClipModel) else vision_preprocess(encoder)
     return Teacher(encoder, preprocess, **target.model_dump(exclude={"type"}), bf16=bf16)
 
@@ -253,7 +267,13 @@ def features_of(
 def load_teacher(
     checkpoint: ClipCheckpoint | VisionCheckpoint, target: Features, *, bf16: bool | None = None
 ) -> Teacher:
-    """Load the encoder of a checkpoint as a teacher. See `Teacher` for `bf16`, `load_encoder` for errors."""
+    """Load the encoder of a checkpoint as a teacher. See `load_encoder` for errors.
+
+    Args:
+        checkpoint: CLIP model or encoder.
+        target: features that are predicted.
+        bf16: see `Teacher`.
+    """
     return features_of(target, None, load_encoder(checkpoint), bf16=bf16)
 
 
@@ -276,12 +296,21 @@ def load_encoder(checkpoint: ClipCheckpoint | VisionCheckpoint) -> ClipModel | n
 
 
 def seen_images(inputs: EvaInputs) -> Tensor:
-    """Select the images for the teacher: `teacher_images` if given, else the student's."""
+    """Select the images for the teacher.
+
+    They are `teacher_images`, or else the student's images.
+    """
     return inputs.images if inputs.teacher_images is None else inputs.teacher_images
 
 
 def resample_grid(features: Tensor, source: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Interpolate patch features (B, N, T) bilinearly to another grid. Equal grids leave them unchanged."""
+    """Interpolate patch features bilinearly to another grid.
+
+    Args:
+        features: (B, N, T).
+        source: rows and columns of the features.
+        grid: rows and columns of the result. An equal grid leaves them unchanged.
+    """
     if source == grid:
         return features
     planes = features.transpose(1, 2).reshape(len(features), -1, *source)  # (B, T, rows, columns)

@@ -19,7 +19,16 @@ ENCODER_FOLDER = "encoder"
 def save_classifier(
     model: VideoTransformer, clip: ClipFrames, class_names: list[str], directory: Path
 ) -> VideoClassifier:
-    """Write a classifier. The encoder gets the mean positions and patches of the frames, so that it takes images."""
+    """Write a classifier of clips.
+
+    The encoder gets the mean positions and patches of the frames, so that it takes images.
+
+    Args:
+        model: the classifier.
+        clip: number and sampling of the frames.
+        class_names: names of the classes.
+        directory: folder of the checkpoint.
+    """
     model.write_back()
     if model.attentive is None:
         set_class_names(model.visual, class_names)

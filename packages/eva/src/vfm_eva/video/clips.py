@@ -67,7 +67,13 @@ def to_frames(clip: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
 
 
 def recolored(clip: Tensor, augmentation: VideoAugmentation, rng: np.random.Generator) -> Tensor:
-    """Change brightness, contrast and saturation of a whole clip, and convert it to grey, each at random."""
+    """Change brightness, contrast and saturation of a whole clip, and convert it to grey, each at random.
+
+    Args:
+        clip: frames.
+        augmentation: ranges and probabilities of the changes.
+        rng: random generator of the draws.
+    """
     jitter, grey, *strengths = rng.random(5)  # the number of draws does not depend on the settings
     if augmentation.color_jitter and jitter < JITTER_SHARE:
         changes = (pixels.adjust_brightness, pixels.adjust_contrast, pixels.adjust_saturation)

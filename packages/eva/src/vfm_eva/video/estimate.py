@@ -37,7 +37,10 @@ def eva_video_cost(config: EvaVideo, ctx: Preflight) -> Cost:
 
 
 def _image_encoder(config: EvaVideo, ctx: Preflight, folder: Path) -> VisionCheckpoint | None:
-    """Find the encoder of a video model, or write a CLIP model's without weights to a folder. None for other models."""
+    """Find the encoder of a video model.
+
+    A CLIP model's encoder is written to a folder without weights. Other models have none.
+    """
     source = ctx.artifact(config.encoder)
     if isinstance(source, VideoClassifier):
         return image_checkpoint(source, folder)

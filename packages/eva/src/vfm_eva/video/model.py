@@ -25,10 +25,10 @@ from vfm_eva.video.time import rotated_in_time
 
 
 class VideoTransformer(nn.Module):
-    """A clip classifier around a timm encoder, which keeps its parameters and their names.
+    """A clip classifier around a timm encoder.
 
-    With a single frame it equals the encoder as an image classifier. While all frames have equal positions, the order
-    of frames does not change the logits.
+    The encoder keeps its parameters and their names. With a single frame the classifier equals the encoder as an image
+    classifier. While all frames have equal positions, the order of frames does not change the logits.
 
     Args:
         visual: timm's vision transformer with its head and pooling, or without a head for attentive pooling.
@@ -131,12 +131,15 @@ class VideoTransformer(nn.Module):
         self.grad_checkpointing = enable
 
     def no_weight_decay(self) -> set[str]:
-        """List the position parameters, which are not decayed."""
+        """List the position parameters. They are not decayed."""
         return {"positions", "time", "attentive_time"}
 
     @torch.no_grad()
     def start_from_encoder(self) -> None:
-        """Initialize the added parts from the encoder: tile positions, repeat patches, copy attention."""
+        """Initialize the added parts from the encoder.
+
+        Positions are tiled, patches repeated, and the attention is copied.
+        """
         image_positions = self.trunk.positions(self.trunk.grid)
         if self.positions is not None and image_positions is not None:
             self.positions.copy_(image_positions.expand_as(self.positions))
@@ -188,7 +191,10 @@ class VideoTransformer(nn.Module):
         return self.trunk.apply_block(number, values, rope)
 
     def _rope(self, num_prefix: int, joint: bool) -> Tensor | None:
-        """Compute rotary positions: the same spatial angles for each frame, plus angles of time for `time: rope`."""
+        """Compute rotary positions.
+
+        All frames have the same spatial angles. With `time: rope`, angles of time are added.
+        """
         rope = self.trunk.rotary(self.trunk.grid)
         if rope is None:
             return None

@@ -81,7 +81,13 @@ def train_video(config: EvaVideo, ctx: Context) -> VideoClassifier:
 
 
 def video_task(config: EvaVideo, model: VideoTransformer, class_names: list[str]) -> VideoTask:
-    """Create the training task for a classifier from `build_model`."""
+    """Create the training task for a classifier.
+
+    Args:
+        config: settings of the training.
+        model: result of `build_model`.
+        class_names: names of the classes.
+    """
     model.set_grad_checkpointing(config.grad_checkpointing)
     return VideoTask(
         model,
@@ -97,6 +103,11 @@ def video_task(config: EvaVideo, model: VideoTransformer, class_names: list[str]
 
 def build_model(config: EvaVideo, checkpoint: VisionCheckpoint, class_names: Sequence[str]) -> VideoTransformer:
     """Build the classifier with a new head of small weights. Encoder weights are not loaded.
+
+    Args:
+        config: settings of the training.
+        checkpoint: encoder to start from.
+        class_names: names of the classes.
 
     Raises:
         UserError: if the encoder is no vision transformer, or lacks a part that the settings need.
@@ -129,9 +140,19 @@ def load_weights(
     source: VisionCheckpoint | ClipCheckpoint | VideoClassifier,
     class_names: Sequence[str],
 ) -> KeyReport:
-    """Load the encoder's weights, and the video parts of a video classifier. Head rows are matched by class name.
+    """Load the encoder's weights, and the video parts of a video classifier.
 
-    Positions are interpolated to the number of frames and the grid. Parts that the source lacks keep initial weights.
+    Head rows are matched by class name. Positions are interpolated to the number of frames and the grid. Parts that the
+    source lacks keep initial weights.
+
+    Args:
+        model: the classifier.
+        checkpoint: the encoder.
+        source: model that training starts from.
+        class_names: names of the classes.
+
+    Returns:
+        What happened to every weight.
     """
     report = load_encoder_weights(checkpoint, model.visual)
     model.start_from_encoder()  # again, now that the encoder's weights are loaded
@@ -172,12 +193,22 @@ def _load_video_weights(
 
 
 def rows_by_name(wanted: Sequence[str], known: Sequence[str]) -> list[tuple[int, int]]:
-    """Match rows by class name: (row in `wanted`, row in `known`) for each wanted class that is known."""
+    """Match rows by class name.
+
+    Returns:
+        (row in `wanted`, row in `known`) for each wanted class that is known.
+    """
     known_rows = {name: number for number, name in enumerate(known)}
     return [(row, known_rows[name]) for row, name in enumerate(wanted) if name in known_rows]
 
 
 def copy_rows(target: Tensor, source: Tensor, rows: Sequence[tuple[int, int]]) -> None:
-    """Copy rows of a tensor to another tensor, in place."""
+    """Copy rows of a tensor to another tensor, in place.
+
+    Args:
+        target: tensor to change.
+        source: tensor to copy from.
+        rows: (row in `target`, row in `source`) for each copy.
+    """
     for row, known in rows:
         target[row] = source[known]

@@ -26,7 +26,7 @@ Scale = Annotated[float, Field(gt=0, le=1)]
 
 
 class ClipFrames(Config):
-    """Number and sampling of the frames of a clip, which the model sees at once."""
+    """Number and sampling of the frames of a clip. The model sees them at once."""
 
     num_frames: int = Field(16, ge=1, description="number of frames per clip")
     sampling: Literal["segments", "dense"] = Field(

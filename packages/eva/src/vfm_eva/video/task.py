@@ -104,7 +104,7 @@ class VideoTask(Task[VideoClips]):
 
 
 def _layer(name: str) -> int | None:
-    """Find the layer of a weight, or None for the head and the norm after pooling."""
+    """Find the layer of a weight. The head and the norm after pooling have none."""
     if name.startswith("attentive"):
         return None
     return layer_of_encoder(video_layer_name(name))
@@ -120,7 +120,7 @@ def video_layer_name(name: str) -> str:
 
 
 def _unused(name: str, model: VideoTransformer) -> bool:
-    """Check whether the model never reads a parameter, which then gets no gradient."""
+    """Check whether the model never reads a parameter. It then gets no gradient."""
     if name == "visual.patch_embed.proj.weight":
         return model.tubelets is not None
     if name == "visual.pos_embed":

@@ -12,9 +12,17 @@ BASE = 10_000.0  # of the frequencies, as in the Transformer
 
 
 def interpolate_positions(positions: Tensor, times: int, grid: tuple[int, int]) -> Tensor:
-    """Interpolate positions (F', N', D) of a square grid trilinearly to other times and another grid, (F, N, D).
+    """Interpolate positions of a square grid trilinearly to other times and another grid.
 
-    Source: EVA's video code, which interpolates from 8 to 16 frames in (time, row, column).
+    EVA's video code interpolates from 8 to 16 frames in (time, row, column).
+
+    Args:
+        positions: (F', N', D).
+        times: number F of times of the result.
+        grid: rows and columns of the result.
+
+    Returns:
+        (F, N, D).
     """
     side = round(positions.shape[1] ** 0.5)
     if (len(positions), (side, side)) == (times, tuple(grid)):

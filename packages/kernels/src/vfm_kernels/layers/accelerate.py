@@ -104,8 +104,7 @@ def accelerate(model: nn.Module) -> Acceleration:
     same, so optimisers, checkpoints, DDP and copies are unaffected. Only hooks on a block's second norm no longer run.
 
     `use_kernels` and the model's device decide which layers are replaced. `auto` replaces layers whose kernel was
-    measured
-    to be faster on this GPU's architecture, and none on a CPU.
+    measured to be faster on this GPU's architecture, and none on a CPU.
 
     Args:
         model: model on its device, with layers of timm (`Eva`, `VisionTransformer`) or open_clip.
@@ -194,10 +193,8 @@ def subset_drop_path(model: nn.Module) -> Acceleration:
     """Make timm's blocks drop paths by running each branch on part of the batch.
 
     This saves the dropped fraction of the branches' time in the forward and the backward, on any device. It is an
-    option
-    for two reasons. Its distribution differs from drop path's (see `residual_of_subset`). Such a block also keeps
-    the rest
-    of its forward, so `accelerate` does not fuse its residual sums.
+    option for two reasons. Its distribution differs from drop path's (see `residual_of_subset`). Such a block also
+    keeps the rest of its forward, so `accelerate` does not fuse its residual sums.
 
     Args:
         model: model with timm's blocks.

@@ -34,8 +34,8 @@ def add_layer_norm(
         bias: (D,), bias of the norm.
         eps: added to the variance.
         layer_scale: (D,), a factor per channel.
-        drop_scale: (B,), a factor per sample: drop path's 0 or 1 / (1 - rate). With factor 0 the branch is not
-            read. Not differentiated.
+        drop_scale: (B,), a factor per sample: drop path's 0 or 1 / (1 - rate). With factor 0 the branch is not read.
+            Not differentiated.
 
     Returns:
         summed: (B, ..., D) in the dtype that torch's sum would have.

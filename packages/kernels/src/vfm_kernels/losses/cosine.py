@@ -31,11 +31,9 @@ def token_cosine(prediction: Tensor, target: Tensor) -> Tensor:
 def masked_cosine_loss(prediction: Tensor, target: Tensor, bool_mask: Tensor | None = None) -> Tensor:
     """Compute the negative mean cosine over the masked tokens of the batch.
 
-    A perfect prediction has loss -1, and an untrained head about 0. Every masked token has the same weight, so
-    samples with
-    more masked tokens weigh more, as in EVA. On GPUs, loss and gradient are one pass each over the features. A
-    target that
-    requires a gradient takes the plain form.
+    A perfect prediction has loss -1, and an untrained head about 0. Every masked token has the same weight, so samples
+    with more masked tokens weigh more, as in EVA. On GPUs, loss and gradient are one pass each over the features. A
+    target that requires a gradient takes the plain form.
 
     Args:
         prediction: (B, N, D) with `bool_mask`. Without it, only the masked tokens, (..., D).

@@ -35,9 +35,8 @@ PART = 256  # masks drawn at once: their state, about 64 KiB of booleans, stays 
 def block_mask(seeds: Seeds, grid: Grid, num_masked: int, *, min_block: int | None = None) -> Tensor:
     """Draw EVA's block-wise masks.
 
-    Random rectangles are drawn until `num_masked` patches are covered or ten draws in a row fail. The counts vary
-    and are
-    at most `num_masked`. For 105 of 16 x 16 patches, they are 104.45 on average, and 105 in 65 % of the masks.
+    Random rectangles are drawn until `num_masked` patches are covered or ten draws in a row fail. The counts vary and
+    are at most `num_masked`. For 105 of 16 x 16 patches, they are 104.45 on average, and 105 in 65 % of the masks.
 
     Args:
         seeds: one integer per sample, (B,).
@@ -58,12 +57,9 @@ def block_mask_exact(seeds: Seeds, grid: Grid, num_masked: int, *, min_block: in
     """Draw EVA's masks with exactly `num_masked` patches each.
 
     Equal counts allow static shapes and whole-graph compilation. The masks differ from EVA's only where EVA stops
-    short:
-    `block_mask` of the same seed is a subset. The missing patches come from further blocks of the same distribution,
-    and the
-    last block is cut to the count at its top or its bottom. Where ten draws in a row find no free patch, as in
-    nearly full
-    masks, all free patches replace the block.
+    short: `block_mask` of the same seed is a subset. The missing patches come from further blocks of the same
+    distribution, and the last block is cut to the count at its top or its bottom. Where ten draws in a row find no free
+    patch, as in nearly full masks, all free patches replace the block.
 
     Args:
         seeds: one integer per sample, (B,).

@@ -87,10 +87,8 @@ def attention_backward_kernel(
     """Compute the gradients of a block of tokens in each program.
 
     The block is taken first as keys, whose gradients sum over all queries, and then as queries. The weights are
-    computed
-    twice, with seven products instead of five. In return, no two programs add to the same gradient. With RoPE, `q`
-    and `k`
-    are already rotated, and their gradients are rotated back before they are stored.
+    computed twice, with seven products instead of five. In return, no two programs add to the same gradient. With RoPE,
+    `q` and `k` are already rotated, and their gradients are rotated back before they are stored.
     """
     LOG2_E: tl.constexpr = 1.4426950408889634
     block, head = tl.program_id(0), tl.program_id(1)

@@ -50,8 +50,7 @@ def attention_short_kernel(
     """Compute a head of a sample in each program.
 
     The keys are a block of NUM_KEYS and a tail of up to 16 (CLS, registers). 257 tokens as 256 and a tail cost 272
-    columns,
-    but 384 in tiles of 128. Whole rows of scores need no running maximum and no rescaling of the output.
+    columns, but 384 in tiles of 128. Whole rows of scores need no running maximum and no rescaling of the output.
     """
     head, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     # Triton specialises integer arguments on divisibility by 16 only; a head of 88, a multiple of 8, would be loaded

@@ -43,10 +43,8 @@ def scatter_tokens_kernel(
     """Write one token of the result in each program.
 
     It is the sum of the scattered tokens in the index's order, or the fill. Each program searches the index for its
-    token,
-    so no output is zeroed first, no inverse index is built and no atomics are needed. The search reads K indices, 2
-    KiB for
-    256, from the L2 cache.
+    token, so no output is zeroed first, no inverse index is built and no atomics are needed. The search reads K
+    indices, 2 KiB for 256, from the L2 cache.
     """
     token, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     columns, positions = tl.arange(0, BLOCK), tl.arange(0, BLOCK_KEPT)

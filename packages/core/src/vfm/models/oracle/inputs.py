@@ -29,7 +29,7 @@ def relative(ours: Tensor, theirs: Tensor) -> float:
 
 
 def pixel_differences(preprocess: Preprocess, transform: Transform) -> dict[str, float]:
-    """Compare pixels, in [0, 1], of images of one colour and of smooth images that are resized.
+    """Compare pixels, in [0, 1], of images of a single colour and of smooth images that are resized.
 
     Args:
         preprocess: the preprocessing of the imported model.

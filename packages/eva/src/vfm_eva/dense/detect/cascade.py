@@ -32,7 +32,10 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class TargetObjects:
-    """Annotated objects of an image: labels (N,), boxes (N, 4), and masks (N, H, W) or None."""
+    """Annotated objects of an image.
+
+    Labels are (N,), boxes (N, 4), and masks (N, H, W) or None.
+    """
 
     labels: Tensor
     boxes: Tensor
@@ -41,7 +44,10 @@ class TargetObjects:
 
 @dataclass(frozen=True)
 class DetectedObjects:
-    """Detections of an image: labels (R,), scores (R,), boxes (R, 4), and masks (R, M, M) relative to their boxes."""
+    """Detections of an image.
+
+    Labels are (R,), scores (R,), boxes (R, 4), and masks (R, M, M) relative to their boxes.
+    """
 
     labels: Tensor
     scores: Tensor
@@ -70,7 +76,14 @@ class Matched:
 
 
 def match(boxes: Tensor, truth: TargetObjects, num_classes: int, iou: float) -> Matched:
-    """Match boxes, (R, 4), to the objects of their image."""
+    """Match boxes to the annotated objects of their image.
+
+    Args:
+        boxes: (R, 4).
+        truth: objects of the image.
+        num_classes: number of classes. This label is the background.
+        iou: smallest overlap of a match.
+    """
     if not len(truth.labels):
         background = torch.full((len(boxes),), num_classes, dtype=torch.int64, device=boxes.device)
         return Matched(boxes, background, torch.zeros_like(background), boxes)
@@ -168,7 +181,17 @@ class CascadeHeads(nn.Module):
     def detect(
         self, maps: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[Size], selection: Selection
     ) -> list[DetectedObjects]:
-        """Detect the objects of each image, best first, with mean scores over stages and boxes of the last stage."""
+        """Detect the objects of each image.
+
+        Args:
+            maps: feature maps of the pyramid.
+            proposals: proposed boxes of each image, (R, 4).
+            sizes: height and width of each image.
+            selection: limits of the detections.
+
+        Returns:
+            Detections of each image, best first, with mean scores over stages and boxes of the last stage.
+        """
         total: Tensor | float = 0.0
         boxes = list(proposals)
         for stage in range(len(self.stages)):
@@ -252,9 +275,14 @@ class CascadeHeads(nn.Module):
 
 
 def select(scores: Tensor, boxes: Tensor, selection: Selection) -> DetectedObjects:
-    """Select the detections of an image, best first, from the scores (R, K) of its boxes (R, 4).
+    """Select the detections of an image, best first.
 
     A box can be detected as several classes. Suppression is within a class.
+
+    Args:
+        scores: (R, K).
+        boxes: (R, 4).
+        selection: limits of the detections.
     """
     usable = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
     usable = usable & (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(dim=1)  # ONNX has no `&=`

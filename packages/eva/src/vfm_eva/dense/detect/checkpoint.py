@@ -31,7 +31,15 @@ _NEW = "new, for these classes"
 
 
 def build_detector(encoder: nn.Module, num_classes: int, settings: DetectorSettings, *, seed: int = 0) -> Detector:
-    """Build a detector on an encoder, with random weights in the head. torch's global generator is not advanced.
+    """Build a detector on an encoder, with random weights in the head.
+
+    torch's global generator is not advanced.
+
+    Args:
+        encoder: a timm vision transformer.
+        num_classes: number of classes.
+        settings: settings of the detector's parts.
+        seed: seed of the head's weights.
 
     Raises:
         UserError: if the encoder does not fit.
@@ -42,7 +50,13 @@ def build_detector(encoder: nn.Module, num_classes: int, settings: DetectorSetti
 
 
 def save_detector(model: Detector, directory: Path, class_names: Sequence[str]) -> DenseCheckpoint:
-    """Write the encoder, the head and the settings of a detector."""
+    """Write the encoder, the head and the settings of a detector.
+
+    Args:
+        model: the detector.
+        directory: folder of the checkpoint.
+        class_names: names of the classes, in the order of the labels.
+    """
     save_vision(model.encoder.visual, directory / ENCODER_FOLDER)
     save_state_dict(model.head.state_dict(), directory / WEIGHTS_FILE)
     (directory / SETTINGS_FILE).write_text(model.settings.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -57,7 +71,10 @@ def save_detector(model: Detector, directory: Path, class_names: Sequence[str]) 
 
 
 def predicted(settings: DetectorSettings) -> list[DenseTask]:
-    """List the dense tasks of a detector: boxes, and masks if it has a mask head."""
+    """List the dense tasks of a detector.
+
+    It predicts boxes, and masks if it has a mask head.
+    """
     if settings.masks:
         return ["boxes", "masks"]
     return ["boxes"]
@@ -89,9 +106,18 @@ def read_detector(checkpoint: DenseCheckpoint) -> Detector:
 
 
 def load_head(checkpoint: DenseCheckpoint, model: Detector, class_names: Sequence[str]) -> KeyReport:
-    """Load the head of a checkpoint. If the classes differ, weights that depend on them keep their initial values.
+    """Load the head of a checkpoint into a detector.
 
-    If the checkpoint has no masks, the mask head keeps its initial weights.
+    If the classes differ, weights that depend on them keep their initial values. If the checkpoint has no masks, the
+    mask head keeps its initial weights.
+
+    Args:
+        checkpoint: the checkpoint to load.
+        model: the detector.
+        class_names: classes of the detector.
+
+    Returns:
+        What happened to every weight.
 
     Raises:
         UserError: if a weight is missing, unknown, or has another shape.

@@ -28,14 +28,19 @@ def draw_order(weights: NDArray[np.float64], seed: int, step: int) -> Tensor:
 
 
 def federated_mask(present: Tensor, order: Tensor, num_classes: int, minimum: int) -> Tensor:
-    """Select the classes that count, (K,) bool: all classes in a batch, filled up to `minimum` with negatives.
+    """Select the classes that count in a batch.
+
+    They are the classes of the batch's boxes, filled up to `minimum` with negatives.
 
     Args:
-        present: labels of the batch's boxes, of any number. `num_classes` is the background, which counts as one of the
+        present: labels of the batch's boxes, of any number. `num_classes` is the background. It counts as one of the
             `minimum`, as in the released code.
         order: order of the classes from `draw_order`.
         num_classes: number of classes, K.
         minimum: number of classes to fill up to.
+
+    Returns:
+        (K,) bool.
 
     Source: Zhou et al. 2021, CenterNet2 (arXiv:2103.07461), appendix.
     """

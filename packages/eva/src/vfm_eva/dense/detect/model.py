@@ -20,7 +20,10 @@ from vfm_eva.dense.relative import RelativePositions
 
 
 class DetectorHead(nn.Module):
-    """The parts added to an encoder: pyramid, region proposals, cascade and relative positions."""
+    """The parts added to an encoder.
+
+    They are pyramid, region proposals, cascade and relative positions.
+    """
 
     def __init__(self, width: int, patch_size: int, num_classes: int, settings: DetectorSettings) -> None:
         super().__init__()

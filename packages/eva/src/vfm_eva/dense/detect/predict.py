@@ -33,7 +33,7 @@ class DetectPredictor:
 
     @property
     def tasks(self) -> list[DenseTask]:
-        """Dense tasks of the detector: boxes, and masks if it has a mask head."""
+        """Dense tasks of the detector. It predicts boxes, and masks if it has a mask head."""
         return predicted(self.model.settings)
 
     @property
@@ -97,9 +97,18 @@ def _instances(detected: DetectedObjects, placement: Placement) -> Instances:
 
 
 def paste(masks: Tensor, boxes: NDArray[np.float64], height: int, width: int) -> NDArray[np.bool_]:
-    """Paste masks (N, M, M) into the image by interpolation within their boxes (N, 4), giving (N, H, W).
+    """Paste masks into the image by interpolation within their boxes.
 
     Pixels are sampled at their centres, as in detectron2.
+
+    Args:
+        masks: (N, M, M).
+        boxes: (N, 4).
+        height: height of the image.
+        width: width of the image.
+
+    Returns:
+        (N, height, width).
     """
     pasted = np.zeros((len(masks), height, width), dtype=bool)
     for out, mask, (left, top, right, bottom) in zip(pasted, masks, boxes.tolist(), strict=True):

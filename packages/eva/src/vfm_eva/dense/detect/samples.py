@@ -27,7 +27,7 @@ class DetectionInputs:
         sizes: height and width of the part without padding, (B, 2).
         labels: labels of each image, (N,).
         boxes: boxes of each image, (N, 4).
-        masks: masks of each image, (N, S, S) bool. None when training without masks.
+        masks: masks of each image, (N, S, S) bool. Missing in training without masks.
     """
 
     images: Tensor

@@ -121,7 +121,10 @@ def freeze_unread(encoder: DenseEncoder) -> None:
 
 
 def _layer(name: str) -> int | None:
-    """Find the layer of an encoder weight or of a block's relative positions, None for the rest of the head."""
+    """Find the layer of an encoder weight or of a block's relative positions.
+
+    The rest of the head has no layer.
+    """
     relative = RELATIVE.match(name)
     if relative:
         return int(relative[1]) + 1

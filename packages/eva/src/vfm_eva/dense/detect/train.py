@@ -160,7 +160,15 @@ def _model(config: EvaDetect, ctx: Context, data: AnnotatedImages) -> Detector:
 
 
 def build_visual(config: EvaDetect, folder: Path, *, load: bool = False) -> nn.Module:
-    """Build the encoder. If another patch size is set, patches are resampled and the grid stays the same."""
+    """Build the encoder of a detector.
+
+    If another patch size is set, patches are resampled and the grid stays the same.
+
+    Args:
+        config: settings of the training.
+        folder: folder of the encoder's checkpoint.
+        load: load the weights.
+    """
     original = vision_tower(build_vision(f"local-dir:{folder}"))
     size = config.patch_size or original.patch_size[0]
     arguments: dict[str, Any] = {"drop_path_rate": config.drop_path}
@@ -177,7 +185,13 @@ def build_visual(config: EvaDetect, folder: Path, *, load: bool = False) -> nn.M
 def first_samples_panel(
     data: TrainingData[DetectionInputs], class_names: Sequence[str], directory: Path
 ) -> ImagesPanel:
-    """Write the first step's crops with boxes and masks into `directory`, and build their panel."""
+    """Show the crops of the first step with their boxes and masks.
+
+    Args:
+        data: batches of the training run.
+        class_names: names of the classes.
+        directory: folder to write the images into.
+    """
     shown = list(islice(_first_samples(data, class_names), NUM_IMAGES))
     note = f"The first {len(shown)} crops of the first step, after augmentation, with the objects that are trained."
     return images_panel(directory, "seen", "First training samples", shown, order=5, note=note)

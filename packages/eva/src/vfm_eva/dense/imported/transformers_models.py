@@ -159,6 +159,11 @@ def model_classes(record: Mapping[str, Any]) -> list[str]:
 def class_record(config: ImportDense, record: Mapping[str, Any], data: AnnotatedImages | None) -> ClassRecord:
     """Match the classes of a model to the data's by their names.
 
+    Args:
+        config: settings of the import.
+        record: configuration of the model.
+        data: dataset whose classes are wanted. Default: the model's classes.
+
     Raises:
         UserError: If a name in `renamed` does not exist, or no class matches.
     """
@@ -172,7 +177,18 @@ def class_record(config: ImportDense, record: Mapping[str, Any], data: Annotated
 
 
 def match_classes(names: Sequence[str], wanted: Sequence[str], renamed: Mapping[str, str], source: str) -> list[int]:
-    """Find the label of each of the model's classes among the wanted names, without regard to case; -1 without one.
+    """Find the label of each of the model's classes among the wanted names.
+
+    Upper and lower case are equal.
+
+    Args:
+        names: classes of the model.
+        wanted: classes of the data.
+        renamed: maps names of the model to names of the data.
+        source: name of the model, for messages.
+
+    Returns:
+        Label of each class, or -1 without one.
 
     Raises:
         UserError: If a name in `renamed` does not exist, or no class matches.

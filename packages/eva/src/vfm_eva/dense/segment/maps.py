@@ -34,11 +34,12 @@ class LinearMapHead(nn.Module):
 
 
 class UperNet(nn.Module):
-    """UperNet on four maps, resampled to strides of 1/4, 1/2, 1 and 2 patches, with a second head on the third map.
+    """UperNet on four maps, with a second head on the third map.
 
-    Sources: Xiao et al. 2018, UPerNet (arXiv:1807.10221), with transformers' classes. The resampling follows EVA-02's
-    segmentation code, which has no norm after the last blocks. The four maps get two transposed convolutions with batch
-    norm and GELU between them, one transposed convolution, no layer, and max pooling.
+    The maps are resampled to strides of 1/4, 1/2, 1 and 2 patches. The resampling follows EVA-02's segmentation code.
+    It has no norm after the last blocks. The four maps get two transposed convolutions with batch norm and GELU between
+    them, one transposed convolution, no layer, and max pooling. Source: Xiao et al. 2018, UPerNet (arXiv:1807.10221),
+    with transformers' classes.
 
     Raises:
         UserError: if transformers is not installed.

@@ -26,7 +26,10 @@ from vfm_eva.dense.segment.queries import QueryPredictions
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the costs and losses: class cross-entropy, mask cross-entropy, dice, and the class `none`."""
+    """Weights of the costs and losses.
+
+    They are for the class cross-entropy, the mask cross-entropy, dice, and the class `none`.
+    """
 
     classes: float
     mask: float

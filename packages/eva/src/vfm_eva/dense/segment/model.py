@@ -76,27 +76,53 @@ class HeadRecord:
 def build_queries(
     settings: QueriesSegmentation, encoder: nn.Module, num_classes: int, *, frozen: bool
 ) -> QuerySegmenter:
-    """Build an encoder with queries in its last blocks."""
+    """Build an encoder with queries in its last blocks.
+
+    Args:
+        settings: settings of the head.
+        encoder: a timm vision transformer.
+        num_classes: number of classes.
+        frozen: whether the encoder is not trained.
+    """
     dense = DenseEncoder(encoder)
     head = QueriesHead(dense.width, num_classes, settings.num_queries, dense.patch_size)
     return QuerySegmenter(dense, head, settings.num_blocks, frozen=frozen)
 
 
 def build_linear(settings: LinearSegmentation, encoder: nn.Module, num_classes: int, *, frozen: bool) -> MapSegmenter:
-    """Build an encoder with a linear head."""
+    """Build an encoder with a linear head.
+
+    Args:
+        settings: settings of the head.
+        encoder: a timm vision transformer.
+        num_classes: number of classes.
+        frozen: whether the encoder is not trained.
+    """
     dense = DenseEncoder(encoder, layers=settings.layers)
     return MapSegmenter(dense, LinearMapHead(dense.width, len(settings.layers), num_classes), frozen=frozen)
 
 
 def build_upernet(settings: UperNetSegmentation, encoder: nn.Module, num_classes: int, *, frozen: bool) -> MapSegmenter:
-    """Build an encoder with UperNet."""
+    """Build an encoder with UperNet.
+
+    Args:
+        settings: settings of the head.
+        encoder: a timm vision transformer.
+        num_classes: number of classes.
+        frozen: whether the encoder is not trained.
+    """
     dense = DenseEncoder(encoder, layers=settings.layers)
     head = UperNet(dense.width, num_classes, settings.channels, auxiliary=settings.auxiliary > 0)
     return MapSegmenter(dense, head, frozen=frozen)
 
 
 def build_segmenter(config: EvaSegment, encoder: nn.Module, num_classes: int) -> Segmenter:
-    """Build the model to train, with a new head whose random weights are drawn from the seed.
+    """Build the model to train, with a new head.
+
+    Args:
+        config: settings of the training. The random weights are drawn from its seed.
+        encoder: a timm vision transformer.
+        num_classes: number of classes.
 
     Raises:
         UserError: if the head does not fit the encoder.
@@ -170,7 +196,16 @@ def load_encoder(config: EvaSegment, checkpoint: VisionCheckpoint | ClipCheckpoi
 def save_segmenter(
     model: Segmenter, record: HeadRecord, directory: Path, class_names: Sequence[str]
 ) -> DenseCheckpoint:
-    """Write the encoder in timm's layout to a subfolder, and the head's weights and settings next to it."""
+    """Write a segmenter as a checkpoint.
+
+    The encoder is in a subfolder in timm's layout. The head's weights and settings are next to it.
+
+    Args:
+        model: the segmenter.
+        record: settings of the head.
+        directory: folder of the checkpoint.
+        class_names: names of the classes, in the order of the labels.
+    """
     encoder = save_vision(model.encoder.visual, directory / ENCODER_FOLDER)
     weights = {key: value for key, value in model.state_dict().items() if not key.startswith("encoder.")}
     save_state_dict(weights, directory / HEAD_WEIGHTS_FILE)

@@ -18,7 +18,10 @@ MAX_OBJECTS = 100  # COCO's limit for an image
 
 
 class QueryObjects(NamedTuple):
-    """Objects of an image, best first: query, class and score of each object, (N,)."""
+    """Objects of an image, best first.
+
+    Each object has its query, class and score, (N,).
+    """
 
     queries: Tensor
     labels: Tensor

@@ -195,7 +195,9 @@ class QuerySegmenter(nn.Module):
 
 
 def attention_mask(masks: Tensor, tokens: Tokens, keep: float) -> Tensor:
-    """Build the attention mask: a query sees only the patches of its mask, and all other tokens see everything.
+    """Build the attention mask of a block with queries.
+
+    A query sees only the patches of its mask. All other tokens see everything.
 
     Args:
         masks: scores of the queries' masks, (B, Q, H, W). A patch is in the mask where its score is above 0.
@@ -229,6 +231,12 @@ def annealed(step: int, num_steps: int, num_blocks: int, power: float = 0.9) -> 
     It falls from 1 to 0 for one block after another, each over 1 / (num_blocks + 2) of the training steps. In the first
     and the last of these periods no probability changes. This gives EoMT's steps for COCO: 14,782 to 73,910 of 88,692
     for four blocks.
+
+    Args:
+        step: current step.
+        num_steps: steps of the training.
+        num_blocks: number of blocks with queries.
+        power: exponent of the decay.
     """
     # EoMT: one period before the first block is annealed and one after the last.
     period = num_steps / (num_blocks + 2)

@@ -50,7 +50,10 @@ def head_name(key: str) -> str:
 
 @dataclass(frozen=True)
 class CheckpointLayout:
-    """The names in a kind of file: backbone keys that belong to the head, their conversion, and keys to drop."""
+    """The names in a kind of file.
+
+    It has the backbone keys that belong to the head, their conversion, and the keys to drop.
+    """
 
     in_head: re.Pattern[str]
     name: Callable[[str], str]

@@ -119,7 +119,7 @@ class MakeSegments:
 
 
 def _without_label(objects: ObjectArrays, placement: Placement) -> NDArray[np.bool_]:
-    """Crop the masks of crowds and ignored objects, which are neither targets nor background."""
+    """Crop the masks of crowds and ignored objects. They are neither targets nor background."""
     hidden = objects[objects.crowd | objects.ignored]
     never = np.zeros(len(hidden), dtype=bool)
     return np.asarray(place_objects(replace(hidden, crowd=never, ignored=never), placement, with_masks=True).masks)
@@ -147,7 +147,15 @@ def unpack_masks(packed: Tensor, side: int) -> Tensor:
 
 
 def count_crowded(source: AnnotatedSource, task: str, num_queries: int) -> int:
-    """Count the images with more segments than queries. Label maps are not read, so semantic tasks count 0."""
+    """Count the images with more segments than queries.
+
+    Label maps are not read, so semantic tasks count 0.
+
+    Args:
+        source: annotated images.
+        task: kind of segmentation.
+        num_queries: number of queries.
+    """
     if task == "semantic":
         return 0
     objects = source.tables.all

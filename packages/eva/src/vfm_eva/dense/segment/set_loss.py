@@ -30,14 +30,23 @@ class PointSettings:
 
 @dataclass(frozen=True)
 class Totals:
-    """Divisors of the loss sums, over a whole step: number of objects, and total class weight of the queries."""
+    """Divisors of the loss sums over a whole step.
+
+    They are the number of objects, and the total class weight of the queries.
+    """
 
     objects: Tensor
     weights: Tensor
 
     @classmethod
     def of(cls, counts: Tensor, num_queries: int, none: float) -> Totals:
-        """Compute the totals from the number of objects in each image, (B,)."""
+        """Compute the totals of a batch.
+
+        Args:
+            counts: number of objects in each image, (B,).
+            num_queries: number of queries.
+            none: weight of the class `none`.
+        """
         matched = counts.clamp(max=num_queries).sum()
         return cls(counts.sum(), matched + none * (len(counts) * num_queries - matched))
 

@@ -45,7 +45,7 @@ class SetLoss(Config):
 
 
 class QueriesSegmentation(SegmentationHead):
-    """Queries in the last blocks (EoMT): semantic, instance and panoptic segmentation."""
+    """Queries in the last blocks (EoMT), for semantic, instance and panoptic segmentation."""
 
     tasks: ClassVar[tuple[str, ...]] = ("semantic", "instance", "panoptic")
     work: ClassVar[str] = "vfm_eva.dense.segment.model:build_queries"
@@ -120,7 +120,7 @@ class SegmentAugmentation(Config):
 
 
 class EvaSegment(Training):
-    """Train an encoder with a segmentation head: semantic, instance or panoptic segmentation."""
+    """Train an encoder with a head for semantic, instance or panoptic segmentation."""
 
     makes: ClassVar[type[Artifact]] = DenseCheckpoint
     work: ClassVar[str] = "vfm_eva.dense.segment.train:segment_eva"

@@ -84,7 +84,10 @@ class SegmentTask(Task[SegmentInputs]):
         return torch.stack(list(losses.values())).sum(), losses
 
     def totals(self, parts: Sequence[SegmentInputs]) -> Totals:
-        """Compute the divisors of the loss sums: totals of a step, divided by the number of processes."""
+        """Compute the divisors of the loss sums.
+
+        They are the totals of a step, divided by the number of processes.
+        """
         if isinstance(self.settings, QueriesSegmentation):
             counts: list[int] = []
             for part in parts:
@@ -110,7 +113,14 @@ class SegmentTask(Task[SegmentInputs]):
         backward: Callable[[Tensor], None],
         reseed: Callable[[int], None],
     ) -> Metrics:
-        """Sum losses and gradients over all micro-batches of a step."""
+        """Sum losses and gradients over all micro-batches of a step.
+
+        Args:
+            call: as in `Task.accumulate`.
+            micro_batches: as in `Task.accumulate`.
+            backward: as in `Task.accumulate`.
+            reseed: as in `Task.accumulate`.
+        """
         totals = self.totals([batch.inputs for batch in micro_batches])
         sums: Metrics = {}
         for index, batch in enumerate(micro_batches):
@@ -172,7 +182,10 @@ class SegmentTask(Task[SegmentInputs]):
 
 
 def _layer(name: str) -> int | None:
-    """Find the layer of an encoder weight or of a copied block's weight, None for the rest of the head."""
+    """Find the layer of an encoder weight or of a copied block's weight.
+
+    The rest of the head has no layer.
+    """
     copied = IN_BLOCK.match(name)
     if copied:
         return int(copied[1]) + 1

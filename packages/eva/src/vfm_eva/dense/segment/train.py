@@ -107,7 +107,13 @@ def encoder_rate(config: EvaSegment) -> Callable[[int], float] | None:
 
 
 def make_segments(config: EvaSegment, source: AnnotatedSource, side: int) -> MakeSegments:
-    """Create the loader of training samples."""
+    """Create the loader of training samples.
+
+    Args:
+        config: settings of the training.
+        source: annotated images.
+        side: side of the crops in pixels.
+    """
     most, with_masks = 0, False
     if isinstance(config.head, QueriesSegmentation):
         most = min(config.head.num_queries, most_segments(source, config.task))
