@@ -54,8 +54,8 @@ class Curation(Results):
     def table(self) -> Any:
         """Build an Arrow table with a row for each text that has a matching entry.
 
-        Columns: text, entries, probability, kept, reason, language, and uid, key, url, shard, row, text_index, which
-        join it to the data.
+        The columns are text, entries, probability, kept, reason and language. Further columns join a row to the data:
+        uid, key, url, shard, row and text_index.
         """
         first = ["text", "entries", "probability", "kept", "reason", "language"]
         others = [name for name in self._pairs.column_names if name not in first]
@@ -86,10 +86,10 @@ def curate(
     It runs the shipped recipe `curate`. Finished stages are cached.
 
     Args:
-        captions: a list of captions, which is saved in the folder `captions` of the store, or a path in any format of
-            `data.pairs`: tars, a folder, or a table, with or without images.
-        tail_share: fraction of all matches that belong to the rarest entries, which keep all their texts; the default
-            is 0.06.
+        captions: a list of captions, or a path in any format of `data.pairs`: tars, a folder, or a table, with or
+            without images. A list is saved in the folder `captions` of the store.
+        tail_share: fraction of all matches that belong to the rarest entries. These entries keep all their texts. The
+            default is 0.06.
         t: number of texts above which the texts of an entry are sampled. Replaces `tail_share`.
         target_size: number of texts to keep. Replaces `tail_share`.
         texts: key or column of the captions in the data by language: `{"en": "json.en"}`.

@@ -29,8 +29,8 @@ class DensePrediction:
 
     Attributes:
         class_names: names of the labels.
-        objects: the objects. None if the model segments.
-        labels: class of each pixel, -1 for none, (H, W). None if the model detects.
+        objects: detected objects. A segmenter has None.
+        labels: class of each pixel, -1 for none, (H, W). A detector has None.
     """
 
     class_names: Sequence[str]
@@ -67,7 +67,13 @@ class DensePrediction:
 
 
 def find(checkpoint: DenseCheckpoint, images: Sequence[Image.Image], device: torch.device) -> Iterator[DensePrediction]:
-    """Yield the prediction of a model for each image."""
+    """Yield the prediction of a model for each image.
+
+    Args:
+        checkpoint: detector or segmenter.
+        images: decoded images.
+        device: device to run on.
+    """
     predictor = load_predictor(checkpoint, device)
     names = checkpoint.class_names
     for image in images:
@@ -84,7 +90,15 @@ def find_regions(
     device: torch.device,
     min_score: float,
 ) -> Regions:
-    """Predict the objects or regions of images with these names."""
+    """Predict the objects or regions of images.
+
+    Args:
+        checkpoint: detector or segmenter.
+        images: decoded images.
+        names: names of the images.
+        device: device to run on.
+        min_score: least score of an object.
+    """
     predictions = list(find(checkpoint, images, device))
     rows: list[dict[str, Any]] = []
     for name, prediction in zip(names, predictions, strict=True):

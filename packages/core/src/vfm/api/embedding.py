@@ -49,7 +49,7 @@ class Embeddings(Results):
 
     Attributes:
         keys: names of the N items: keys of a dataset, paths of images, or the texts themselves.
-        texts: the first caption or the class name of each item, None if it has neither.
+        texts: the first caption or the class name of each item. None for an item with neither.
         vectors: float32 (N, D).
         model: full name of the model.
         skipped: number of items that cannot be read, by reason.

@@ -48,7 +48,11 @@ def open_device(name: str) -> torch.device:
 
 
 def artifact_of(model: AnyModel, kind: type[A]) -> A | None:
-    """Load an artifact of the given type and verify its files. Return None for other models."""
+    """Load an artifact of the given type and verify its files.
+
+    Returns:
+        The artifact. None for models of another form.
+    """
     if isinstance(model, ENCODERS):
         return None
     path = Path(as_place(model))
@@ -63,6 +67,11 @@ def open_encoder(model: AnyModel, pretrained: str | None, device: torch.device) 
     """Open the model of an artifact, or of any source of `models.clip` and `models.vision`.
 
     A loaded model is returned unchanged.
+
+    Args:
+        model: artifact, folder, name or loaded model.
+        pretrained: tag or file of the weights.
+        device: device of the model.
 
     Raises:
         UserError: If there is no such model, or its weights are missing.
@@ -83,7 +92,10 @@ def open_encoder(model: AnyModel, pretrained: str | None, device: torch.device) 
 
 
 def full_name(model: AnyModel, pretrained: str | None) -> str:
-    """Build a name that identifies a model from any working directory: name and tag, with absolute paths."""
+    """Build a name that identifies a model from any working directory.
+
+    It has the name and the tag of the model, with absolute paths.
+    """
     if isinstance(model, ENCODERS):
         return f"a loaded {type(model.module).__name__}"
     names = []
@@ -131,7 +143,7 @@ def local_file(path: AnyPath) -> Path:
     """Convert a path of a local file to a `Path`.
 
     Raises:
-        UserError: If it is an address, which `Path` would change.
+        UserError: If it is an address. `Path` would change it.
     """
     if is_remote(os.fspath(path)):
         raise UserError(redacted(f"{os.fspath(path)}: expected a local file, got an address; download it first"))

@@ -265,14 +265,17 @@ def class_probabilities(
 def similarities(
     vectors: Tensor, model: str, known: SavedEmbeddings, index: Path, warn: Callable[[str], None]
 ) -> Tensor:
-    """Compute the cosine similarity of images or texts to each entry of an index, (B, K).
+    """Compute the cosine similarity of images or texts to each entry of an index.
 
     Args:
         vectors: unit vectors of the images or texts, (B, D).
-        model: full name of their model, which is compared with the name in the index.
+        model: full name of their model. It is compared with the name in the index.
         known: the index.
         index: its file, for messages.
         warn: called with a line if another model made the index.
+
+    Returns:
+        (B, K).
 
     Raises:
         UserError: If the embeddings of the index have another width, or are not finite.

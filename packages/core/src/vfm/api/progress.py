@@ -53,7 +53,11 @@ def _level_of_caller() -> int:
 
 
 def listener(progress: bool) -> Listener:
-    """Create a listener for a call from Python: bars and messages on the standard error, or only warnings."""
+    """Create a listener for a call from Python.
+
+    Args:
+        progress: show bars and messages on the standard error. Otherwise only warnings are shown.
+    """
     if not progress:
         return WarningListener()
     return ConsoleListener(TerminalConsole(stderr=True))

@@ -73,7 +73,18 @@ def reporting(
     listener: Any,
     track: Sequence[str] = (),
 ) -> Iterator[Send]:
-    """Yield the function that sends a run's events to all listeners. An error within the context is sent too."""
+    """Yield the function that sends a run's events to all listeners.
+
+    An error within the context is sent too.
+
+    Args:
+        manager: plugins, whose listeners receive the events.
+        recipe: recipe of the run.
+        store: store of the artifacts.
+        directory: folder of the run.
+        listener: listener of the caller.
+        track: names of trackers.
+    """
     with ExitStack() as opened:
         listeners = [listener, JsonLinesListener(directory / EVENTS_FILE)]
         for opened_listener in listeners:
@@ -96,7 +107,10 @@ def reporting(
 
 
 def _unusual_place(directory: Path, recipe: Recipe, store: Store) -> str:
-    """Explain why a run is not in the folder named after its recipe. Empty if it is."""
+    """Explain why a run is not in the folder named after its recipe.
+
+    The text is empty if it is.
+    """
     name = directory.name.rpartition("@")[0]
     if directory.parent != store.runs:
         return f"{store.root} may not be written, and all artifacts exist: this run is kept in {directory} only"

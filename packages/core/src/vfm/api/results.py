@@ -102,7 +102,10 @@ class Results(ABC):
 
 
 def skipped_note(skipped: Mapping[str, int]) -> str:
-    """Format the number of skipped samples by reason, to append to a title. Empty if none were skipped."""
+    """Format the number of skipped samples by reason, to append to a title.
+
+    The text is empty if none were skipped.
+    """
     if not skipped:
         return ""
     return f"; skipped: {', '.join(f'{count} {reason}' for reason, count in skipped.items())}"

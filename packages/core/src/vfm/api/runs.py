@@ -213,7 +213,9 @@ def run(
 
 
 def check_not_a_worker(call: str) -> None:
-    """Check that this is not a worker process that imports the script: the call would run again and wait forever.
+    """Check that this is not a worker process that imports the script.
+
+    There, the call would run again and wait forever.
 
     Raises:
         UserError: If it is.
@@ -224,7 +226,15 @@ def check_not_a_worker(call: str) -> None:
 
 
 def run_loaded(manager: pluggy.PluginManager, recipe: Recipe, store: Path, shown: Listener, **options: Any) -> Run:
-    """Plan and run a checked recipe, with the options of `run_recipe`."""
+    """Plan and run a checked recipe.
+
+    Args:
+        manager: plugins.
+        recipe: the recipe.
+        store: folder of artifacts and runs.
+        shown: listener that shows the progress.
+        **options: options of `run_recipe`.
+    """
     opened = Store(store)
     with naming_extras("this run"), _without_script():
         steps = make_plan(recipe, opened, lambda line: shown.vfm_event(Event("log", None, {"message": line})))
@@ -234,10 +244,10 @@ def run_loaded(manager: pluggy.PluginManager, recipe: Recipe, store: Path, shown
 
 @contextmanager
 def _without_script() -> Iterator[None]:
-    """Keep worker processes from importing the script: its calls would run again there, and wait for this run.
+    """Keep worker processes from importing the script.
 
-    Workers find the script through `__main__`. They do not need it, since stages come from plugins, so a script needs
-    no `if __name__ == "__main__":`.
+    Its calls would run again there, and wait for this run. Workers find the script through `__main__`. They do not need
+    it, since stages come from plugins, so a script needs no `if __name__ == "__main__":`.
     """
     main = sys.modules["__main__"]
     spec = main.__spec__
@@ -252,7 +262,15 @@ def _without_script() -> Iterator[None]:
 
 
 def text_recipe(text: str, known: Known, settings: Mapping[str, Any] | None, name: str, where: str) -> Recipe:
-    """Parse and check the text of a recipe, with settings that override it."""
+    """Parse and check the text of a recipe.
+
+    Args:
+        text: the recipe.
+        known: installed stages by kind.
+        settings: values that override the recipe.
+        name: name of the recipe.
+        where: source of the text, for messages.
+    """
     return parse_recipe(text, known, overrides(settings), name=run_name(name), where=where)
 
 
@@ -268,7 +286,9 @@ def overrides(settings: Mapping[str, Any] | None) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Convert a value to plain YAML data: paths as texts, tuples as lists, NumPy's numbers as Python's.
+    """Convert a value to plain YAML data.
+
+    Paths become texts, tuples become lists, and NumPy's numbers become Python's.
 
     Raises:
         UserError: If it is not plain data.

@@ -136,7 +136,10 @@ def search(
 
 
 def kept_place(data: str) -> str:
-    """Convert the path of a dataset to the form stored in an index: valid in any folder, without credentials."""
+    """Convert the path of a dataset to the form stored in an index.
+
+    The form is valid in any folder and has no credentials.
+    """
     parts = []
     for part in data.split("::") if data else []:
         parts.append(redacted(part) if files.is_remote(part) else os.path.abspath(os.path.expanduser(part)))

@@ -27,7 +27,15 @@ from vfm.plugin import ReadSettings
 
 
 def predict(model: VideoClassifier, paths: Sequence[AnyPath], device: str) -> tuple[list[str], Tensor]:
-    """Compute class names and their probabilities for video files, or for folders of frames, (B, K).
+    """Classify video files, or folders of frames.
+
+    Args:
+        model: the classifier.
+        paths: files or folders.
+        device: device to run on.
+
+    Returns:
+        Class names, and their probabilities for each video, (B, K).
 
     Raises:
         UserError: If a file does not exist, is not a video, or cannot be decoded.
@@ -50,7 +58,18 @@ def embed(
     device: str,
     reading: ReadSettings,
 ) -> tuple[int, Counter[str]]:
-    """Write the embedding of each video, the mean over its clips. Returns the number of videos, and of bad ones.
+    """Write the embedding of each video, the mean over its clips.
+
+    Args:
+        ctx: context of the call.
+        model: the classifier.
+        data: dataset of videos, or a path to one.
+        writer: file to write to.
+        device: device to run on.
+        reading: how the videos are read.
+
+    Returns:
+        Number of videos, and of bad ones by reason.
 
     Raises:
         UserError: If the videos do not exist, or too many of them cannot be read.

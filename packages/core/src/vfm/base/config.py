@@ -13,9 +13,10 @@ from vfm.base.unknown_keys import dotted_keys, first_model, unknown_key
 
 
 class UserError(ValueError):
-    """A mistake that the user can correct, described in one line: what, where, what is allowed.
+    """A mistake that the user can correct.
 
-    The command line prints the line and exits with code 2. It shows a traceback only with `--debug`.
+    It is described in one line: what is wrong, where, and what is allowed. The command line prints the line and exits
+    with code 2. It shows a traceback only with `--debug`.
     """
 
 

@@ -15,7 +15,9 @@ from pydantic import BaseModel
 
 @dataclass(frozen=True)
 class Incidental:
-    """Marks an incidental field: `log_every: Annotated[int, INCIDENTAL]`. Redefinitions in subclasses inherit it.
+    """Marks an incidental field, as in `log_every: Annotated[int, INCIDENTAL]`.
+
+    Redefinitions in subclasses inherit it.
 
     Attributes:
         unless: another field of the same record. While it is set, the marked field does change the result.

@@ -31,7 +31,7 @@ WORDS = [
 
 
 def metric_in_words(metric: str) -> str:
-    """Name a metric in words: `acc1/tail` is "top-1 accuracy, tail"."""
+    """Name a metric in words, such as "top-1 accuracy, tail" for `acc1/tail`."""
     name, *groups = metric.split("/")
     for pattern, words in WORDS:
         if match := re.fullmatch(pattern, name):

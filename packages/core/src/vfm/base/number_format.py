@@ -13,7 +13,10 @@ PERCENT_UNITS = {"share": 100.0, "%": 1.0, "points": 100.0}
 
 
 def number(value: object) -> str:
-    """Format a table cell: integers with separators, other numbers with four digits, None as a dash."""
+    """Format a table cell.
+
+    Integers have separators, other numbers four digits, and None is a dash.
+    """
     if value is None:
         return DASH
     if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -42,7 +45,13 @@ def quantities(values: Sequence[float], unit: str = "") -> str:
 
 
 def interval(low: float, high: float, unit: str = "") -> str:
-    """Format the ends of an interval, with the unit after the second."""
+    """Format the ends of an interval.
+
+    Args:
+        low: lower end.
+        high: upper end.
+        unit: unit, after the upper end.
+    """
     return f"{_bare(low, unit)} {DASH} {quantity(high, unit)}"
 
 

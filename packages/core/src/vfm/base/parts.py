@@ -96,7 +96,10 @@ class Part(Config):
 
 
 def choices_of(model: type[BaseModel]) -> list[type[BaseModel]]:
-    """List the configurations that a field of type `model` can hold: a slot's choices, or `model` itself."""
+    """List the configurations that a field of type `model` can hold.
+
+    They are the choices of a slot, or else `model` itself.
+    """
     if issubclass(model, Part) and _is_slot(model):
         return list(model.choices.values())
     return [model]

@@ -36,6 +36,6 @@ class TerminalConsole(Console):
         return text.translate(PLAIN).encode(self.encoding, "backslashreplace").decode(self.encoding)
 
     def on_broken_pipe(self) -> None:
-        """Print nothing from now on: the reader has ended (`vfm run | head`), but the command continues."""
+        """Print nothing from now on, because the reader has ended (`vfm run | head`). The command continues."""
         self.quiet = True
         os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())

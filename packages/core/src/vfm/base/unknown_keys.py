@@ -32,7 +32,7 @@ class Meaning:
     Attributes:
         keys: the setting's keys, dotted if it is in a group. The first that a configuration has is suggested.
         words: its names elsewhere.
-        value: translates a value, to None if it has no translation.
+        value: translates a value. Values without a translation become None.
         note: what differs from the other tools.
     """
 

@@ -12,7 +12,7 @@ _HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 
 
 def visible(text: str) -> str:
-    r"""Escape control and bidirectional characters: `\x1b`, `\u202e`.
+    r"""Escape control and bidirectional characters, such as `\x1b` and `\u202e`.
 
     Tabs and newlines stay, as do the joiners of Persian, Indic scripts and emoji.
     """
@@ -20,5 +20,5 @@ def visible(text: str) -> str:
 
 
 def escaped_json(text: str) -> str:
-    r"""Replace the same characters in JSON text by JSON escapes (`\u202e`), which does not change its value."""
+    r"""Replace the same characters in JSON text by JSON escapes (`\u202e`). This does not change its value."""
     return _HIDDEN.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

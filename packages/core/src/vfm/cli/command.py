@@ -193,7 +193,10 @@ def _explanation(error: BaseException) -> list[str]:
 
 
 def error_messages(error: UserError | OSError | ModuleNotFoundError) -> list[str]:
-    """List the lines that explain a mistake to the user. Empty if the error is a bug of vfm."""
+    """List the lines that explain a mistake to the user.
+
+    The list is empty if the error is a bug of vfm.
+    """
     if isinstance(error, UserError):
         return str(error).splitlines()
     if isinstance(error, ModuleNotFoundError):

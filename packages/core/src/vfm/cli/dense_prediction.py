@@ -65,7 +65,14 @@ def predict_dense(
 
 
 def coco_results(objects: Instances, image_id: int, file: str, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Convert the objects of an image to COCO's results format. `category_id` is the label, from 0."""
+    """Convert the objects of an image to COCO's results format. `category_id` is the label, from 0.
+
+    Args:
+        objects: detected objects.
+        image_id: id of the image.
+        file: name of the image.
+        names: names of the classes.
+    """
     records: list[dict[str, Any]] = []
     for row, (left, top, right, bottom) in enumerate(objects.boxes.tolist()):
         label = int(objects.labels[row])
@@ -88,7 +95,10 @@ def coco_results(objects: Instances, image_id: int, file: str, names: Sequence[s
 
 
 def image_ids(files: Sequence[Path]) -> list[int]:
-    """Choose image ids: file names that are numbers, else the order given. On duplicates, all follow the order."""
+    """Choose image ids.
+
+    A file name that is a number is the id. Otherwise, and on duplicates, all images are numbered in the order given.
+    """
     ids = []
     for number, file in enumerate(files):
         is_number = file.stem.isdecimal() and len(file.stem) < 16

@@ -53,7 +53,7 @@ def finetune(
 ) -> None:
     """Fine-tune a CLIP model on your own pairs. An interrupted run resumes.
 
-    The run makes `tuned`, and `wise`, the average of the initial and the tuned weights, which forgets less. Captions
+    The run makes `tuned`, and `wise`, the average of the initial and the tuned weights. `wise` forgets less. Captions
     that are not in `txt`: --set 'pool.texts={en: json.en}'.
     """
     manager = load_plugins()

@@ -26,6 +26,11 @@ REPORT = Stage(kind="vfm.report", name="report")  # the job at the end, which us
 def submit_run(on: str | None, parameters: Sequence[str], store: Path) -> None:
     """Submit the current command line without the options `--on` and `--job`.
 
+    Args:
+        on: name of the scheduler.
+        parameters: parameters of the job.
+        store: folder of artifacts and runs.
+
     Raises:
         UserError: If the scheduler or a parameter does not exist.
     """
@@ -42,7 +47,14 @@ def submit_stages(
     """Submit the current command line for each stage whose artifact is missing, and for the report at the end.
 
     The seeds of a stage are the tasks of an array. A scheduler starts the job of a stage when the jobs of its inputs
-    have succeeded, and cancels it if one has failed. Sizes come from the estimated costs where `parameters` has none.
+    have succeeded, and cancels it if one has failed.
+
+    Args:
+        on: name of the scheduler.
+        parameters: parameters of the jobs. Sizes come from the estimated costs where there are none.
+        store: folder of artifacts and runs.
+        recipe: the recipe.
+        steps: planned steps of the recipe.
 
     Raises:
         UserError: If the scheduler is not Slurm, or a parameter does not exist.

@@ -20,7 +20,10 @@ MANIFEST_FILE = "manifest.json"  # how a published artifact was made, with sizes
 
 
 class Artifact(Config):
-    """A typed folder: its fields are the facts, `path` is the folder."""
+    """A typed folder.
+
+    The fields are its facts, and `path` is the folder.
+    """
 
     types: ClassVar[dict[str, type["Artifact"]]] = {}
     caches: ClassVar[tuple[str, ...]] = ()  # folders that can be rebuilt, so they may change after publishing
@@ -98,7 +101,10 @@ class Artifact(Config):
         check_folder(self.path, MANIFEST_FILE, on_much=on_much)
 
     def reference(self, base: Path) -> str:
-        """Build an address for the facts of another artifact in `base`: relative in the same store, else absolute."""
+        """Build an address for the facts of another artifact in `base`.
+
+        It is relative in the same store, and otherwise absolute.
+        """
         same_store = self.path.resolve().parent == base.resolve().parent
         return f"../{self.path.name}" if same_store else str(self.path.resolve())
 
@@ -175,9 +181,10 @@ class LabeledDataset(ImageDataset):
 
 
 class AnnotatedImages(ImageDataset):
-    """Images with objects (boxes, masks) or label maps: `images.parquet`, one row per image, `annotations.parquet`.
+    """Images with objects (boxes, masks) or label maps.
 
-    The samples have the order of the rows of `images.parquet`. `vfm.data.annotated` reads and writes the files.
+    The folder has `images.parquet`, with one row per image, and `annotations.parquet`. The samples have the order of
+    the rows of `images.parquet`. `vfm.data.annotated` reads and writes the files.
     """
 
     format: str = Field(description="source format of the annotations")
@@ -199,9 +206,10 @@ class AnnotatedImages(ImageDataset):
 
 
 class VideoDataset(Artifact):
-    """Videos with one class each: `videos.parquet`, one row per usable video. The videos stay where they are.
+    """Videos with one class each.
 
-    `vfm.data.videos` reads and writes it.
+    The folder has `videos.parquet`, with one row per usable video. The videos stay where they are. `vfm.data.videos`
+    reads and writes it.
     """
 
     num_samples: int = Field(ge=0, description="number of usable videos")
@@ -216,7 +224,10 @@ class VideoDataset(Artifact):
 
 
 class TaggedImages(Artifact):
-    """Labels of the images of a dataset, zero or more per image: `tags.parquet`, one row per image."""
+    """Labels of the images of a dataset, zero or more per image.
+
+    The folder has `tags.parquet`, with one row per image.
+    """
 
     data: str = Field(description="address of the dataset")
     num_samples: int = Field(ge=0, description="number of images in the dataset")
@@ -290,10 +301,11 @@ class DenseCheckpoint(Artifact):
 
 
 class VideoClassifier(Artifact):
-    """A classifier of videos: a `VisionCheckpoint` in a subfolder, in timm's layout, and the video weights.
+    """A classifier of videos.
 
-    The encoder classifies single frames, and stays usable on its own. `video.safetensors` has the position embeddings
-    of the frames and all other weights that the video model adds.
+    It is a `VisionCheckpoint` in a subfolder, in timm's layout, and the video weights. The encoder classifies single
+    frames, and can be used alone. `video.safetensors` has the position embeddings of the frames and all other weights
+    that the video model adds.
     """
 
     encoder: str = Field("encoder", description="folder of the VisionCheckpoint, in this artifact")

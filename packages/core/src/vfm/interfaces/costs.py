@@ -56,13 +56,16 @@ class Cost:
 
 
 def seconds(cost: Cost, processes: int, peak_flops: float, utilisation: float) -> float | None:
-    """Estimate the seconds that the operations of a stage take. None if they are unknown.
+    """Estimate the seconds that the operations of a stage take.
 
     Args:
         cost: cost of the stage.
         processes: number of devices that share the operations.
         peak_flops: peak of a device, in operations per second.
         utilisation: fraction of the peak that is reached (MFU), 0 to 1.
+
+    Returns:
+        Seconds. None if the operations are unknown.
     """
     if cost.flops is None:
         return None

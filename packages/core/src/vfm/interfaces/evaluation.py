@@ -37,11 +37,16 @@ class Evaluation(Stage):
 
     @property
     def result_names(self) -> list[str]:
-        """Names in the results: of each model, and of anything else that is evaluated in place of a model."""
+        """Names in the results.
+
+        They are the models, and anything else that is evaluated in place of a model.
+        """
         return [short_name(ref) for ref in self.models]
 
     def preflight(self, ctx: Preflight) -> None:
-        """Check that no name is used twice, which would drop a model from the results, then run `checks`.
+        """Check the names of the results, then run `checks`.
+
+        A name that is used twice would drop a model from the results.
 
         Raises:
             UserError: If a name is used twice, or `checks` finds a mistake.

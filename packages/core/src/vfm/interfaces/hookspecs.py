@@ -24,10 +24,11 @@ def vfm_stages() -> Iterable[type[Stage]] | Mapping[str, str]:  # type: ignore[e
 
 @hookspec
 def vfm_statistics() -> Iterable[str]:  # type: ignore[empty-body]
-    """List classes, as `package.module:Class`, that compute statistics of samples for `vfm data`, such as languages.
+    """List classes that compute statistics of samples for `vfm data`, such as languages.
 
-    A class has `add(sample, image, where)`, called for each sample with its undecoded PIL image and its address, and
-    `lines()`, which returns the lines to print. If a library is missing, its `ModuleNotFoundError` is reported.
+    A class is given as `package.module:Class`. It has `add(sample, image, where)`, called for each sample with its
+    undecoded PIL image and its address, and `lines()` for the lines to print. If a library is missing, its
+    `ModuleNotFoundError` is reported.
     """
 
 

@@ -69,7 +69,7 @@ class ClipTraining(Training):
 
     @property
     def portions(self) -> list[Portion]:
-        """The datasets: a single one, or the parts of a mixture."""
+        """The datasets, a single one or the parts of a mixture."""
         if isinstance(self.data, list):
             return self.data
         return [Portion(data=self.data)]

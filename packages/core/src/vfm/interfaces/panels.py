@@ -33,7 +33,7 @@ class _Titled(Config):
 
 
 def _title_in(file: Path) -> str | None:
-    """Read the title of the panel in a file. None if there is no panel."""
+    """Read the title of the panel in a file, if there is a panel."""
     try:
         return load_panel(file).title
     except UserError:
@@ -65,7 +65,10 @@ class TablePanel(_Titled):
 
 
 class Series(Config):
-    """One line of a chart, with a band if `low` and `high` are given. None is a gap, which files store for NaN."""
+    """One line of a chart, with a band if `low` and `high` are given.
+
+    None is a gap. Files store it for NaN.
+    """
 
     name: str
     x: list[float]
@@ -97,9 +100,10 @@ class LinesPanel(_Titled):
 
 
 class BarsPanel(_Titled):
-    """Bars, such as a funnel. `low` and `high` draw an interval, `reference` a line (for example chance level).
+    """Bars, such as a funnel.
 
-    A value of None, which files store for NaN, has a row without a bar.
+    `low` and `high` draw an interval, `reference` a line (for example chance level). A value of None has a row without
+    a bar. Files store it for NaN.
     """
 
     type: Literal["bars"] = "bars"

@@ -123,7 +123,10 @@ def stage_types(manager: pluggy.PluginManager) -> StageTypes:
 
 
 def import_stages() -> None:
-    """Import all stages of installed plugins, which defines their types of artifacts and fills `PREDICTORS`."""
+    """Import all stages of installed plugins.
+
+    This defines their types of artifacts and fills `PREDICTORS`.
+    """
     list(stage_types(load_plugins()).values())  # each is imported when it is read
 
 
@@ -144,7 +147,10 @@ def find_predictor(artifact: DenseCheckpoint | VideoClassifier) -> Callable[...,
 
 
 def extra_of(module: str) -> str | None:
-    """Find the extra that installs a missing module, such as `vfm-core[torch]`, or None if there is none."""
+    """Find the extra that installs a missing module, such as `vfm-core[torch]`.
+
+    Modules of no extra give None.
+    """
     top = module.split(".", 1)[0]
     package_name = PACKAGE_OF_MODULE.get(top, top.replace("_", "-"))
     plugins = {entry.dist.name for entry in entry_points(group="vfm") if entry.dist}

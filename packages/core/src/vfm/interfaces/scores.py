@@ -35,7 +35,7 @@ class Score(Protocol):
 
     @property
     def chance(self) -> float | None:
-        """Expected value of a random guess. None if unknown."""
+        """Expected value of a random guess, if it is known."""
         ...
 
     @property
@@ -45,7 +45,7 @@ class Score(Protocol):
 
     @property
     def num_independent(self) -> int:
-        """Number of independent items, which are images if an image has several items."""
+        """Number of independent items. These are images if an image has several items."""
         ...
 
     def interval(self, seed: int = 0) -> tuple[float, float]:

@@ -22,7 +22,10 @@ A = TypeVar("A", bound=Artifact)
 
 
 class Ref(str, Generic[A]):
-    """An input: name of an earlier stage or path of a saved artifact. `Ref[Pool]` accepts a Pool or a subtype."""
+    """An input of a stage.
+
+    It is the name of an earlier stage or the path of a saved artifact. `Ref[Pool]` accepts a Pool or a subtype.
+    """
 
     target: Any  # the expected type, or a union of types
 
@@ -90,7 +93,10 @@ class Runtime(Config):
 
     @property
     def num_workers(self) -> int:
-        """Number of workers. `auto`: the cores of a training process, minus one for itself, from 1 to 16."""
+        """Number of workers.
+
+        `auto` takes the cores of a training process, minus one for itself, from 1 to 16.
+        """
         if self.workers != "auto":
             return self.workers
         return min(MOST_WORKERS, max(1, self.share() - 1))
@@ -208,10 +214,11 @@ def _refs_in(value: object, key: str) -> Iterator[tuple[str, Ref[Any]]]:
 
 
 class Preempted(SystemExit):
-    """Raised when a training run stops on a signal, after it has saved a checkpoint. The next run resumes from it.
+    """Raised when a training run stops on a signal, after it has saved a checkpoint.
 
-    If not caught, it ends the process with the exit code that the signal would have caused: 143 for SIGTERM, 138 for
-    SIGUSR1, which schedulers send some time before a job's limit (Slurm: `--signal=USR1@120`).
+    The next run resumes from it. If not caught, it ends the process with the exit code that the signal would have
+    caused, 143 for SIGTERM and 138 for SIGUSR1. Schedulers send these some time before a job's limit (Slurm:
+    `--signal=USR1@120`).
     """
 
     def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
@@ -224,7 +231,7 @@ class Preempted(SystemExit):
 
 
 class LeftToFirst(Exception):  # noqa: N818 (no error)
-    """Raised in all processes of a stage except the first, which does the remaining work."""
+    """Raised in all processes of a stage except the first. The first one does the remaining work."""
 
 
 @dataclass
@@ -280,7 +287,14 @@ class Context:
         self.send(Event(type, self.stage, data))
 
     def progress(self, done: int, total: int, unit: str = "steps", /, **shown: Any) -> None:
-        """Report progress, which the console shows as a bar with rate and ETA."""
+        """Report progress. The console shows a bar with rate and ETA.
+
+        Args:
+            done: finished units.
+            total: all units.
+            unit: name of the units.
+            **shown: further values to show.
+        """
         self.emit("progress", done=done, total=total, unit=unit, shown=shown)
 
     def log(self, message: str) -> None:

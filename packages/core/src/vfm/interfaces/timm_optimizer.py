@@ -34,7 +34,7 @@ class TimmOptimizer(Optimizer):
 
     @property
     def algorithm_name(self) -> str:
-        """Its name in timm, which differs from the name of every other optimizer."""
+        """Its name in timm. Every optimizer has another name."""
         return self.algorithm
 
     @property

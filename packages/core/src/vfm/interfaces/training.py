@@ -238,14 +238,16 @@ class Training(Stage):
 
     @property
     def datasets(self) -> list[Ref[Any]]:
-        """The training data: one input, or the parts of a mixture."""
+        """The training data, one input or the parts of a mixture."""
         return [ref for key, ref in refs(self) if key == "data" or key.startswith("data[")]
 
     def with_steps(self, artifact: Callable[[Ref[Any]], Any]) -> Self:
-        """Replace `epochs` by the number of steps. If the data are not known, return the stage unchanged.
+        """Replace `epochs` by the number of steps.
+
+        If the data are not known, the stage is returned unchanged.
 
         Args:
-            artifact: loads an input, or returns None if it does not exist yet.
+            artifact: loads an input. Inputs that do not exist yet give None.
 
         Raises:
             UserError: If a setting does not fit the number of steps.

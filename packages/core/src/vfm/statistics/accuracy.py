@@ -48,7 +48,10 @@ class Accuracy:
         return stratified_mean(self.correct, self.classes)
 
     def interval(self, seed: int = 0) -> tuple[float, float]:
-        """Compute the 95 % interval: Wilson's, adapted for grouped items and for means over classes."""
+        """Compute the 95 % interval of the score.
+
+        It is Wilson's, adapted for grouped items and for means over classes.
+        """
         if self.classes is not None:
             return mean_per_class_interval(self.correct, self.classes)
         if self.groups is not None and not self.independent:
@@ -56,11 +59,16 @@ class Accuracy:
         return wilson_interval(int(self.correct.sum()), len(self.correct))
 
     def difference(self, baseline: Accuracy, seed: int = 0) -> Difference:
-        """Compute this score minus the baseline's on the same items: Newcombe's paired interval and a p-value.
+        """Compute this score minus the baseline's on the same items.
 
-        Independent items get exact McNemar's p-value. For grouped items and means over classes, McNemar would count
-        several captions of an image as independent, and give the images of all classes the same weight. They get the
-        p-value of sign flips, of whole images or of items with the weight of their class.
+        The interval is Newcombe's paired interval. Independent items get exact McNemar's p-value. For grouped items and
+        means over classes, McNemar would count several captions of an image as independent, and give the images of all
+        classes the same weight. They get the p-value of sign flips, of whole images or of items with the weight of
+        their class.
+
+        Args:
+            baseline: score of the other model.
+            seed: seed of the sign flips.
         """
         before = baseline.correct
         after = self.correct
@@ -73,7 +81,16 @@ class Accuracy:
 
 
 def to_metric(score: Score, *, model: str = "", seed: int = 0) -> Metric:
-    """Convert a score to the record of a report: the value, n (independent items) and the 95 % interval."""
+    """Convert a score to the record of a report.
+
+    Args:
+        score: the score.
+        model: name of the model.
+        seed: seed of a bootstrap.
+
+    Returns:
+        The value, n (independent items) and the 95 % interval.
+    """
     low, high = score.interval(seed)
     return Metric(
         name=score.metric,
@@ -87,7 +104,17 @@ def to_metric(score: Score, *, model: str = "", seed: int = 0) -> Metric:
 
 
 def compare(first: Score, second: Score, *, baseline: str, model: str, seed: int = 0) -> Comparison:
-    """Compare two scores on the same items: second minus first, with interval and p-value of the paired test.
+    """Compare two scores on the same items.
+
+    Args:
+        first: score of the baseline.
+        second: score of the model.
+        baseline: name of the baseline.
+        model: name of the model.
+        seed: seed of the test.
+
+    Returns:
+        Second minus first, with interval and p-value of the paired test.
 
     Raises:
         ValueError: If the metrics or the items differ.

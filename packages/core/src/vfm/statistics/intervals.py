@@ -16,9 +16,15 @@ Interval = tuple[float, float]
 
 
 def wilson_interval(successes: float, n: float, *, confidence: float = CONFIDENCE) -> Interval:
-    """Compute the interval of a fraction of independent right-or-wrong items, valid at 0 %, at 100 % and for small `n`.
+    """Compute the interval of a fraction of independent right-or-wrong items.
 
-    For items that are not independent, pass their `effective_size` as `n`, and the fraction times it as `successes`.
+    It is valid at 0 %, at 100 % and for small `n`. For items that are not independent, pass their `effective_size` as
+    `n`, and the fraction times it as `successes`.
+
+    Args:
+        successes: number of right items.
+        n: number of items.
+        confidence: coverage of the interval.
 
     Raises:
         ValueError: If `n` is not positive or `successes` is not within 0..n.
@@ -38,12 +44,17 @@ def wilson_interval(successes: float, n: float, *, confidence: float = CONFIDENC
 
 
 def grouped_interval(correct: ArrayLike, groups: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
-    """Compute the interval of a fraction of right items, (N,), whose groups, such as an image's captions, stay whole.
+    """Compute the interval of a fraction of right items in groups, such as an image's captions.
 
     This is Wilson's interval at the effective size. How much the items of a group agree is only visible in groups that
     are not all right or all wrong like the others. If there are k such groups, the design effect moves by 1/k of the
     way to one item per group. With ten right of 1,000 captions of 200 images it covers 0.95 to 0.98 (0.92 to 0.94
     without the move, and 0.88 to 0.90 with a bootstrap of whole images).
+
+    Args:
+        correct: whether each item is right, (N,).
+        groups: group of each item, (N,).
+        confidence: coverage of the interval.
 
     Source: Korn and Graubard 1998 (Wilson's interval at the effective size). The move is measured by a test.
     """
@@ -62,12 +73,17 @@ def grouped_interval(correct: ArrayLike, groups: ArrayLike, *, confidence: float
 
 
 def mean_per_class_interval(correct: ArrayLike, classes: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
-    """Compute the interval of the mean over classes of each class's fraction of right items, (N,) each.
+    """Compute the interval of the mean over classes of each class's fraction of right items.
 
-    On each side it is the wider of two intervals, which are too short in opposite cases. Wilson's intervals of the
+    On each side it is the wider of two intervals that are too short in opposite cases. Wilson's intervals of the
     classes, combined by their distances from the fractions (MOVER), are too short if many classes have few images (they
-    cover 75 % instead of 95 % with one or two). Wilson's interval at the effective size relies on the observed spread,
-    which is too small if a single class of a few images decides.
+    cover 75 % instead of 95 % with one or two). Wilson's interval at the effective size relies on the observed spread.
+    It is too small if a single class of a few images decides.
+
+    Args:
+        correct: whether each item is right, (N,).
+        classes: class of each item, (N,).
+        confidence: coverage of the interval.
 
     Source: Zou, Huang and Zhang 2009, A note on confidence interval estimation for a linear function of binomial
     proportions (MOVER). Korn and Graubard 1998, Confidence intervals for proportions with small expected number of
@@ -96,11 +112,13 @@ def bootstrap_interval(
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Compute the percentile bootstrap interval of a mean. Groups, such as an image's captions, are drawn whole.
+    """Compute the percentile bootstrap interval of a mean.
+
+    Groups, such as an image's captions, are drawn whole.
 
     Args:
         values: one number per item, (N,).
-        groups: image (or other cluster) of each item, (N,). None if items are independent.
+        groups: image (or other cluster) of each item, (N,). By default items are independent.
         confidence: coverage of the interval.
         num_resamples: number of draws. 10,000 leave an error of about 1 % of the interval's width.
         seed: seed of the draws.
@@ -137,7 +155,9 @@ def stratified_mean(values: ArrayLike, strata: ArrayLike | None = None) -> float
 
 @dataclass(frozen=True)
 class Units:
-    """Sampling units: single items, or all captions of an image. Each is in a stratum, such as a class.
+    """Sampling units of items.
+
+    A unit is a single item, or all captions of an image. Each is in a stratum, such as a class.
 
     Attributes:
         sums: sum of the values of each unit's items, (U,).
@@ -153,7 +173,12 @@ class Units:
 
     @classmethod
     def of(cls, values: ArrayLike, groups: ArrayLike | None = None, strata: ArrayLike | None = None) -> Units:
-        """Group items, (N,), into units. Without `groups` each item is a unit, without `strata` there is one stratum.
+        """Group items into units.
+
+        Args:
+            values: value of each item, (N,).
+            groups: group of each item, (N,). By default each item is a unit.
+            strata: stratum of each item, (N,). By default there is one stratum.
 
         Raises:
             ValueError: If the numbers of values, groups and strata differ.
@@ -187,12 +212,13 @@ class Units:
 
 
 def effective_size(values: ArrayLike, groups: ArrayLike | None = None, strata: ArrayLike | None = None) -> float:
-    """Estimate the number of independent items that would estimate the mean as well: N if the items are independent.
+    """Estimate the number of independent items that would estimate the mean as well.
 
-    It is the variance of an item divided by the variance of the (stratified) mean, with whole groups within their
-    strata. A stratum with a single unit shows no spread, and one with few units shows too little. So each stratum gets
-    the spread over all strata as an additional unit, which also counts the differences between strata and so errs on
-    the safe side. If all values are equal, or the sums of all groups are, the items of a group count as one.
+    It is N if the items are independent. In general it is the variance of an item divided by the variance of the
+    (stratified) mean, with whole groups within their strata. A stratum with a single unit shows no spread, and one with
+    few units shows too little. So each stratum gets the spread over all strata as an additional unit. This also counts
+    the differences between strata and so errs on the safe side. If all values are equal, or the sums of all groups are,
+    the items of a group count as one.
 
     Args:
         values: right or wrong, or the differences of two models, (N,).

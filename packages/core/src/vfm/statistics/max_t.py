@@ -22,7 +22,13 @@ from vfm.statistics.resampling import ResampledScore
 
 
 def compare_models(first: Sequence[Score], second: Sequence[Score], *, baseline: str, model: str) -> list[Comparison]:
-    """Compare the scores of two models on the same items, metric by metric, the main one first.
+    """Compare the scores of two models on the same items, metric by metric.
+
+    Args:
+        first: scores of the baseline, the main metric first.
+        second: scores of the model, in the same order.
+        baseline: name of the baseline.
+        model: name of the model.
 
     Raises:
         ValueError: If the metrics or the items differ.

@@ -26,7 +26,12 @@ class PixelCounts:
 
 
 def count_pixels(truth: NDArray[np.integer], predicted: NDArray[np.integer], num_classes: int) -> PixelCounts:
-    """Count the pixels of each class, where the truth, (H, W), has a label of 0 or more.
+    """Count the pixels of each class.
+
+    Args:
+        truth: labels, (H, W). Pixels with a label below 0 do not count.
+        predicted: predicted labels, (H, W).
+        num_classes: number of classes.
 
     Raises:
         ValueError: If the maps differ in size, or a predicted class is out of range.

@@ -56,14 +56,23 @@ def sign_flip_p(
     num_draws: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> float:
-    """Compute the two-sided p-value of "no difference" on the same items, (N,) each: exact McNemar's, with weights.
+    """Compute the two-sided p-value of "no difference" by flipping signs.
 
     If the models were equally good, they could be exchanged on any item. The difference of the means, in which each
     item weighs 1 / N or with `strata` 1 / (strata x items of its stratum), would be as likely with the sign of any term
     flipped. The p-value is the fraction of all flips whose difference is at least as large as the observed one. The
-    items of a group are flipped together. Valid for any number of items and for strata with a single item.
+    items of a group are flipped together. For right and wrong items this is exact McNemar's, with weights. Valid for
+    any number of items and for strata with a single item.
 
     Up to a million outcomes are enumerated. Beyond that, `num_draws` are drawn, including the observed one.
+
+    Args:
+        first: values of the first model, (N,).
+        second: values of the second model on the same items, (N,).
+        groups: group of each item, (N,).
+        strata: stratum of each item, (N,).
+        num_draws: number of flips that are drawn.
+        seed: seed of the draws.
 
     Source: Fisher 1935, The design of experiments, section 21. Pitman 1937.
     """
@@ -104,13 +113,20 @@ def newcombe_interval(
     strata: ArrayLike | None = None,
     confidence: float = CONFIDENCE,
 ) -> Interval:
-    """Compute the interval of second minus first on the same right-or-wrong items, (N,) each.
+    """Compute the interval of second minus first on the same right-or-wrong items.
 
     It combines Wilson's intervals of both (stratified) means by their correlation. Valid for few items and if the
     models agree on all of them. With `groups` or `strata`, it uses the `effective_size` of the differences.
 
-    Source: Newcombe 1998, Improved confidence intervals for the difference between binomial proportions based on
-    paired data (method 10).
+    Args:
+        first: whether the first model is right, (N,).
+        second: whether the second model is right, (N,).
+        groups: group of each item, (N,).
+        strata: stratum of each item, (N,).
+        confidence: coverage of the interval.
+
+    Source: Newcombe 1998, Improved confidence intervals for the difference between binomial proportions based on paired
+    data (method 10).
     """
     a, b = _paired(first, second)
     n = effective_size(b - a, groups, strata)

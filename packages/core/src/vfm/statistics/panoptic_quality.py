@@ -20,7 +20,10 @@ HALF = 0.5  # only one segment of a map can have a larger IoU with another one
 
 @dataclass(frozen=True)
 class Segments:
-    """A panoptic map: the number of each pixel's segment, -1 if it has none, (H, W), and the class of each segment."""
+    """A panoptic map.
+
+    It has the number of each pixel's segment, -1 if it has none, (H, W), and the class of each segment.
+    """
 
     numbers: NDArray[np.integer]
     labels: NDArray[np.integer]
@@ -42,6 +45,11 @@ def count_segments(truth: Segments, predicted: Segments, num_classes: int) -> Se
 
     Unlabelled pixels do not count in the area of a predicted segment. A predicted segment is ignored if more than half
     of it lies on unlabelled pixels and crowds of its class. A crowd is never missed.
+
+    Args:
+        truth: annotated segments.
+        predicted: predicted segments.
+        num_classes: number of classes.
     """
     num_true = len(truth.labels)
     num_predicted = len(predicted.labels)

@@ -29,10 +29,19 @@ ENDS = (0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2)
 
 
 def image_weights(num_images: int, num_resamples: int = NUM_RESAMPLES, seed: int = 0) -> NDArray[np.int64]:
-    """Draw random halves of the images, (R, I): 1 if an image counts. Equal seeds pair two models.
+    """Draw random halves of the images.
+
+    Halves need no scaling: their mean varies as much as the mean of the whole set. Equal seeds pair two models.
+
+    Args:
+        num_images: number I of images.
+        num_resamples: number R of halves.
+        seed: seed of the draws.
+
+    Returns:
+        (R, I), 1 if an image counts.
 
     Source: Politis and Romano 1994, Large sample confidence regions based on subsamples under minimal assumptions.
-    Halves need no scaling: their mean varies as much as the mean of the whole set.
     """
     generator = np.random.default_rng(seed)
     weights = np.zeros((num_resamples, num_images), dtype=np.int64)
@@ -45,8 +54,8 @@ def paired_resamples(gaps: NDArray[np.float64], num_units: int) -> Difference:
     """Compute the percentile interval and the p-value of a difference from its resamples.
 
     p is twice the fraction of resamples on the other side of zero. If there are none, 500 resamples alone could only
-    say p = 2/501, which is not clear among more than twelve metrics after Holm's correction. The tail is then that of
-    a normal distribution with the resamples' mean and deviation, and p is at least 2^(1-N), the least p of a test that
+    say p = 2/501. This is not clear among more than twelve metrics after Holm's correction. The tail is then that of a
+    normal distribution with the resamples' mean and deviation, and p is at least 2^(1-N), the least p of a test that
     flips the signs of N units.
 
     Args:

@@ -30,7 +30,9 @@ _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """List all paths of a brace pattern, expanded as in bash: `{000..009}.tar`, `{a,b}/{0..3}.tar`.
+    """List all paths of a brace pattern, expanded as in bash.
+
+    Examples are `{000..009}.tar` and `{a,b}/{0..3}.tar`.
 
     Raises:
         UserError: If a range is descending, or there are more than a million names.
@@ -94,7 +96,10 @@ def _wildcards(name: str) -> list[str]:
 
 
 def is_directory(path: str) -> bool:
-    """Check whether the path is a folder. A remote path with the ending of a file is not, which needs no request."""
+    """Check whether the path is a folder.
+
+    A remote path with the ending of a file is not. This needs no request.
+    """
     if not is_remote(path):
         return os.path.isdir(path)
     if without_query(path).endswith(FILE_ENDINGS):
@@ -180,7 +185,12 @@ def open_regular(path: str, flags: int = os.O_RDONLY) -> int:
 
 
 def read_bytes(path: str, start: int = 0, stop: int | None = None) -> bytes:
-    """Read bytes `start` to `stop` of a file, fewer if it ends before. A remote file takes one request.
+    """Read a part of a file. A remote file takes one request.
+
+    Args:
+        path: local path or address.
+        start: first byte.
+        stop: byte after the last one. A file may end before.
 
     Raises:
         OSError: If the file does not exist, or is not a regular file.
@@ -319,10 +329,13 @@ def is_inside(relative: str) -> bool:
 
 
 def join_inside(root: str, relative: str) -> str | None:
-    """Join `root` and `relative`, or return None if the result leaves the root.
+    """Join a root and a relative path.
 
     An absolute path is inside the root `/`. A remote address is outside every other root, and a name with a NUL is
     outside all.
+
+    Returns:
+        The path. None if it leaves the root.
     """
     if "\0" in relative or (root != "/" and is_remote(relative)):
         return None

@@ -122,7 +122,10 @@ def contents(folder: str, cache: FingerprintCache) -> dict[str, str]:
 
 
 def contents_names(folder: str) -> list[str]:
-    """List the files below a folder that its fingerprint covers, by relative path: no hidden files, no broken links."""
+    """List the files below a folder that its fingerprint covers, by relative path.
+
+    Hidden files and broken links are left out.
+    """
     inside = (name for name in files.walk(folder) if "/." not in f"/{name}")
     return [name for name in inside if os.path.isfile(os.path.join(folder, name))]
 
@@ -171,7 +174,10 @@ def bytes_to_read(size: int) -> int:
 
 
 def content_hash(path: str, size: int) -> str:
-    """Compute the fingerprint of a single file: a hash of all its bytes, or of its size and evenly spaced blocks."""
+    """Compute the fingerprint of a single file.
+
+    It is a hash of all its bytes, or of its size and evenly spaced blocks.
+    """
     if size <= WHOLE_FILE:
         return hash_file(Path(path))[:DIGITS]
     digest = hashlib.sha256(str(size).encode())

@@ -40,7 +40,7 @@ class FiniteJson:
                 return _TOKENS.sub(_replaced, data)
 
     def _without_half(self, data: bytes) -> bytes:
-        """Keep the text or number at the end, which may continue, for the next part."""
+        """Keep the text or number at the end for the next part, where it may continue."""
         starts = [token.start() for token in _TOKENS.finditer(data) if token["open"] is not None]
         last = _LAST_WORD.search(data)
         end = starts[0] if starts else last.start() if last else len(data)

@@ -25,7 +25,7 @@ async def read_range(
         store: fsspec's file system for HTTP.
         url: the address.
         start: first byte.
-        stop: the byte after the last one, None for the end of the file.
+        stop: the byte after the last one. By default, the file is read to its end.
         is_expected: checks by the headers whether the file still is the expected version.
 
     Raises:

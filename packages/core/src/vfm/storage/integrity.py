@@ -201,7 +201,11 @@ def check_folder(
 
 
 def _state(folder: Path, known: Known) -> int | None:
-    """Hash the sizes, times and inodes of files, which change when a file is written. None if a file is missing."""
+    """Hash the sizes, times and inodes of files. They change when a file is written.
+
+    Returns:
+        None if a file is missing.
+    """
     states = []
     try:
         for name in known:

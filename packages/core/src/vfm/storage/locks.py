@@ -102,7 +102,10 @@ def is_locked(file: Path) -> bool:
 
 
 def is_lock_of(descriptor: int, file: Path) -> bool:
-    """Check whether a descriptor is of the current lock file: a cleanup may have removed and replaced the file."""
+    """Check whether a descriptor is of the current lock file.
+
+    A cleanup may have removed and replaced the file.
+    """
     try:
         return os.path.samestat(os.fstat(descriptor), file.lstat())
     except FileNotFoundError:

@@ -25,7 +25,7 @@ def publish_file(part: Path, target: Path) -> None:
 
 
 def publish_folder(part: Path, target: Path) -> None:
-    """Rename a complete folder to its final name, which must not exist or be an empty folder."""
+    """Rename a complete folder to its final name. There must be no folder of this name, or an empty one."""
     share_as_umask_says(part)
     for folder, _, files in os.walk(part, topdown=False):
         for name in files:
@@ -85,7 +85,13 @@ def _open_new(path: str, flags: int) -> int:
 
 
 def write_file(target: Path, data: bytes, *, durable: bool = True) -> None:
-    """Write a whole file, with the arguments of `new_file`."""
+    """Write a whole file.
+
+    Args:
+        target: path of the file.
+        data: its content.
+        durable: as in `new_file`.
+    """
     with new_file(target, durable=durable) as stream:
         stream.write(data)
 

@@ -87,7 +87,12 @@ async def _read_span(store: Any, inside: str, span: Span) -> bytes:
 
 
 def read_whole(path: str, start: int = 0, stop: int | None = None) -> bytes:
-    """Read a file, or a part of it, which may end before `stop`.
+    """Read a remote file, or a part of it.
+
+    Args:
+        path: address of the file.
+        start: first byte.
+        stop: byte after the last one. The file may end before.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -144,7 +149,12 @@ def exist(paths: Sequence[str]) -> list[bool]:
 
 
 def ask(path: str, question: Literal["isdir", "glob", "find"]) -> Any:
-    """Query a file system: whether an address is a folder, the files of a pattern, or all files below a folder.
+    """Query a remote file system.
+
+    Args:
+        path: address or pattern.
+        question: `isdir` whether it is a folder, `glob` for the files of a pattern, `find` for all files below a
+            folder.
 
     Raises:
         UserError: If its server does not answer.

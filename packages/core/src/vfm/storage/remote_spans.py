@@ -58,7 +58,10 @@ def version_of(mark: str) -> int:
 
 @dataclass(frozen=True)
 class RemoteFacts:
-    """Size of a remote file in bytes, and a mark of its content: ETag, else the time of the last change, else ""."""
+    """Size of a remote file in bytes, and a mark of its content.
+
+    The mark is its ETag, else the time of the last change, else "".
+    """
 
     size: int
     mark: str

@@ -30,7 +30,7 @@ def reading(file: str | Path, form: str) -> Iterator[None]:
         form: its format, for the line.
 
     Raises:
-        UserError: If the file is a FIFO or a device, which may never end, or the code in the `with` block raised an
+        UserError: If the file is a FIFO or a device (it may never end), or the code in the `with` block raised an
             error.
     """
     _check_never_ending(file)
@@ -147,7 +147,7 @@ def read_parquet(file: str | Path, columns: Sequence[str] | None = None) -> Any:
 
     Args:
         file: the file.
-        columns: columns to read, which must exist; None: all.
+        columns: columns to read. All of them must exist. Default: all.
 
     Raises:
         UserError: If the file is missing or damaged, or lacks a column.

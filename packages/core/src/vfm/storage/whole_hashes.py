@@ -45,7 +45,7 @@ def hashed_meanwhile(store: Path, fingerprints: dict[str, str]) -> Iterator[None
     """Compute the hashes of large local files in a thread while the stage in the `with` block reads them.
 
     Args:
-        store: the store, which keeps the hashes.
+        store: the store. It keeps the hashes.
         fingerprints: fingerprint of each outside file.
     """
     known = read_hashes(store)

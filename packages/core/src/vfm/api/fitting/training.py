@@ -57,7 +57,7 @@ class Fit(Results):
         model: the module that was given, trained and in evaluation mode.
         metrics: log entries every `log_every` steps, as in `metrics.jsonl`. Only the first of several processes has
             them. They are empty in the others.
-        folder: folder with checkpoints, metrics and `model.safetensors`; None if none was named.
+        folder: folder with checkpoints, metrics and `model.safetensors`, if one was named.
         skipped: number of bad samples by reason.
     """
 
@@ -128,8 +128,8 @@ def fit(
     batches again.
 
     Args:
-        task: a module together with `loss`, or a `vfm.train.Task`, which contains the loss. It is trained in place.
-            Parts in evaluation mode without trained parameters stay in evaluation mode.
+        task: a module together with `loss`, or a `vfm.train.Task` that contains the loss. It is trained in place. Parts
+            in evaluation mode without trained parameters stay in evaluation mode.
         data: a map-style Dataset (or list) of dicts, tuples such as (image, label), or dataclasses. Tensors, arrays,
             numbers and PIL images are stacked, (B, ...), and texts become lists. Or a DataLoader, or another iterable
             of such batches that can be iterated several times.
@@ -138,13 +138,14 @@ def fit(
             processes change no result if it is a mean over the samples.
         weight: for a loss that is a weighted mean, `weight(batch)` returns the sum of the batch's weights, such as
             `lambda batch: batch["weight"].sum()`. Without it a weighted mean depends on the size of micro-batches.
-        folder: folder for checkpoints, metrics and the trained weights (`model.safetensors`); None: nothing is saved.
+        folder: folder for checkpoints, metrics and the trained weights (`model.safetensors`). By default nothing is
+            saved.
         global_batch_size: samples per step, by default 128. A DataLoader determines it. For a loader without a batch
             size, such as webdataset's, the samples of its batches are counted.
         lr: peak learning rate.
         seed: seed of the order and of all random draws.
         device: auto, cpu, cuda, cuda:1 or mps.
-        workers: number of processes that read a Dataset; 0: this thread. A DataLoader has its own workers.
+        workers: number of processes that read a Dataset. 0 reads in this thread. A DataLoader has its own workers.
         progress: show a progress bar and messages.
         settings: other fields of a training stage, as in a recipe: `optimizer={"type": "sgd"}`, `schedule`,
             `ema_decay`, `precision`, `micro_batch_size`, `log_every`, `checkpoint={"every_steps": 100}`, ... (`vfm
@@ -194,7 +195,7 @@ def fit(
 
 @contextmanager
 def _restored_generators(seed: int) -> Iterator[None]:
-    """Restore the caller's random generators, which the loop seeds.
+    """Restore the caller's random generators after the block. The loop seeds them.
 
     Otherwise models that are created after two runs would be equal.
     """
@@ -268,7 +269,7 @@ def _config(settings: Mapping[str, Any], runtime: Mapping[str, Any]) -> Settings
 
     Args:
         settings: its fields.
-        runtime: default fields of `runtime`, which the settings override.
+        runtime: default fields of `runtime`. The settings override them.
 
     Raises:
         UserError: If a setting is unknown or wrong, one line each.

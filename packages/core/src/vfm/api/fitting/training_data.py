@@ -32,7 +32,15 @@ def is_loader(data: Any) -> bool:
 
 
 def batch_size(data: Any, requested: int | None, micro_batch_size: int | None) -> int | None:
-    """Determine the samples per step: from the batches of a DataLoader, else the requested number; None: the default.
+    """Determine the samples per step.
+
+    Args:
+        data: the data. The batches of a DataLoader have a size.
+        requested: number of samples for other data.
+        micro_batch_size: samples of a micro-batch.
+
+    Returns:
+        Number of samples, or None for the default.
 
     Raises:
         UserError: If the batches of the DataLoader have another size, or would have to be split.
@@ -74,7 +82,7 @@ def training_data(data: Any, config: Training, log: Callable[[str], None]) -> tu
 
 
 def _own_size(loader: Any) -> int | None:
-    """Look up the batch size of a DataLoader. None if it has none, as with a `batch_sampler`."""
+    """Look up the batch size of a DataLoader. A loader with a `batch_sampler` has none."""
     size = getattr(loader, "batch_size", None)
     return size if isinstance(size, int) else None
 

@@ -22,7 +22,18 @@ GIB = 2**30
 def cluster_lines(
     recipe: str, store: Path, overrides: list[str] | None, gpus: str, card: str, utilisation: float
 ) -> Iterator[Table | str]:
-    """Simulate the steps of each training stage of a recipe: yield a table for each stage, then notes.
+    """Simulate the steps of each training stage of a recipe on a cluster.
+
+    Args:
+        recipe: name or path of the recipe.
+        store: folder of artifacts and runs.
+        overrides: values that override the recipe.
+        gpus: numbers of devices.
+        card: name of the card.
+        utilisation: fraction of the peak that is reached (MFU), 0 to 1.
+
+    Yields:
+        A table for each stage, then notes.
 
     Raises:
         UserError: If the recipe is wrong, a card is not known, or a batch cannot be divided among the devices.
@@ -66,7 +77,17 @@ def find_card(name: str) -> Card:
 
 
 def cluster_table(stage: Training, load: Load, devices: list[int], card: Card, utilisation: float, title: str) -> Table:
-    """Build the table of a stage's steps by number of devices and sharding. The fastest step of each number is bold.
+    """Build the table of a stage's steps by number of devices and sharding.
+
+    The fastest step of each number is bold.
+
+    Args:
+        stage: the training stage.
+        load: its work and memory.
+        devices: numbers of devices.
+        card: speeds of the card.
+        utilisation: fraction of the peak that is reached (MFU), 0 to 1.
+        title: title of the table.
 
     Raises:
         UserError: If the batch cannot be divided among the devices.
@@ -92,7 +113,13 @@ def cluster_table(stage: Training, load: Load, devices: list[int], card: Card, u
 
 
 def cluster_notes(recipe: Recipe, loads: Mapping[str, Load], utilisation: float) -> Iterator[str]:
-    """Yield the assumptions behind the table, and the stages that it lacks."""
+    """Yield the assumptions behind the table, and the stages that it lacks.
+
+    Args:
+        recipe: the recipe.
+        loads: work and memory of its training stages.
+        utilisation: fraction of the peak that is reached (MFU), 0 to 1.
+    """
     yield (
         f"assumptions: a device reaches {100 * utilisation:g} % of its peak (--mfu), a link {100 * LINK_EFFICIENCY:g} %"
         f" of its rate; machines of 8; {100 * JITTER:g} % of waits for each doubling of the machines; data are always"

@@ -22,6 +22,13 @@ def estimate_lines(
 ) -> Iterator[Table | str]:
     """Yield the table of the costs of all stages of a recipe, and lines about it.
 
+    Args:
+        recipe: name or path of the recipe.
+        store: folder of artifacts and runs.
+        overrides: values that override the recipe.
+        peak_flops: peak of a device, in operations per second.
+        mfu: fraction of the peak that is reached, 0 to 1.
+
     Raises:
         UserError: If the recipe is wrong, or a stage's settings do not fit its models.
     """
@@ -39,9 +46,16 @@ def estimate_lines(
 
 
 def cost_table(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, utilisation: float) -> Table:
-    """Build the table of the costs of the stages, one per row, and the totals. It has at most 80 columns.
+    """Build the table of the costs of the stages, one per row, and the totals.
 
-    Memory is the peak of a process in GiB. Disk includes the checkpoints of a training stage while it runs.
+    It has at most 80 columns. Memory is the peak of a process in GiB. Disk includes the checkpoints of a training stage
+    while it runs.
+
+    Args:
+        recipe: the recipe.
+        costs: cost of each stage.
+        peak_flops: peak of a device, in operations per second.
+        utilisation: fraction of the peak that is reached (MFU), 0 to 1.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
     table.title = f"{recipe.name}: GiB of memory a process, GiB of disk"
@@ -57,7 +71,14 @@ def cost_table(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, uti
 
 
 def notes(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, utilisation: float) -> Iterator[str]:
-    """Yield the assumptions behind the numbers, and the parts that are not included."""
+    """Yield the assumptions behind the numbers, and the parts that are not included.
+
+    Args:
+        recipe: the recipe.
+        costs: cost of each stage.
+        peak_flops: peak of a device, in operations per second.
+        utilisation: fraction of the peak that is reached (MFU), 0 to 1.
+    """
     yield (
         f"time: {peak_flops / 1e12:g} TFLOP/s a device, of which {100 * utilisation:g} % are reached; data are always"
         " ready (--peak-tflops, --mfu)"
@@ -112,7 +133,10 @@ def _cells(stage: Stage, cost: Cost | None, time: float | None) -> list[str]:
 
 
 def _totals(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, utilisation: float) -> list[str]:
-    """Build the cells of the totals, which are the largest memory and the sums of operations, time and disk."""
+    """Build the cells of the totals.
+
+    They are the largest memory, and the sums of operations, time and disk.
+    """
     times = [_seconds(stage, costs, peak_flops, utilisation) for stage in recipe.stages]
     known_times = [time for time in times if time]
     memories = [cost.memory.total for cost in costs.values() if cost.memory]

@@ -30,7 +30,7 @@ class FieldRow:
 
     Attributes:
         cells: name, type, default and description of a field. Names are dotted as in `--set`. `[]` stands for an item
-            of a list, which `--set` cannot address.
+            of a list. `--set` cannot address these.
         heading: whether the row begins a group of fields: a mapping, a slot, or the fields of a base class, whose name
             is in brackets.
     """
@@ -40,9 +40,10 @@ class FieldRow:
 
 
 def field_rows(model: type[BaseModel]) -> Iterator[FieldRow]:
-    """Yield the fields of a stage: plain fields by the class that defines them, then each group and slot.
+    """Yield the fields of a stage.
 
-    The class of the stage comes first, and `runtime` last.
+    Plain fields come first, by the class that defines them, then each group and slot. The class of the stage is the
+    first one, and `runtime` comes last.
     """
     fields = {name: field for name, field in model.model_fields.items() if name not in ("kind", "type")}
     groups = {name: field for name, field in fields.items() if list(_models(field.annotation))}
@@ -187,7 +188,7 @@ def _default(field: FieldInfo) -> Any:
 
 
 def type_words(annotation: Any) -> str:
-    """Format a type in the notation of recipes: `float | null`, `[float, float]`, `{type: a | b}`."""
+    """Format a type in the notation of recipes, such as `float | null`, `[float, float]` or `{type: a | b}`."""
     origin = get_origin(annotation)
     inside = get_args(annotation)
     if origin is Annotated:
@@ -246,7 +247,7 @@ def _models(annotation: Any, in_list: bool = False) -> Iterator[tuple[type[BaseM
 
 
 def _tags(kind: Any) -> list[str]:
-    """List the values of `type` of a slot, or of a choice. Empty for other types."""
+    """List the values of `type` of a slot, or of a choice. Other types have none."""
     if get_origin(kind) is Annotated:
         return _tags(get_args(kind)[0])
     if not (isinstance(kind, type) and issubclass(kind, Part)):

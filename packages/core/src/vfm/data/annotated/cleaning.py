@@ -52,7 +52,15 @@ def clean_annotations(
 
 
 def clean(annotation: Annotation, label: int, width: int, height: int) -> ObjectRow:
-    """Convert an annotation to a row: encode its mask, clip its box to the image, and take or compute its area.
+    """Convert an annotation to a row.
+
+    Its mask is encoded, its box clipped to the image, and its area taken or computed.
+
+    Args:
+        annotation: object as its file describes it.
+        label: number of its class.
+        width: width of the image.
+        height: height of the image.
 
     Raises:
         BadAnnotation: If the box is empty, not finite or outside the image, or the mask does not fit.
@@ -82,6 +90,12 @@ def clean(annotation: Annotation, label: int, width: int, height: int) -> Object
 
 def clip_box(box: Box, width: int, height: int, where: str) -> Box:
     """Clip a box to the image.
+
+    Args:
+        box: (left, top, right, bottom) in pixels.
+        width: width of the image.
+        height: height of the image.
+        where: address of the annotation, for messages.
 
     Raises:
         BadAnnotation: If the box has no area, has numbers that are not finite, or is outside the image.

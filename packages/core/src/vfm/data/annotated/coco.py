@@ -77,7 +77,7 @@ class CocoJson(ListedImages):
 def stream(path: str, name: str) -> Iterator[dict[str, Any]]:
     """Yield the entries of a list in a JSON file, one at a time.
 
-    If the file is not JSON, it is read again with null for NaN, Infinity and too large numbers, which some tools write.
+    Some tools write NaN, Infinity and too large numbers. Such a file is read again with null in their place.
 
     Raises:
         UserError: If the file is missing or not readable as JSON, or an entry is not an object.
@@ -145,7 +145,15 @@ def classes_of(categories: Sequence[dict[str, Any]], path: str) -> Classes:
 def parse_images(
     images: Sequence[dict[str, Any]], image_root: str, path: str, has_images: bool = True
 ) -> list[AnnotatedImage]:
-    """Parse COCO's `images`. The rule that locates the first image files is applied to all of them.
+    """Parse COCO's `images`.
+
+    The rule that locates the first image files is applied to all of them.
+
+    Args:
+        images: entries of the list.
+        image_root: folder of the image files.
+        path: the JSON file, for messages.
+        has_images: whether image files are needed.
 
     Raises:
         UserError: If all images lack their id or name, an id is repeated, or none of the first images is below
@@ -212,7 +220,10 @@ def _problem(image: dict[str, Any]) -> Reason | None:
 
 
 def _names(image: dict[str, Any]) -> list[str]:
-    """List the paths that an image may have: LVIS v1 has only COCO's URL, Objects365 has a longer path."""
+    """List the paths that an image may have.
+
+    LVIS v1 has only COCO's URL, and Objects365 has a longer path.
+    """
     names = []
     for address in (image.get("file_name"), image.get("coco_url")):
         if not address:

@@ -92,7 +92,7 @@ def _kind_of_json(path: str) -> str:
 
 
 def _json_in(root: str, split: str) -> str | None:
-    """Find the JSON file of a split in a folder: `annotations/instances_SPLIT.json`, `lvis_v1_SPLIT.json`, ..."""
+    """Find the JSON file of a split in a folder, such as `annotations/instances_SPLIT.json` or `lvis_v1_SPLIT.json`."""
     for folder in (f"{root}/annotations", root):
         names = sorted(files.names_in(folder)) if files.is_directory(folder) else []
         jsons = [name for name in names if name.endswith((".json", ".json.gz")) and "caption" not in name]
@@ -115,7 +115,7 @@ def _root(config: Annotated) -> str:
 
 
 def _classes(config: Annotated, *candidates: str) -> Classes:
-    """Read the classes: from the configuration, a YAML file, or the first existing candidate file."""
+    """Read the classes from the configuration, a YAML file, or the first existing candidate file."""
     if isinstance(config.names, list):
         return Classes.numbered(config.names)
     path = config.names or next(filter(files.exists, candidates), None)
@@ -183,7 +183,7 @@ def _cvat(config: Annotated) -> CvatXml:
 
 
 def _darknet(config: Annotated) -> YoloFolder:
-    """Open Darknet's layout, which CVAT calls YOLO 1.1: images and texts in one folder."""
+    """Open Darknet's layout. It has images and texts in one folder, and CVAT calls it YOLO 1.1."""
     root = _root(config)
     names = [line.strip() for line in files.read_text(f"{root}/{DARKNET_NAMES}").splitlines() if line.strip()]
     folder = next(filter(files.is_directory, (f"{root}/obj_{config.split}_data", f"{root}/data")), root)

@@ -104,7 +104,10 @@ def cityscapes(root: str, split: str) -> LabelMaps:
 
 
 def voc_maps(root: str, split: str) -> LabelMaps:
-    """Open VOC's `SegmentationClass`: palette images, where 0 is the background and 255 the rim of objects."""
+    """Open VOC's `SegmentationClass`.
+
+    It has palette images, where 0 is the background and 255 the rim of objects.
+    """
     stems = split_stems(root, "Segmentation", split)
     listed = []
     for number, stem in enumerate(stems):
@@ -115,10 +118,16 @@ def voc_maps(root: str, split: str) -> LabelMaps:
 
 
 def folder_maps(images: str, maps: str, classes: Classes) -> LabelMaps:
-    """Open a folder of images and a folder of maps. Values are the ids of classes, and 255 is ignored.
+    """Open a folder of images and a folder of maps.
 
-    With more than 255 values the maps have 16 bits, and 65,535 is ignored. Values whose name says that they have no
-    class, such as `0: unlabeled`, are ignored too. Images without a map are skipped.
+    Values are the ids of classes, and 255 is ignored. With more than 255 values the maps have 16 bits, and 65,535 is
+    ignored. Values whose name says that they have no class, such as `0: unlabeled`, are ignored too. Images without a
+    map are skipped.
+
+    Args:
+        images: folder of the images.
+        maps: folder of the maps.
+        classes: names of the classes by value.
     """
     named = dict(zip(classes.ids, classes.names, strict=True))
     kept = [value for value, name in named.items() if name.lower() not in IGNORED_NAMES]
@@ -146,9 +155,10 @@ def _paired(
 
 
 def _padded(values: Sequence[int]) -> list[int]:
-    """Extend the classes to all 8-bit values: 255 is ignored, other values without a class are not allowed.
+    """Extend the classes to all 8-bit values.
 
-    More classes need maps of 16 bits, where `RIM_16` is ignored.
+    255 is ignored, and other values without a class are not allowed. More classes need maps of 16 bits, where `RIM_16`
+    is ignored.
     """
     if len(values) > RIM:
         return list(values)

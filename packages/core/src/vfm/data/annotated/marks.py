@@ -26,7 +26,7 @@ def _has_voc(root: str) -> bool:
 
 
 def cvat_xml(root: str) -> str | None:
-    """Find the XML file of CVAT in a folder. None if there is none."""
+    """Find the XML file of CVAT in a folder, if there is one."""
     for name in sorted(files.names_in(root)):
         path = f"{root}/{name}"
         if name.endswith(".xml") and CVAT_HEAD in files.read_bytes(path, 0, 1 << 10):

@@ -51,9 +51,13 @@ def mask_box(counts: bytes, height: int, width: int) -> tuple[float, float, floa
 
 
 def encode_segmentation(value: Any, height: int, width: int, where: str) -> bytes:
-    """Encode a COCO `segmentation`: polygons, run lengths as a list, or a run-length string.
+    """Encode a COCO `segmentation`. Polygons with fewer than three points are dropped.
 
-    Drops polygons with fewer than three points.
+    Args:
+        value: polygons, run lengths as a list, or a run-length string.
+        height: height of the image.
+        width: width of the image.
+        where: address of the annotation, for messages.
 
     Raises:
         BadAnnotation: If no polygon is left, or the runs do not fit the image.
@@ -94,7 +98,7 @@ def _encode_runs(value: dict[str, Any], height: int, width: int, where: str) -> 
 
 
 def _runs_of(counts: bytes) -> list[int] | None:
-    """Decode the runs of a run-length string, None if it is broken.
+    """Decode the runs of a run-length string. A broken one gives None.
 
     Each character has five bits. From the fourth run on, the string stores differences to the run before the last.
     """

@@ -57,10 +57,16 @@ def _object(
 
 
 def class_names_in(records: Iterable[Mapping[str, Any]], where: str) -> list[str]:
-    """Collect the names of all classes: the sorted names that occur, or the numbers up to the largest.
+    """Collect the names of all classes.
+
+    These are the sorted names that occur, or the numbers up to the largest.
+
+    Args:
+        records: records of the samples.
+        where: address of the records.
 
     Raises:
-        UserError: If the largest number is too large to be a class. `where` is the address of the records.
+        UserError: If the largest number is too large to be a class.
     """
     names_seen: set[str] = set()
     largest = -1
@@ -78,7 +84,7 @@ def class_names_in(records: Iterable[Mapping[str, Any]], where: str) -> list[str
 
 
 def read_box(numbers: Any, box_format: str) -> Box | None:
-    """Convert the four numbers of a box to corners, None if they are not four numbers."""
+    """Convert the four numbers of a box to corners. Anything else gives None."""
     if not isinstance(numbers, Sequence) or len(numbers) != 4 or not all(map(is_number, numbers)):
         return None
     a, b, c, d = map(float, numbers)

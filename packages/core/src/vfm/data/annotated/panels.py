@@ -41,7 +41,13 @@ def palette(count: int) -> NDArray[np.uint8]:
 
 
 def overlay(image: Image.Image, segments: NDArray[np.integer], colours: NDArray[np.uint8]) -> Image.Image:
-    """Tint an image by the segment of each pixel, (H, W). Pixels with a negative number stay untinted."""
+    """Tint an image by the segment of each pixel.
+
+    Args:
+        image: the image.
+        segments: number of each pixel's segment, (H, W). Pixels with a negative number stay untinted.
+        colours: colour of each segment.
+    """
     pixels = np.asarray(image, dtype=np.float32).copy()
     inside = segments >= 0
     pixels[inside] += OPACITY * (colours[segments[inside] % len(colours)] - pixels[inside])

@@ -104,7 +104,9 @@ def _segments(
 
 
 def map_folder(path: str) -> str:
-    """Find the folder of the PNG files: one named as the JSON file, `masks` next to it, or the folder it is in.
+    """Find the folder of the PNG files of panoptic maps.
+
+    It is named as the JSON file, or it is `masks` next to it, or the folder it is in.
 
     Raises:
         UserError: If none of these folders has the first file, or the JSON file names none.

@@ -48,8 +48,8 @@ class AnnotatedImage:
     Attributes:
         key: unique name.
         image: path of the file. Empty if the images are in shards.
-        image_id: the source's id of the image, which result files use.
-        size: width and height that the annotations refer to. None: the size of the file.
+        image_id: the source's id of the image. Result files use it.
+        size: width and height that the annotations refer to. Default: the size of the file.
         negatives: ids of classes that were checked and are absent (LVIS).
         not_exhaustive: ids of classes with only some instances annotated (LVIS).
         label_map: path of the image's label map.
@@ -77,9 +77,9 @@ class Annotation:
         box: (left, top, right, bottom) in pixels. None: the box of the mask.
         segmentation: COCO's polygons or runs, or encoded counts (`bytes`). None: no mask.
         area: area in pixels. None: the area of the mask, or of the box without a mask.
-        crowd: a region with several objects, which is never a target.
+        crowd: a region with several objects. It is never a target.
         ignored: too difficult to count as a mistake.
-        identity: the source's id of the annotation, which must be unique. None: no id.
+        identity: the source's id of the annotation. It must be unique. None: no id.
     """
 
     image_index: int
@@ -170,5 +170,5 @@ def is_number(value: Any) -> TypeGuard[int | float]:
 
 
 def box_of(left: float, top: float, width: float, height: float) -> Box:
-    """Convert a box from COCO's left, top, width and height to corners."""
+    """Convert COCO's left, top, width and height of a box to corners."""
     return left, top, left + width, top + height

@@ -95,7 +95,7 @@ class SampleRecords:
         return AnnotatedImage(key, "", image_id, size, negatives, not_exhaustive)
 
     def _of_samples(self) -> Iterator[Record | None]:
-        """Yield the record of each sample of the source, or None if it is broken."""
+        """Yield the record of each sample of the source. Broken records are None."""
         index = self._source.index
         for shard in range(len(index.shards)):
             yield from index.open(shard).records(index.rows(shard).tolist(), FIELDS)

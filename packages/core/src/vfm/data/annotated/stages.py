@@ -18,7 +18,10 @@ Fraction = Typed[float, Field(ge=0, le=1)]
 
 
 class Annotated(Stage):
-    """Index your own images with boxes, masks or label maps: COCO, LVIS, VOC, YOLO, CVAT, ADE20K and others."""
+    """Index your own images with boxes, masks or label maps.
+
+    Formats are COCO, LVIS, VOC, YOLO, CVAT, ADE20K and others.
+    """
 
     kind: Literal["data.annotated"] = "data.annotated"
     path: str | Typed[list[str], Field(min_length=1)] = Field(

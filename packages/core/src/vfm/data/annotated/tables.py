@@ -151,7 +151,7 @@ class ObjectTable:
 
     Attributes:
         table: the objects.
-        repeated: identities that occurred before, which were left out.
+        repeated: identities that occurred before. These objects are left out.
         left_out: numbers of these objects among all.
     """
 

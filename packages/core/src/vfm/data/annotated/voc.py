@@ -71,6 +71,11 @@ class VocFolder(ListedImages):
 def split_stems(root: str, task: str, split: str) -> list[str]:
     """List the names of a split's images, or of all images if there are no lists.
 
+    Args:
+        root: folder of the dataset.
+        task: folder of the lists, such as Main or Segmentation.
+        split: name of the split.
+
     Raises:
         UserError: If there are lists, but none for this split.
     """
@@ -84,7 +89,10 @@ def split_stems(root: str, task: str, split: str) -> list[str]:
 
 
 def _tree(path: str) -> ElementTree.Element | None:
-    """Parse an XML file. None if it is missing or damaged, or has an unknown encoding."""
+    """Parse an XML file.
+
+    The result is None if the file is missing or damaged, or has an unknown encoding.
+    """
     try:
         return ElementTree.fromstring(files.read_bytes(path))
     except (OSError, ElementTree.ParseError, LookupError, ValueError):

@@ -55,9 +55,10 @@ class YoloFolder(ListedImages):
 
 
 def read_classes(path: str) -> Classes:
-    """Read the classes in a YAML file: a list of names, or a mapping from numbers, under `names` or `classes`.
+    """Read the classes in a YAML file.
 
-    Numbers that the mapping leaves out are not classes.
+    They are a list of names, or a mapping from numbers, under `names` or `classes`. Numbers that the mapping leaves out
+    are not classes.
 
     Raises:
         UserError: If the file has no names, or a number that is too large to be a class.

@@ -68,7 +68,7 @@ def _questions(path: Path) -> list[list[str]]:
 
 
 def _is_question(row: list[str]) -> bool:
-    """Check that a row has its three columns: question id, type, statement."""
+    """Check that a row has question id, type and statement."""
     return len(row) == 3 and row[0].isascii() and row[0].isdigit() and bool(row[2])
 
 
@@ -87,7 +87,10 @@ def mmvp_patterns(num_pairs: int) -> list[str]:
 
 
 def _patterns(questions: list[list[str]]) -> list[str]:
-    """List the pattern of each pair: by position in the official set, otherwise from the file's Type column."""
+    """List the pattern of each pair.
+
+    In the official set it follows from the position, otherwise from the file's Type column.
+    """
     pairs = len(questions) // 2
     if pairs == len(MMVP_PATTERNS) * MMVP_PAIRS_PER_PATTERN:
         return mmvp_patterns(pairs)
@@ -102,7 +105,15 @@ def _image_folder(folder: Path) -> Path:
 
 
 def read_sugarcrepe(path: Path, records: Mapping[str, Any], image_root: str | None, on_bad: OnBad) -> Iterator[Choice]:
-    """Yield items with an image, a right and a wrong caption. The pattern is the name of the subset's file.
+    """Yield SugarCrepe's items with an image, a right and a wrong caption.
+
+    The pattern is the name of the subset's file.
+
+    Args:
+        path: the JSON file.
+        records: its content.
+        image_root: folder of COCO's images.
+        on_bad: called with (reason, where) for items that cannot be used.
 
     Raises:
         UserError: If `image_root` is missing.
@@ -138,6 +149,11 @@ def read_choice_image(root: str, name: str) -> bytes:
 
 def required_texts(record: Any, names: tuple[str, ...], where: str) -> list[str]:
     """Get the texts of a record.
+
+    Args:
+        record: the record.
+        names: names of the texts.
+        where: address of the record, for messages.
 
     Raises:
         BadSample: If a text is missing or empty, or is not a string.

@@ -115,7 +115,7 @@ def _read(path: str, on_bad: OnBad, image_root: str | None) -> Iterator[Choice]:
 
 
 def _read_json(path: Path, image_root: str | None, on_bad: OnBad) -> Iterator[Choice]:
-    """Yield the items of a JSON file, which is in the format of its first record.
+    """Yield the items of a JSON file. Its first record determines the format.
 
     Raises:
         UserError: If the file is not JSON, or in no known format.
@@ -141,7 +141,10 @@ def _read_json(path: Path, image_root: str | None, on_bad: OnBad) -> Iterator[Ch
 
 
 def _read_jsonl(path: str, on_bad: OnBad) -> Iterator[Choice]:
-    """Yield items from lines `{"images": [paths], "statements": [...], "truth": [...], "pattern": ..., "key": ...}`."""
+    """Yield items from JSON lines.
+
+    A line is `{"images": [paths], "statements": [...], "truth": [...], "pattern": ..., "key": ...}`.
+    """
     for number, line in enumerate(files.read_text(path).split("\n"), start=1):
         if not line.strip():
             continue

@@ -42,14 +42,20 @@ ORDER = ("left of", "right of", "on", "under", "in front of", "in-front of", "be
 
 
 def pair_columns(record: object) -> tuple[str, ...] | None:
-    """Find the columns of a record's two images and two captions, None if it has no such columns."""
+    """Find the columns of a record's two images and two captions, if it has them."""
     if not isinstance(record, Mapping):
         return None
     return next((names for names in PAIR_COLUMNS if set(names[:2]) <= set(record)), None)
 
 
 def read_pair_table(path: Path, image_root: str | None, on_bad: OnBad) -> Iterator[Choice]:
-    """Yield the pairs of a parquet file or of JSON lines."""
+    """Yield the pairs of a parquet file or of JSON lines.
+
+    Args:
+        path: the file.
+        image_root: folder of images that are given by name.
+        on_bad: called with (reason, where) for pairs that cannot be used.
+    """
     rows = table_rows(str(path)) if path.suffix == ".parquet" else _json_lines(path)
     return read_pairs(path, rows, image_root, on_bad)
 
@@ -91,9 +97,16 @@ def read_pairs(path: Path, records: Iterable[Any], image_root: str | None, on_ba
 
 
 def read_eqben(path: Path, records: list[Any], image_root: str | None, on_bad: OnBad) -> Iterator[Choice]:
-    """Yield the pairs of EqBen's full set, whose records each have one image and one caption of a pair.
+    """Yield the pairs of EqBen's full set.
 
-    `private_info` names the sub-dataset, the pair, and the record's caption and image, such as `c0i1`.
+    Each record has one image and one caption of a pair. `private_info` names the sub-dataset, the pair, and the
+    record's caption and image, such as `c0i1`.
+
+    Args:
+        path: the JSON file.
+        records: its content.
+        image_root: folder of the images.
+        on_bad: called with (reason, where) for pairs that cannot be used.
     """
     parts: defaultdict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
     for number, record in enumerate(records):
@@ -110,10 +123,16 @@ def read_eqben(path: Path, records: list[Any], image_root: str | None, on_bad: O
 
 
 def read_whatsup(path: Path, records: list[Any], image_root: str | None, on_bad: OnBad) -> Iterator[Choice]:
-    """Yield pairs of What'sUp's controlled images: the same objects, left and right, or the other two relations.
+    """Yield pairs of What'sUp's controlled images.
 
-    Each record has an image and the captions of all relations, the right one first. The pattern names the two
-    relations.
+    The images of a pair show the same objects, left and right, or the other two relations. Each record has an image and
+    the captions of all relations, the right one first. The pattern names the two relations.
+
+    Args:
+        path: the JSON file.
+        records: its content.
+        image_root: folder of the images.
+        on_bad: called with (reason, where) for pairs that cannot be used.
     """
     root = image_root or str(path.parent)
     groups: defaultdict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
@@ -139,7 +158,16 @@ def read_whatsup(path: Path, records: list[Any], image_root: str | None, on_bad:
 
 
 def read_spatial(path: Path, records: list[Any], image_root: str | None, on_bad: OnBad) -> Iterator[Choice]:
-    """Yield items of What'sUp's COCO or GQA subset: an image of COCO or Visual Genome, a right and a wrong caption."""
+    """Yield items of What'sUp's COCO or GQA subset.
+
+    An item has an image of COCO or Visual Genome, and a right and a wrong caption.
+
+    Args:
+        path: the JSON file.
+        records: its content.
+        image_root: folder of the images.
+        on_bad: called with (reason, where) for items that cannot be used.
+    """
     is_coco = path.stem.startswith("coco")
     root = image_root or str(path.parent / ("val2017" if is_coco else "vg_images"))
     for number, record in enumerate(records):
@@ -174,7 +202,10 @@ def _relation(caption: str) -> str:
 
 
 def _pair_image(value: Any, root: str, where: str) -> bytes:
-    """Read the image in a parquet cell ({bytes, path}), or by its name, which Winoground writes without `.png`."""
+    """Read the image in a parquet cell ({bytes, path}), or by its name.
+
+    Winoground writes names without `.png`.
+    """
     if isinstance(value, str) and value.endswith(".npy"):
         return _frame(root, value)
     if isinstance(value, str):

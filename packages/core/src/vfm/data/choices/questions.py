@@ -74,12 +74,20 @@ class Question:
             raise ValueError(f"{self.key}: expected the index of one of {len(self.options)} options, got {self.answer}")
 
     def turns(self, option: int | None = None) -> list[str]:
-        """List the questions and answers of the conversation, which ends with an option (default: the right one)."""
+        """List the questions and answers of the conversation.
+
+        It ends with an option (default: the right one).
+        """
         return [*self.history, self.text, self.options[self.answer if option is None else option]]
 
 
 def write_questions(directory: Path, images: Iterable[bytes], questions: Sequence[Question]) -> QuestionDataset:
-    """Write encoded images, a few in memory at a time, the questions about them, and the artifact's facts.
+    """Write the images and questions of a dataset, and the artifact's facts.
+
+    Args:
+        directory: folder of the artifact.
+        images: encoded images. A few are in memory at a time.
+        questions: the questions about them.
 
     Raises:
         ValueError: If a question is about a missing image, or the questions of a pair do not fit each other.

@@ -34,7 +34,7 @@ SHOWN = 6  # values in a line
 
 @runtime_checkable
 class HasColumns(Protocol):
-    """Samples with columns or labels: a `Source` or a `VideoSource`."""
+    """Samples with columns or labels, such as a `Source` or a `VideoSource`."""
 
     shard_sizes: NDArray[np.int64]
     epochs: Epochs
@@ -51,7 +51,14 @@ class HasColumns(Protocol):
 
 
 def sample_by_column(samples: Samples, sampler: ColumnSampler, seed: int) -> Samples:
-    """Copy samples, with epochs that a column determines. Each dataset of a mixture keeps its share.
+    """Copy samples, with epochs that a column determines.
+
+    Each dataset of a mixture keeps its share.
+
+    Args:
+        samples: the samples.
+        sampler: the column and its weights.
+        seed: seed of the rounding.
 
     Raises:
         UserError: If the samples do not have the column, or a weight is not a number of at least 0.
@@ -66,7 +73,9 @@ def sample_by_column(samples: Samples, sampler: ColumnSampler, seed: int) -> Sam
 
 
 def column_values(samples: object, column: str) -> list[Value]:
-    """Read a column of all samples, or their classes for `label`. None for samples that cannot be used.
+    """Read a column of all samples, or their classes for `label`.
+
+    Samples that cannot be used have None.
 
     Raises:
         UserError: If the samples do not have the column.
@@ -93,10 +102,18 @@ def _listed(columns: set[str]) -> str:
 
 
 def factors_of(values: Sequence[Value], sampler: ColumnSampler, where: str) -> Factors:
-    """Compute how often each sample is drawn in an epoch on average, (N,). The mean is 1.
+    """Compute how often each sample is drawn in an epoch on average.
+
+    Args:
+        values: values of the column, (N,).
+        sampler: the column and its weights.
+        where: the dataset, for the error.
+
+    Returns:
+        (N,) with mean 1.
 
     Raises:
-        UserError: If a weight is not a number of at least 0, or all are 0. `where` is the dataset, for the error.
+        UserError: If a weight is not a number of at least 0, or all are 0.
     """
     known = np.array([value is not None for value in values])
     factors = np.ones(len(values))

@@ -117,7 +117,7 @@ class Index:
         return None
 
     def state(self) -> str:
-        """Compute a hash of the sizes and times of shards and listed images, which changes when these files change."""
+        """Compute a hash of the sizes and times of shards and listed images. It changes when these files change."""
         digest = hashlib.sha256()
         for shard, entry in enumerate(self.shards):
             path = self._path(shard)
@@ -162,13 +162,19 @@ class Index:
 
 
 def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, bad_rows: Iterable[BadRow] = ()) -> int:
-    """Write the index of shards into an artifact's folder. Shards inside the folder get relative paths.
+    """Write the index of shards into an artifact's folder.
+
+    Args:
+        directory: folder of the artifact. Shards inside get relative paths.
+        shards: the shards.
+        spec: where the parts of a sample are.
+        bad_rows: rows that cannot be used.
 
     Returns:
         The number of usable samples.
 
     Raises:
-        UserError: If an address has credentials, which would stay in the index.
+        UserError: If an address has credentials. They would stay in the index.
     """
     check_addresses([*(shard.path for shard in shards), spec.image_root])
     directory.mkdir(parents=True, exist_ok=True)
@@ -197,7 +203,10 @@ def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, 
 
 
 def address_in(path: str, directory: Path) -> str:
-    """Convert the path of a shard to the one that an index stores: relative to its folder, or absolute."""
+    """Convert the path of a shard to the form that an index stores.
+
+    It is relative to the folder of the index, or absolute.
+    """
     if files.is_remote(path):
         return path
     absolute, folder = Path(path).resolve(), directory.resolve()

@@ -11,7 +11,10 @@ Integers = NDArray[np.int64]
 
 
 class RepeatedEpochs:
-    """`Epochs` of a source with repetitions: a sample with factor r occurs r times on average, rounded up or down."""
+    """`Epochs` of a source with repetitions.
+
+    A sample with factor r occurs r times on average, rounded up or down.
+    """
 
     def __init__(self, shard_sizes: ArrayLike, factors: NDArray[np.float64], seed: int) -> None:
         """Repeat samples.

@@ -71,7 +71,7 @@ def check_balanced(artifact: ImageDataset) -> None:
 
 
 class Samples(Protocol):
-    """Training samples: a `Source`, a `Mixture` or a `VideoSource`."""
+    """Training samples, such as a `Source`, a `Mixture` or a `VideoSource`."""
 
     @property
     def directory(self) -> Path:
@@ -101,7 +101,15 @@ class Samples(Protocol):
         ...
 
     def another(self, epoch: int, index: int, number: int) -> int:
-        """Map any number to a sample of the epoch, as a replacement for an unusable sample."""
+        """Map any number to a sample of the epoch.
+
+        The sample replaces an unusable one.
+
+        Args:
+            epoch: number of the epoch.
+            index: the unusable sample.
+            number: any number.
+        """
         ...
 
     def where(self, index: int) -> str:
@@ -122,7 +130,7 @@ class Source:
     """The good samples of a dataset, numbered shard by shard.
 
     `shard_sizes` is the number of samples of each shard, so that an order can be computed without reading any sample.
-    `epochs` defines the samples of each training epoch. A Source can be pickled for worker processes, which read the
+    `epochs` defines the samples of each training epoch. A Source can be pickled for worker processes. They read the
     index again.
     """
 
@@ -168,7 +176,9 @@ class Source:
         return self._read(*self.locate(index))
 
     def sample(self, index: int, epoch: int) -> Sample:
-        """Read a sample with the texts that an epoch uses: all texts, or the drawn ones.
+        """Read a sample with the texts that an epoch uses.
+
+        These are all texts, or the drawn ones.
 
         Raises:
             BadSample: If the sample cannot be used.

@@ -50,7 +50,13 @@ class ShardTexts:
         return np.unique(self.rows).astype(np.int64)
 
     def drawn(self, draw: TextDraw, epoch: int, part: slice = slice(None)) -> NDArray[np.bool_]:
-        """Compute a mask of the texts that an epoch uses. `part` must contain whole samples."""
+        """Compute a mask of the texts that an epoch uses.
+
+        Args:
+            draw: rule of the draw.
+            epoch: number of the epoch.
+            part: range of texts. It must contain whole samples.
+        """
         assert self.keys is not None
         assert self.probability is not None
         images = self.rows[part] if draw.one_per_image else None
@@ -97,7 +103,13 @@ class SubsetView:
         return self.shard(shard).samples
 
     def texts(self, shard: int, row: int, epoch: int | None = None) -> dict[str, list[int]]:
-        """Find the indices of a sample's texts by language: all texts in the view, or the ones that an epoch uses."""
+        """Find the indices of a sample's texts by language.
+
+        Args:
+            shard: number of the shard.
+            row: row of the sample.
+            epoch: select the texts that this epoch uses. Default: all texts in the view.
+        """
         shard_texts = self.shard(shard)
         part = shard_texts.part(row)
         language = shard_texts.language[part]
@@ -112,7 +124,14 @@ class SubsetView:
         return indices
 
     def narrow(self, sample: Sample, shard: int, row: int, epoch: int | None = None) -> dict[str, list[str]]:
-        """Select the texts of a sample that are in the view, or the ones that an epoch uses."""
+        """Select the texts of a sample that are in the view.
+
+        Args:
+            sample: the sample with all its texts.
+            shard: number of the shard.
+            row: row of the sample.
+            epoch: select the texts that this epoch uses. Default: all texts in the view.
+        """
         texts = {}
         for language, indices in self.texts(shard, row, epoch).items():
             texts[language] = [sample.texts[language][index] for index in indices]

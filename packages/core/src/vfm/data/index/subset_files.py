@@ -30,12 +30,12 @@ _UID_BYTES = 16
 
 
 def subset_schema() -> Any:
-    """Define the schema of a subset in memory: one row for each text that matched or passed, kept or not.
+    """Define the schema of a subset in memory.
 
-    Rows are sorted by (shard, row, language, text_index). shard and row locate the sample in the pool's index, uid
-    identifies it, language and text_index select a text of the sample, and probability is the probability of keeping
-    the text. kept is the result of the draw. A fixed subset uses the kept rows, and `sampler: balanced` redraws from
-    all rows.
+    There is a row for each text that matched or passed, kept or not. Rows are sorted by (shard, row, language,
+    text_index). shard and row locate the sample in the pool's index, uid identifies it, language and text_index select
+    a text of the sample, and probability is the probability of keeping the text. kept is the result of the draw. A
+    fixed subset uses the kept rows, and `sampler: balanced` redraws from all rows.
     """
     return pa.schema(
         {
@@ -57,7 +57,10 @@ def index_schema() -> Any:
 
 
 def stored_subset(table: Any) -> Any:
-    """Convert the rows of a shard to the form of its file: without the column `shard`, with packed uids."""
+    """Convert the rows of a shard to the form of its file.
+
+    The file has no column `shard`, and its uids are packed.
+    """
     table = table.select(subset_schema().names[1:])
     return table.set_column(table.schema.get_field_index("uid"), "uid", packed_uids(table["uid"]))
 
@@ -140,7 +143,12 @@ def read_subset_index(directory: Path) -> Any:
 
 
 def read_subset_shard(directory: Path, shard: int, columns: Sequence[str] | None = None) -> Any:
-    """Read the rows of a shard in `subset_schema`, or some of the columns, with the uids as text.
+    """Read the rows of a shard of a subset.
+
+    Args:
+        directory: folder of the subset.
+        shard: number of the shard.
+        columns: columns to read. Default: all of `subset_schema`. uids are texts.
 
     Raises:
         UserError: If the file is missing or damaged, lacks a column, or is not sorted by row.

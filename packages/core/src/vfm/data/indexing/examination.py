@@ -40,7 +40,10 @@ REMOTE_TOGETHER = 2 * THREADS  # remote shards that are sent to a process at onc
 
 @dataclass(frozen=True)
 class Examined:
-    """The facts about a shard for the index. `offsets` is None if the shard is not a tar, or was not scanned."""
+    """The facts about a shard for the index.
+
+    Only a tar that was scanned has `offsets`.
+    """
 
     shard: Shard
     bad: list[Problem]

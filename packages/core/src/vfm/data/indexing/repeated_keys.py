@@ -21,7 +21,10 @@ NUM_COMPARED = 16  # first keys of a shard, and keys with the smallest hashes
 
 @dataclass(frozen=True)
 class KeySample:
-    """Some keys of a shard with their hashes: the first keys, and the smallest hashes if all keys are known."""
+    """Some keys of a shard with their hashes.
+
+    They are the first keys, and the smallest hashes if all keys are known.
+    """
 
     first: list[tuple[int, str]]
     smallest: list[tuple[int, str]]

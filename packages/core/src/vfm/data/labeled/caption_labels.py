@@ -144,7 +144,7 @@ class Nouns:
                 self.nouns.add(word)
 
     def __call__(self, word: str) -> str | None:
-        """Find the singular of a word, None if it is not a noun."""
+        """Find the singular of a word. A word that is not a noun gives None."""
         singular = self.irregular.get(word)
         if singular in self.nouns:
             return singular
@@ -169,7 +169,7 @@ class WordList:
             self.forms |= {word.lower() + ending: word for word in listed}
 
     def __call__(self, word: str) -> str | None:
-        """Find the listed word, None if the word is not listed."""
+        """Find the listed word. A word that is not listed gives None."""
         return self.forms.get(word)
 
 

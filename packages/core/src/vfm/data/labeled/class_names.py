@@ -62,9 +62,9 @@ def has_class_names(layout: Layout, label_key: str | None) -> bool:
 
 
 def common_class_names(sets: Sequence[tuple[Layout, str | None]]) -> list[str]:
-    """Find the class names of a training set that its validation set needs too. Empty if both have the same names.
+    """Find the class names of a training set that its validation set needs too.
 
-    Labels that are numbers without names are named by the numbers.
+    Labels that are numbers without names are named by the numbers. If both sets have the same names, the list is empty.
 
     Args:
         sets: layout and location of the labels of the training set, and of the validation set if there is one.
@@ -100,7 +100,7 @@ def _numbers(layout: Layout, label_key: str | None) -> Iterator[int]:
 
 
 def _label_column(layout: Layout, label_key: str | None) -> str | None:
-    """Find the column of a table's labels. None for other layouts.
+    """Find the column of a table's labels. Other layouts have none.
 
     Raises:
         UserError: If there is no such column, or none of the usual names if it is not given.
@@ -126,7 +126,10 @@ def _from_values(paths: Sequence[str], label_key: str) -> list[str]:
 
 
 def _columns_of_names(paths: Sequence[str]) -> str:
-    """Name the text columns with repeated values, which may be the names of the classes, as the end of an error."""
+    """Name the text columns with repeated values, as the end of an error.
+
+    They may be the names of the classes.
+    """
     hints = []
     for column in text_columns(paths[0]):
         if column in (*IMAGE_COLUMNS, *PATH_COLUMNS, *CAPTION_COLUMNS):

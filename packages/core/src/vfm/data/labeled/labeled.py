@@ -171,7 +171,10 @@ def _layout(config: NamedImages) -> Layout:
 
 
 def _names_and_templates(config: NamedImages, layout: Layout | None) -> tuple[list[str], list[str]]:
-    """Collect the configured class names (empty: the dataset's) and templates (empty: the default)."""
+    """Collect the configured class names and templates.
+
+    Empty lists stand for the dataset's names and the default templates.
+    """
     names, templates = names_and_templates(config.names_of) if config.names_of else ([], [])
     lines = lines_beside(layout.paths[0], TEMPLATES_FILE) if layout else []
     from_file = check_templates([line for line in lines if line], TEMPLATES_FILE)

@@ -70,7 +70,10 @@ class NamedImages(ImageFiles):
 
 
 class Labeled(NamedImages):
-    """Index your own labelled images: class folders, tars with `cls`, tables, or a torchvision dataset by name."""
+    """Index your own labelled images.
+
+    They are in class folders, in tars with `cls`, in tables, or in a torchvision dataset by name.
+    """
 
     kind: Literal["data.labeled"] = "data.labeled"
     torchvision: str | None = Field(
@@ -92,7 +95,10 @@ class Labeled(NamedImages):
 
 
 class Tagged(NamedImages):
-    """Index your own images with several labels each: tars with `npy` (CLIP_benchmark's) or a list in `json`."""
+    """Index your own images with several labels each.
+
+    They are in tars with `npy` (CLIP_benchmark's) or a list in `json`.
+    """
 
     kind: Literal["data.tagged"] = "data.tagged"
     labels_key: str = Field(

@@ -60,9 +60,15 @@ def image_folder(folder: str, spec: DatasetSpec, account: Account | None = None)
 
 
 def caption_folder(folder: str, spec: DatasetSpec, account: Account | None = None) -> Iterator[ImageEntry]:
-    """Yield images with the captions next to them: `a.jpg` with `a.txt`, or with `a.json` if `texts` is `json.FIELD`.
+    """Yield images with the captions next to them.
 
-    Then yield files with an unknown extension and captions without an image. The arguments are as in `image_folder`.
+    The caption of `a.jpg` is in `a.txt`, or in `a.json` if `texts` is `json.FIELD`. Files with an unknown extension and
+    captions without an image follow.
+
+    Args:
+        folder: as in `image_folder`.
+        spec: as in `image_folder`.
+        account: as in `image_folder`.
     """
     stems = set()
     listing = FolderListing(folder, account)
@@ -104,7 +110,7 @@ def _is_beside_images(stem: str, folders: set[str]) -> bool:
 
 
 def _unknown(listing: FolderListing, texts: Sequence[str] = (), *, in_subfolders: bool = False) -> Iterator[ImageEntry]:
-    """Yield the files with an unknown extension, which are counted as images that cannot be read."""
+    """Yield the files with an unknown extension. They are counted as images that cannot be read."""
     known = {*IMAGE_EXTENSIONS, *NOT_IMAGES, *texts, ""}
     for index, name in enumerate(listing.names):
         if extension(name) in known or (in_subfolders and "/" not in name):
@@ -135,7 +141,7 @@ def _captions(folder: str, name: str, spec: DatasetSpec) -> dict[str, list[str]]
 
 
 def _text_beside(image: str, location: str) -> object:
-    """Read a text file, or a field of a json file, with the name of an image. None if there is no such file."""
+    """Read a text file, or a field of a json file, with the name of an image, if there is such a file."""
     extension, _, rest = location.partition(".")
     path = f"{image.rpartition('.')[0]}.{extension}"
     try:
@@ -152,7 +158,11 @@ def class_folders(
 ) -> tuple[list[str], Iterator[ImageEntry]]:
     """List class names (the sorted subfolders) and images, as torchvision's ImageFolder does.
 
-    If `class_names` has the names of all subfolders, it gives their labels, and some of its classes may have no images.
+    Args:
+        folder: folder with a subfolder for each class.
+        class_names: if it has the names of all subfolders, it gives their labels. Some of its classes may have no
+            images.
+        account: records the use of each file.
 
     Raises:
         UserError: If an image is not in a class folder.

@@ -79,11 +79,11 @@ class FolderListing:
                 self.account.give(number, number + 1)
 
     def give_link(self, index: int) -> None:
-        """Account for a link to a folder, which is a bad sample."""
+        """Account for a link to a folder as a bad sample."""
         self.account.give(self._link_numbers[index], self._link_numbers[index] + 1)
 
     def leave_link(self, index: int) -> None:
-        """Account for a link to a folder, which is not a sample here."""
+        """Account for a link to a folder that is not a sample here."""
         self.account.leave(self._link_numbers[index], self._link_numbers[index] + 1, "linked_folder")
 
     def use(self, index: int) -> None:
@@ -113,7 +113,10 @@ def shards_in_folder(folder: str, shards: Sequence[str]) -> Account:
 
 
 def extension(name: str) -> str:
-    """Find the extension of a file's name, in lower case. Empty for a name that begins with its only dot."""
+    """Find the extension of a file's name, in lower case.
+
+    A name that begins with its only dot has none.
+    """
     stem, dot, ending = name.rpartition(".")
     if not dot or not stem or "/" in ending:
         return ""

@@ -101,7 +101,7 @@ class Layout:
         return spec.model_copy(update={"texts": {"en": self._caption_location()}})
 
     def _value_names(self, locations: Iterable[str]) -> dict[str, list[str]]:
-        """Find the names of the numbers that templates of captions read: of a `ClassLabel`, or of a tar's `cls`."""
+        """Find the names of the numbers that templates of captions read, from a `ClassLabel` or a tar's `cls`."""
         path = self.paths[0]
         names = {}
         for location in chain.from_iterable(map(locations_in, filter(is_template, locations))):

@@ -25,7 +25,12 @@ PACKED = DatasetSpec(image_key="image", label_key="label")
 
 
 def open_torchvision(name: str, root: str, split: str) -> Any:
-    """Open a torchvision dataset in `root`, without downloading anything.
+    """Open a torchvision dataset without downloading anything.
+
+    Args:
+        name: name of the dataset.
+        root: folder of its files.
+        split: name of the split.
 
     Raises:
         UserError: If torchvision has no such dataset or split, or its files are missing.
@@ -61,7 +66,10 @@ def torchvision_classes(dataset: Any, name: str) -> list[str]:
 
 
 def torchvision_shards(dataset: Any, directory: Path) -> Iterator[Shard]:
-    """Write shards in `directory`: lists if the dataset has image files (`samples`), else parquet with PNG bytes."""
+    """Write the shards of a torchvision dataset.
+
+    They are lists if the dataset has image files (`samples`), else parquet with PNG bytes.
+    """
     samples = getattr(dataset, "samples", None)
     if samples:
         entries = (ImageEntry(Path(path).stem, str(Path(path).resolve()), label=label) for path, label in samples)

@@ -81,11 +81,23 @@ class Account:
         return replace(self, owners=owners)
 
     def give(self, start: int, stop: int, sample: int | None = None) -> None:
-        """Record that units belong to a sample. Default: the sample that is being read."""
+        """Record that units belong to a sample.
+
+        Args:
+            start: first unit.
+            stop: unit after the last one.
+            sample: number of the sample. Default: the sample that is being read.
+        """
         self._add(start, stop, self.sample if sample is None else sample)
 
     def leave(self, start: int, stop: int, reason: str) -> None:
-        """Record that units belong to no sample."""
+        """Record that units belong to no sample.
+
+        Args:
+            start: first unit.
+            stop: unit after the last one.
+            reason: why they are not used.
+        """
         if reason not in self.reasons:
             self.reasons.append(reason)
         self._add(start, stop, -1 - self.reasons.index(reason))

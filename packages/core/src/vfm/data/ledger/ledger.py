@@ -48,7 +48,12 @@ class LedgerWriter:
         return self
 
     def add(self, account: Account, problems: Mapping[int, str], num_samples: int | None = None) -> None:
-        """Add a source, with the reason of each of its bad samples.
+        """Add a source to the ledger.
+
+        Args:
+            account: use of each unit of the source.
+            problems: reason of each of its bad samples.
+            num_samples: number of its samples.
 
         Raises:
             UserError: If a unit of the source was lost or counted twice.
@@ -95,7 +100,10 @@ def _repeated(value: str, count: int) -> Any:
 
 
 def read_totals(directory: Path, file: str = LEDGER_FILE) -> dict[str, Counter[str]]:
-    """Sum the units of each use in a ledger, by unit. Empty if there is no ledger."""
+    """Sum the units of each use in a ledger, by unit.
+
+    A folder without a ledger has no units.
+    """
     totals: dict[str, Counter[str]] = {}
     if (directory / file).is_file():
         table = read_parquet(directory / file, SCHEMA.names)

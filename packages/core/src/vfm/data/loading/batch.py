@@ -30,7 +30,14 @@ class SampleDraw:
 
     @classmethod
     def of(cls, seed: int, step: int, index: int, repeat: int = 0) -> SampleDraw:
-        """Derive the draw from the seed of the training run, the step, the sample, and its earlier uses in the step."""
+        """Derive the draw of a sample.
+
+        Args:
+            seed: seed of the training run.
+            step: number of the step.
+            index: number of the sample.
+            repeat: number of its earlier uses in the step.
+        """
         identity = (seed, step, index, repeat) if repeat else (seed, step, index)
         digest = hashlib.blake2b(struct.pack(f"<{len(identity)}q", *identity), digest_size=8).digest()
         return cls(int.from_bytes(digest, "little") >> 1, step, index)  # 63 bits fit into a signed integer

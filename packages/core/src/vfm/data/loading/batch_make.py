@@ -19,8 +19,9 @@ MEMORY_BYTES = 256 * 2**20  # of all workers of a process together
 
 
 class BatchMake(ABC, Generic[Content, Inputs]):
-    """A `Make` in three steps: `read` a sample, `use` its content in a step of the training, `join` a batch.
+    """A `Make` in three steps.
 
+    `read` decodes a sample, `use` applies the draws of a training step to its content, and `join` stacks a batch.
     `read` draws no random numbers, so a small dataset is read only once. The inputs of a sample depend on its content
     and its draw, never on other samples of the batch.
     """
@@ -67,11 +68,17 @@ class ContentMemory:
         return ContentMemory, (self.num_samples, self.limit)
 
     def get(self, index: int) -> tuple[str, Any] | None:
-        """Look up key and content of a sample, None if they are not kept."""
+        """Look up key and content of a sample, if they are in memory."""
         return self._kept.get(index)
 
     def keep(self, index: int, key: str, content: Any) -> None:
-        """Keep a content, unless the mean size of the contents says that the dataset does not fit."""
+        """Keep a content, unless the mean size of the contents says that the dataset does not fit.
+
+        Args:
+            index: number of the sample.
+            key: its key.
+            content: its decoded content.
+        """
         if not self._fits or index in self._kept:
             return
         self._kept[index] = key, content

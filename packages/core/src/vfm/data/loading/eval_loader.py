@@ -33,12 +33,29 @@ class _EvalReader(Reader[Inputs]):
 def ordered_batches(
     source: Source, make: Make[Inputs], plan: Iterable[range], *, workers: int = 0
 ) -> Iterator[Batch[Inputs]]:
-    """Yield a batch for each range of samples, in order. Unusable samples are listed in `bad`."""
+    """Yield a batch for each range of samples, in order.
+
+    Unusable samples are listed in `bad`.
+
+    Args:
+        source: the samples.
+        make: makes the inputs of a batch.
+        plan: range of samples of each batch.
+        workers: processes that read and decode. 0: this process.
+    """
     return read_batches(_EvalReader(source, make), plan, workers)
 
 
 def eval_batches(source: Source, make: Make[Inputs], batch_size: int, *, workers: int = 0) -> Iterator[Batch[Inputs]]:
-    """Yield all samples of a source once, in order. Unusable samples are skipped, and listed in `bad`.
+    """Yield all samples of a source once, in order.
+
+    Unusable samples are skipped, and listed in `bad`.
+
+    Args:
+        source: the samples.
+        make: makes the inputs of a batch.
+        batch_size: samples of a batch.
+        workers: processes that read and decode. 0: this process.
 
     Raises:
         UserError: If no sample can be used.

@@ -32,9 +32,10 @@ STUCK = 1800.0  # seconds without a batch from the workers until reading has fai
 
 @dataclass(frozen=True)
 class TrainingData(Generic[Inputs]):
-    """Batches for each optimizer step, in the order of the source. The content of a step depends only on its number.
+    """Batches for each optimizer step, in the order of the source.
 
-    An unusable sample is listed in `Batch.bad`, and replaced by another sample, which its number determines.
+    The content of a step depends only on its number. An unusable sample is listed in `Batch.bad`, and replaced by
+    another sample that its number determines.
 
     Attributes:
         source: the samples.
@@ -61,6 +62,11 @@ class TrainingData(Generic[Inputs]):
     @classmethod
     def of(cls, config: Training, source: Samples, make: Make[Inputs]) -> TrainingData[Inputs]:
         """Create the data from the configuration of a training run.
+
+        Args:
+            config: settings of the training.
+            source: the samples.
+            make: makes the task's inputs from each sample.
 
         Raises:
             UserError: If the samples do not have the column of the sampler.
@@ -97,9 +103,16 @@ class TrainingData(Generic[Inputs]):
         world_size: int = 1,
         micro_batch_size: int | None = None,
     ) -> Iterator[list[Batch[Inputs]]]:
-        """Yield the steps `start_step` to `num_steps - 1`, each as the list of this rank's micro-batches.
+        """Yield the steps of a training run, each as the list of this rank's micro-batches.
 
         A rank takes a contiguous part of the global batch, and a micro-batch takes a contiguous part of these samples.
+
+        Args:
+            start_step: first step.
+            num_steps: step after the last one.
+            rank: number of this process.
+            world_size: number of processes.
+            micro_batch_size: samples of a micro-batch. Default: all samples of the rank.
 
         Raises:
             UserError: If the batch size is not divisible, or too many samples in a row cannot be used.
@@ -188,17 +201,22 @@ def _unchanged(batch: Any) -> Any:
 def _outlast_signals(worker: int) -> None:
     """Make a worker continue until the training process has saved a checkpoint.
 
-    Schedulers signal all processes of a job. A second SIGTERM ends the worker, which torch sends to workers that are
-    left when its process ends.
+    Schedulers signal all processes of a job. A second SIGTERM ends the worker. torch sends it to workers that are left
+    when its process ends.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.signal(number, lambda *_: os._exit(0)))
 
 
 def prefetch(items: Iterable[T], num_ahead: int, thread_name: str) -> Iterator[T]:
-    """Yield the items (none of them None), computed in a thread while the caller uses the previous items.
+    """Yield items that a thread computes while the caller uses the previous ones.
 
     This saves time because decoding and torch both release Python's lock.
+
+    Args:
+        items: the items. None of them may be None.
+        num_ahead: number of items in advance.
+        thread_name: name of the thread.
     """
     remaining = iter(items)
     with ThreadPoolExecutor(1, thread_name_prefix=thread_name) as thread:

@@ -72,7 +72,10 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def layout_of(value: Any) -> dict[str, str]:
-    """Describe the type and shape of each part of a converted sample by its path: `float32 (3, 32, 32)`, `text`."""
+    """Describe the type and shape of each part of a converted sample by its path.
+
+    Examples are `float32 (3, 32, 32)` and `text`.
+    """
     layout = {}
     for path, part in leaves(value):
         layout[path] = "text"
@@ -83,6 +86,12 @@ def layout_of(value: Any) -> dict[str, str]:
 
 def check_layout(value: Any, expected: Mapping[str, str], where: str, first: str) -> None:
     """Check that a sample has the parts, types and shapes of the first one, so that a batch can be stacked.
+
+    Args:
+        value: converted sample.
+        expected: layout of the first sample.
+        where: address of the sample, for messages.
+        first: address of the first sample.
 
     Raises:
         UserError: If the sample differs. The error names the first part that does.

@@ -58,7 +58,7 @@ class Plan:
                 yield Planned(step, order.of_epochs(begin + first, begin + last), repeats[first:last])
 
     def _repeats(self, order: Order, step: int) -> list[int]:
-        """Count the earlier uses of each sample in the global batch, which are the same in every process."""
+        """Count the earlier uses of each sample in the global batch. The counts are the same in every process."""
         size = self.data.global_batch_size
         if not self.data.repeats:
             return [0] * size

@@ -97,7 +97,13 @@ class Reader(Dataset[Batch[Inputs] | UserError], Generic[Inputs]):
         return sample.key, content
 
     def batch(self, uses: Sequence[Use], draws: Sequence[SampleDraw], bad: list[tuple[str, str]]) -> Batch[Inputs]:
-        """Join the samples to a batch, with (reason, where) of the skipped samples."""
+        """Join samples to a batch.
+
+        Args:
+            uses: contents of the samples.
+            draws: draw of each sample.
+            bad: (reason, where) of the skipped samples.
+        """
         if not uses or not isinstance(self.make, BatchMake):
             return stack(uses, bad)
         return Batch(self.make.join([use for _, use in uses], draws), [key for key, _ in uses], bad)
@@ -108,7 +114,7 @@ class TrainingReader(Reader[Inputs]):
 
     Args:
         seed: seed of all draws of the training run.
-        max_bad_fraction: tolerated fraction of bad samples, which determines the number of replacements that are tried.
+        max_bad_fraction: tolerated fraction of bad samples. It determines the number of replacements that are tried.
     """
 
     def __init__(
@@ -158,7 +164,10 @@ class TrainingReader(Reader[Inputs]):
 
 
 def _tries(max_bad_fraction: float) -> int:
-    """Compute the number of replacements to try, which bad samples at `max_bad_fraction` rarely (1e-9) use up."""
+    """Compute the number of replacements to try.
+
+    Bad samples at `max_bad_fraction` rarely (1e-9) use them up.
+    """
     if max_bad_fraction <= 0:
         return 0
     if max_bad_fraction >= 0.97:

@@ -58,7 +58,7 @@ class CacheWriter:
         """Resume with the complete shards in `folder`.
 
         Args:
-            folder: folder of the shards, which `publish` moves.
+            folder: folder of the shards. `publish` moves it.
             num_samples: number of samples in the dataset.
             num_crops: tensors per sample.
             shape: shape of a tensor.

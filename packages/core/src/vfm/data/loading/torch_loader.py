@@ -39,7 +39,14 @@ class LoaderData:
     def steps(
         self, start_step: int, num_steps: int, *, rank: int, world_size: int, micro_batch_size: int
     ) -> Iterator[list[Batch[Any]]]:
-        """Yield the steps `start_step` to `num_steps - 1`, after reading the earlier steps again.
+        """Yield the steps of a training run, after reading the earlier steps again.
+
+        Args:
+            start_step: first step.
+            num_steps: step after the last one.
+            rank: number of this process.
+            world_size: number of processes. Only one is possible.
+            micro_batch_size: samples of a micro-batch. A loader's batches are taken whole.
 
         Raises:
             UserError: If there are several processes, the loader yields no batch, or the first has another size.

@@ -49,10 +49,11 @@ def _layout(config: Pairs) -> tuple[Layout, DatasetSpec]:
 
 
 def _caption_tables(config: Pairs) -> tuple[list[str], DatasetSpec, list[str] | None] | None:
-    """Find tables of captions without images. None if there are images.
+    """Find tables of captions without images.
 
     Returns:
-        The tables, the spec of their texts, and the column names for tables without a header.
+        The tables, the spec of their texts, and the column names for tables without a header. A dataset with images
+        gives None.
     """
     paths = files.expand_paths(config.path)
     if config.images == "auto" and not config.header:

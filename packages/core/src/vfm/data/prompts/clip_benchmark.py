@@ -29,12 +29,12 @@ DEFAULT_TEMPLATES = "imagenet1k"  # dataset whose templates clip_benchmark uses 
 
 
 def splits_of(folder: str) -> list[str]:
-    """List the splits of a CLIP_benchmark folder. Empty for other folders."""
+    """List the splits of a CLIP_benchmark folder. Other folders have none."""
     return [split for split in SPLITS if files.exists(f"{folder}/{split}/{COUNT_FILE}")]
 
 
 def benchmark_shards(folder: str, split: str) -> list[str]:
-    """List the tars of a split, or of the folder itself if it is a split. Empty for other folders.
+    """List the tars of a split, or of the folder itself if it is a split. Other folders have none.
 
     Raises:
         UserError: If the folder has only other splits, or one of the counted tars is missing.
@@ -56,7 +56,7 @@ def benchmark_shards(folder: str, split: str) -> list[str]:
 
 
 def file_beside(path: str, name: str) -> str | None:
-    """Find the file `name` in the data's folder or its parent, None if neither has it."""
+    """Find the file `name` in the data's folder or its parent, if there is one."""
     if is_for_one_file(path):
         return None
     folder = path.rpartition("/")[0] or "."

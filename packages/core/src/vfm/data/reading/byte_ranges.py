@@ -105,10 +105,10 @@ def merged(spans: Iterable[Span], max_gap: int = MAX_GAP) -> list[Span]:
 
 
 class RangeStream(io.RawIOBase):
-    """A remote file of known size as a seekable stream for reading headers, which skips bytes that are not needed.
+    """A remote file of known size as a seekable stream for reading headers.
 
-    A read far behind the last one requests a small range. While reads follow each other closely, ranges grow up to
-    4 MiB, because skipping a small image would take longer than reading it.
+    Bytes that are not needed are skipped. A read far behind the last one requests a small range. While reads follow
+    each other closely, ranges grow up to 4 MiB, because skipping a small image would take longer than reading it.
     """
 
     def __init__(self, path: str, size: int, read: Callable[[Sequence[Span]], list[bytes | RemoteError]] = read_spans):

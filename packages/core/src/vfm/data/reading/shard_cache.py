@@ -42,7 +42,7 @@ class CacheSettings:
 
 
 def cache_of(loading: Loading) -> CacheSettings | None:
-    """Read the cache settings in a configuration, None if it has no cache."""
+    """Read the cache settings in a configuration, if it has a cache."""
     if not loading.cache_gb:
         return None
     return CacheSettings(loading.cache_folder, int(loading.cache_gb * 1e9))
@@ -82,7 +82,16 @@ class ShardCache:
         return self.folder / f"{name}{SUFFIX}"
 
     def download(self, path: str, size: int, copy: Path) -> bool:
-        """Copy a shard. Return False if there is no room, another process is copying it, or the file cannot be read."""
+        """Copy a shard into the cache.
+
+        Args:
+            path: address of the shard.
+            size: size in bytes.
+            copy: path of the copy.
+
+        Returns:
+            False if there is no room, another process is copying it, or the file cannot be read.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         part = copy.with_suffix(PART_SUFFIX)
         with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b") as file:

@@ -13,7 +13,7 @@ MAX_CAPTIONS = 100  # captions of a sample, from all combinations of values in l
 
 
 def is_template(location: str) -> bool:
-    """Check whether a location is a template, which has braces."""
+    """Check whether a location is a template. Templates have braces."""
     return "{" in location or "}" in location
 
 

@@ -96,7 +96,7 @@ def is_unicode(text: str) -> bool:
 
 
 def field_of(record: Mapping[str, Any], dotted: str) -> object:
-    """Look up the value at a dotted key of a JSON record (`meta.caption.en`), None if there is none."""
+    """Look up the value at a dotted key of a JSON record (`meta.caption.en`), if there is one."""
     value: Any = record
     for part in dotted.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -106,7 +106,13 @@ def field_of(record: Mapping[str, Any], dotted: str) -> object:
 def captions_of_members(
     spec: DatasetSpec, members: Mapping[str, bytes], record: Mapping[str, Any], where: str
 ) -> dict[str, list[str]]:
-    """Read the captions of a sample from its members by extension, and from its decoded `json`.
+    """Read the captions of a sample of a tar.
+
+    Args:
+        spec: locations of the captions.
+        members: files of the sample by extension.
+        record: its decoded `json`.
+        where: address of the sample, for messages.
 
     Raises:
         BadSample: See `captions_of`.
@@ -159,6 +165,11 @@ def captions_of(spec: DatasetSpec, read: Callable[[str], list[str]], where: str)
 
 def require_captions(spec: DatasetSpec, texts: Mapping[str, list[str]], where: str) -> dict[str, list[str]]:
     """Select the languages that have captions.
+
+    Args:
+        spec: whether captions are required.
+        texts: captions by language.
+        where: address of the sample, for messages.
 
     Raises:
         BadSample: If no language has a caption, and the spec requires one.

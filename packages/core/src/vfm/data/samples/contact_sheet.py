@@ -14,7 +14,7 @@ FONT_SIZE = 12  # pixels
 
 
 def contact_sheet(images: Sequence[tuple[Image.Image, str]], *, columns: int = 5) -> Image.Image:
-    """Draw images in rows, each above its caption, which is cut after three lines.
+    """Draw images in rows, each above its caption. Captions are cut after three lines.
 
     Args:
         images: images of any size and mode with their captions, at least one.

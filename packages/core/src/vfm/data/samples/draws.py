@@ -42,12 +42,21 @@ def text_keys(uids: pa.Array, languages: pa.Array, text_index: pa.Array) -> Keys
 
 
 def text_key(uid: str, language: str, text_index: int) -> int:
-    """Compute the 64-bit key of a text from its sample's uid, its language and its index. Reference for `text_keys`."""
+    """Compute the 64-bit key of a text. This is the reference for `text_keys`.
+
+    Args:
+        uid: uid of the sample.
+        language: language of the text.
+        text_index: index of the text in the language.
+    """
     return _mixed(_hash_plain(uid) ^ ((_hash_plain(language) * _LANGUAGE + text_index * _PLACE) & MASK))
 
 
 def hash_strings(strings: pa.Array) -> Keys:
-    """Hash the UTF-8 bytes of each string, (num_strings,): mix its length, then mix in eight bytes at a time."""
+    """Hash the UTF-8 bytes of each string, (num_strings,).
+
+    The length is mixed first, then eight bytes at a time.
+    """
     column = _combined(strings)
     hashes = np.empty(len(column), dtype=np.uint64)
     if not len(column):
@@ -93,7 +102,7 @@ def _hash_plain(string: str) -> int:
 
 
 def splitmix64(state: Keys) -> Keys:
-    """Compute the generator's output at each state, which mixes its 64 bits.
+    """Compute the generator's output at each state, by mixing its 64 bits.
 
     Source: Steele, Lea, Flood 2014, Fast Splittable Pseudorandom Number Generators.
     """

@@ -40,12 +40,20 @@ FILTERS: dict[Interpolation, Image.Resampling] = {
 
 @cache
 def _ignore_pillows_limit() -> None:
-    """Ignore Pillow's warning, which our limit replaces. A filter around each image is slow and not thread-safe."""
+    """Ignore Pillow's warning, because our limit replaces it.
+
+    A filter around each image is slow and not thread-safe.
+    """
     warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def open_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Open an image by reading its header, without decoding its pixels.
+
+    Args:
+        data: bytes of the file.
+        where: its address, for messages.
+        max_pixels: largest number of pixels.
 
     Raises:
         BadSample: If the bytes are not an image, or the image has more than `max_pixels`.
@@ -67,6 +75,11 @@ def open_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Imag
 
 def decode_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image to RGB. Transparent pixels become white, 16-bit greys become 8-bit.
+
+    Args:
+        data: bytes of the file.
+        where: its address, for messages.
+        max_pixels: largest number of pixels.
 
     Raises:
         BadSample: If the bytes are not an image, or the image is broken or has more than `max_pixels`.
@@ -96,7 +109,7 @@ def decode_pixels(data: bytes, opened: Image.Image, where: str) -> NDArray[np.ui
 
 
 def jpeg_pixels(data: bytes, opened: Image.Image) -> NDArray[np.uint8] | None:
-    """Decode a JPEG with three colours by simplejpeg, (H, W, 3). None if the image must be left to Pillow.
+    """Decode a JPEG with three colours by simplejpeg.
 
     simplejpeg (the extra `jpeg`) is faster than Pillow and gives the same pixels, as a test checks: both bundle
     libjpeg-turbo with its accurate transform and smooth upsampling. So results do not depend on the installed packages.
@@ -104,6 +117,9 @@ def jpeg_pixels(data: bytes, opened: Image.Image) -> NDArray[np.uint8] | None:
     Args:
         data: bytes of the file.
         opened: the image, opened by Pillow.
+
+    Returns:
+        (H, W, 3). None if the image must be left to Pillow.
     """
     if decode_jpeg is None or opened.format != "JPEG" or opened.mode != "RGB":
         return None
@@ -151,7 +167,16 @@ def resize(image: Image.Image, size: int, mode: ResizeMode, interpolation: Inter
 
 
 def centred(width: int, height: int, size: int) -> tuple[int, int, int, int]:
-    """Compute width and height after resizing the shorter side to `size`, and left and top of the central square."""
+    """Compute the geometry of a central square crop.
+
+    Args:
+        width: width of the image.
+        height: height of the image.
+        size: side of the square.
+
+    Returns:
+        Width and height after resizing the shorter side to `size`, and left and top of the square.
+    """
     short = min(width, height)
     width, height = int(size * width / short), int(size * height / short)
     return width, height, round((width - size) / 2), round((height - size) / 2)

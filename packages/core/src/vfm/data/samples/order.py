@@ -61,7 +61,7 @@ class SameEpochs:
         return position // self.num_samples, position // self.num_samples * self.num_samples
 
     def sizes(self, epoch: int) -> Integers:
-        """Get the sizes of the shards, which are the same in every epoch."""
+        """Get the sizes of the shards. They are the same in every epoch."""
         return self.shard_sizes
 
     def samples(self, epoch: int, shard: int) -> Integers:

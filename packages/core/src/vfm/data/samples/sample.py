@@ -82,9 +82,10 @@ def uid_from(value: object, key: str) -> str:
 
 
 def given_uid(value: object) -> str | None:
-    """Convert a uid in the data, a text, an integer or bytes, to text. None if the data have no uid.
+    """Convert a uid in the data to text.
 
-    Bytes become hexadecimal digits, so 16 bytes equal the 32 digits that other tables have.
+    It may be a text, an integer or bytes. Bytes become hexadecimal digits, so 16 bytes equal the 32 digits that other
+    tables have. Data without a uid give None.
     """
     if isinstance(value, uuid.UUID):
         value = value.bytes
@@ -97,8 +98,9 @@ def given_uid(value: object) -> str | None:
 
 
 def uid_of(key: str) -> str:
-    """Hash a sample's key to a uid of 32 hex digits, which survives re-sharding.
+    """Hash a sample's key to a uid of 32 hex digits.
 
-    If keys repeat in a dataset, a key begins with the name of its shard (`DatasetSpec.keys_repeat`).
+    The uid stays the same when the data are sharded again. If keys repeat in a dataset, a key begins with the name of
+    its shard (`DatasetSpec.keys_repeat`).
     """
     return hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()

@@ -134,7 +134,7 @@ class ShardReader(ABC):
     """Random access to the samples of a shard, and the base of all shard formats.
 
     A subclass with a `format` becomes that format. It must define `__len__`, `key` and `read`. The other methods have
-    defaults, which a format replaces where it can do better.
+    defaults. A format replaces them where it can do better.
     """
 
     format: ClassVar[str]
@@ -161,7 +161,13 @@ class ShardReader(ABC):
 
     @classmethod
     def open(cls, shard: Shard, spec: DatasetSpec, opening: Opening = Opening()) -> Self:
-        """Open a shard."""
+        """Open a shard.
+
+        Args:
+            shard: the shard.
+            spec: locations of the parts of a sample.
+            opening: how to open it, such as with stored offsets.
+        """
         return cls(shard.path, spec, opening.name)
 
     @classmethod
@@ -213,13 +219,25 @@ class ShardReader(ABC):
         return pa.array(map(url, rows.tolist()), pa.string())
 
     def records(self, rows: Sequence[int], names: Sequence[str]) -> Iterator[dict[str, Any] | None]:
-        """Yield the record of each row with these fields, None for a broken record. The first field is required."""
+        """Yield the record of each row with these fields. Broken records are None.
+
+        Args:
+            rows: rows to read.
+            names: names of the fields. The first one is required.
+        """
         raise UserError(f"{self.path}: shards of the format {self.format} have no records, so no value {names[0]!r}")
 
     def values(self, rows: Rows, locations: Sequence[str]) -> pa.Table:
-        """Read further values of ascending rows: a column for each location, a field of the records or a column.
+        """Read further values of ascending rows.
 
         Rows without a value are null there, and so are values of another type than most.
+
+        Args:
+            rows: ascending rows.
+            locations: fields of the records, or columns.
+
+        Returns:
+            Table with a column for each location.
 
         Raises:
             UserError: If the shard stores no such values.
@@ -227,7 +245,10 @@ class ShardReader(ABC):
         return values_of_records(self.records(rows.tolist(), locations), locations)
 
     def own_keys(self, num_keys: int) -> Sequence[str]:
-        """Read all keys, or the first ones, if the shard stores them. Empty if its file name is part of the keys."""
+        """Read all keys, or the first ones, if the shard stores them.
+
+        The list is empty if the shard's file name is part of the keys.
+        """
         return []
 
     def spans(self, row: int) -> list[Span]:
@@ -266,6 +287,6 @@ def shard_format(name: str) -> type[ShardReader]:
 
 
 def format_of_file(path: str) -> type[ShardReader] | None:
-    """Find the plugin's format for the extension of a path, None if there is none."""
+    """Find the plugin's format for the extension of a path, if there is one."""
     extension = files.without_query(path).rsplit(".", 1)[-1].lower()
     return next((reader for reader in ShardReader.formats.values() if extension in reader.extensions), None)

@@ -26,14 +26,26 @@ ReadTexts = Callable[[int], Sample]  # reads a row's sample without its image, o
 
 
 def texts_schema() -> pa.Schema:
-    """Define the schema: row, uid, language, text_index (index among the sample's texts in that language), text."""
+    """Define the schema of texts.
+
+    The columns are row, uid, language, text_index and text. text_index is the index among the sample's texts in that
+    language.
+    """
     return pa.schema(
         {"row": pa.int32(), "uid": pa.string(), "language": pa.string(), "text_index": pa.int32(), "text": pa.string()}
     )
 
 
 def texts_by_sample(read: ReadTexts, rows: Rows, on_bad: OnBad) -> pa.Table:
-    """Read texts sample by sample into the schema `texts_schema`, ordered by row, language, index."""
+    """Read texts sample by sample into a table of `texts_schema`.
+
+    It is ordered by row, language and index.
+
+    Args:
+        read: reads the texts of a sample.
+        rows: rows to read.
+        on_bad: called with (reason, where) for samples that cannot be read.
+    """
     records: list[tuple[int, str, str, int, str]] = []
     for row in rows.tolist():
         try:
@@ -112,7 +124,10 @@ def uids_of(keys: Iterable[object]) -> pa.Array:
 
 
 def is_plain(kind: pa.DataType) -> bool:
-    """Check whether `texts_by_column` supports a column's type: strings, lists of strings, or types without text."""
+    """Check whether `texts_by_column` supports a column's type.
+
+    It supports strings, lists of strings, and types without text.
+    """
     return is_text(kind) or is_.is_primitive(kind) or is_.is_null(kind) or (_is_list(kind) and is_text(kind.value_type))
 
 
@@ -204,7 +219,10 @@ def _not_utf8(values: pa.Array) -> list[int]:
 
 
 def _with_nul(values: pa.Array) -> NDArray[np.bool_]:
-    """Find texts that have a NUL. Usually there are none in the whole buffer, which is 50 times as fast to check."""
+    """Find texts that have a NUL.
+
+    Usually there are none in the whole buffer. This check is 50 times as fast.
+    """
     data = values.buffers()[2]
     if data is None or np.frombuffer(data, np.uint8).all():
         return np.zeros(len(values), bool)

@@ -24,7 +24,10 @@ def values_of_records(records: Iterable[Mapping[str, Any] | None], locations: Se
 
 
 def array_of(values: Sequence[object]) -> pa.Array:
-    """Build an array of booleans, numbers (64-bit floats) or texts, whichever most values are. The others are null."""
+    """Build an array of booleans, numbers (64-bit floats) or texts.
+
+    It has the type of most values. The others are null.
+    """
     plain = [_plain(value) for value in values]
     counts = Counter(type(value) for value in plain if value is not None)
     if not counts:

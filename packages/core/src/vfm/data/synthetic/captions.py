@@ -66,7 +66,13 @@ class Caption:
 
 
 def describe(shape: Shape, colour: Colour, named: Mapping[Attribute, Value]) -> str:
-    """Describe a shape, a colour and named attributes in English: "two big red stars pointing up on the left"."""
+    """Describe an object in English, such as "two big red stars pointing up on the left".
+
+    Args:
+        shape: its shape.
+        colour: its colour.
+        named: attributes to name.
+    """
     words = [_adjective(named[name]) for name in BEFORE if name in named and named[name] not in PHRASES.get(name, {})]
     words += [colour, shape]
     number = named.get("count")
@@ -94,7 +100,16 @@ def statement(scene: Scene, pattern: Pattern) -> str:
 
 
 def sample_caption(world: World, scene: Scene, rng: np.random.Generator, *, language: Language = "en") -> Caption:
-    """Draw a web-like caption of the scene: noise, another language, or a true caption, by the world's fractions."""
+    """Draw a web-like caption of a scene.
+
+    It is noise, in another language, or a true caption, by the world's fractions.
+
+    Args:
+        world: distribution of the captions.
+        scene: the scene.
+        rng: random generator of the draws.
+        language: language of a true caption.
+    """
     draw = rng.random()
     if draw < world.noise_share:
         return _noise(rng, language)
@@ -109,7 +124,12 @@ def true_caption(
 ) -> Caption:
     """Draw a caption that names colour and shape, and in English also attributes, by the world's fractions.
 
-    `language` is the language of the text, which may differ from the caption's label.
+    Args:
+        world: distribution of the captions.
+        scene: the scene.
+        rng: random generator of the draws.
+        language: language of the text. It may differ from the caption's label.
+        kind: label of the caption.
     """
     if language != "en":
         lexicon = LEXICONS[language]

@@ -60,7 +60,14 @@ def make_pool(config: ShapesPool, ctx: Context) -> Pool:
 
 
 def render_captions(images: Path, world: World, seed: int, start: int, stop: int) -> Iterator[RenderedSample]:
-    """Yield samples of a pool with the images of another pool, which are not drawn again.
+    """Yield samples of a pool with the images of another pool. The images are not drawn again.
+
+    Args:
+        images: folder of the other pool.
+        world: distribution of the samples.
+        seed: seed of the samples.
+        start: number of the first sample.
+        stop: number after the last sample.
 
     Raises:
         UserError: See `render_shard`.
@@ -113,6 +120,11 @@ def write_shards(config: ShapeImages, ctx: Context, render: Render) -> list[Shar
     """Write the tars, in several processes if `runtime.workers` says so.
 
     The tars are made in the work folder, so that a run after a crash reuses the complete tars.
+
+    Args:
+        config: settings of the stage.
+        ctx: context of the stage.
+        render: yields the samples of a range.
     """
     first = config.start
     total = config.num_samples

@@ -71,7 +71,14 @@ def draw(scene: Scene, size: int) -> NDArray[np.uint8]:
 
 
 def draw_objects(channels: Floats, scene: Scene, centres: list[tuple[float, float]], radius: float) -> None:
-    """Paint a scene's objects over planes of levels (3, S, S), in place. Centres and radius are in image widths."""
+    """Paint a scene's objects, in place.
+
+    Args:
+        channels: planes of levels, (3, S, S).
+        scene: the scene.
+        centres: centre of each object, in image widths.
+        radius: radius of an object, in image widths.
+    """
     size = channels.shape[-1]
     window = _window(centres, REACH * radius, size)
     x, y = _object_coordinates(scene, centres, radius, window, size)
@@ -84,7 +91,17 @@ def draw_objects(channels: Floats, scene: Scene, centres: list[tuple[float, floa
 
 
 def draw_silhouette(scene: Scene, centre: tuple[float, float], radius: float, size: int) -> NDArray[np.bool_]:
-    """Compute a mask of the pixels that an object's outline encloses, including holes, (S, S)."""
+    """Compute a mask of the pixels that an object's outline encloses, including holes.
+
+    Args:
+        scene: the object.
+        centre: its centre, in image widths.
+        radius: its radius, in image widths.
+        size: side S of the image.
+
+    Returns:
+        (S, S).
+    """
     window = _window([centre], REACH * radius, size)
     x, y = _object_coordinates(scene, [centre], radius, window, size)
     inside = np.zeros((size, size), dtype=bool)
@@ -228,7 +245,7 @@ def _covered(depth: Floats) -> Floats:
 
 
 def _contrast(colour: Colour) -> RGB:
-    """Choose a colour with contrast: black on light colours, white on dark colours."""
+    """Choose black on light colours and white on dark colours."""
     red, green, blue = PALETTE[colour]
     # The weights of luma (ITU-R BT.601).
     lightness = 0.3 * red + 0.59 * green + 0.11 * blue

@@ -28,16 +28,30 @@ class Pair:
 
 
 def make_pairs(world: World, seed: int, pattern: Pattern, count: int, start: int = 0) -> Iterator[Pair]:
-    """Yield `count` pairs of a pattern from `start` on. Each depends only on the seed, the pattern and its number."""
+    """Yield pairs that differ in a pattern. Each depends only on the seed, the pattern and its number.
+
+    Args:
+        world: distribution of the scenes.
+        seed: seed of the pairs.
+        pattern: attribute in which the scenes of a pair differ.
+        count: number of pairs.
+        start: number of the first pair.
+    """
     pattern_number = PATTERNS.index(pattern)
     for index in range(start, start + count):
         yield sample_pair(world, generator(seed, Stream.PAIRS, pattern_number, index), pattern)
 
 
 def sample_pair(world: World, rng: np.random.Generator, pattern: Pattern) -> Pair:
-    """Draw two scenes that differ only in `pattern`. Every shape and colour is equally likely.
+    """Draw two scenes that differ only in `pattern`.
 
-    For texture, structure and state, one of the two scenes has the default value (solid, filled, whole).
+    Every shape and colour is equally likely. For texture, structure and state, one of the two scenes has the default
+    value (solid, filled, whole).
+
+    Args:
+        world: distribution of the scenes.
+        rng: random generator of the draws.
+        pattern: attribute in which the scenes differ.
 
     Raises:
         ValueError: If the pattern does not vary in the world (`World.patterns`).

@@ -39,7 +39,10 @@ class RenderedSample:
     facts: dict[str, Any]
 
     def members(self) -> dict[str, bytes]:
-        """Encode the files of a WebDataset tar: `jpg`, `txt` (the first caption), `json` (captions, label, facts)."""
+        """Encode the files of a WebDataset tar.
+
+        They are `jpg`, `txt` (the first caption) and `json` (captions, label, facts).
+        """
         text = next(iter(self.texts.values()))[0]
         record = {**self.texts, "label": self.label, **self.facts}
         return {"jpg": self.image, "txt": text.encode(), "json": json.dumps(record, ensure_ascii=False).encode()}
@@ -60,7 +63,7 @@ def render_shard(
         seed: seed of the samples.
         start: number of the first sample.
         stop: number after the last sample.
-        drawn: images of this seed and world by key, which are not drawn again.
+        drawn: images of this seed and world by key. They are not drawn again.
 
     Raises:
         UserError: If an image is missing in `drawn`, or its first image is not from this seed and world.
@@ -85,7 +88,16 @@ def render_shard(
 
 
 def render_labeled(world: World, seed: int, start: int, stop: int) -> Iterator[RenderedSample]:
-    """Yield samples of the labelled dataset, cycling through the classes, so that they are equally common."""
+    """Yield samples of the labelled dataset.
+
+    The classes take turns, so that they are equally common.
+
+    Args:
+        world: distribution of the samples.
+        seed: seed of the samples.
+        start: number of the first sample.
+        stop: number after the last sample.
+    """
     combinations = world.combinations
     names = class_names(world)
     for index in range(start, stop):
@@ -100,6 +112,13 @@ def render_values(pattern: Pattern, world: World, seed: int, start: int, stop: i
 
     Other shapes and colours are uniform. Scenes are drawn until one has the value (rejection sampling), so that the
     other attributes keep the distribution of a pool.
+
+    Args:
+        pattern: the attribute.
+        world: distribution of the samples.
+        seed: seed of the samples.
+        start: number of the first sample.
+        stop: number after the last sample.
     """
     values = world.colours if pattern == "colour" else world.values(pattern)
     for index in range(start, stop):
@@ -114,7 +133,10 @@ def render_values(pattern: Pattern, world: World, seed: int, start: int, stop: i
 
 
 def encode(pixels: NDArray[np.uint8]) -> bytes:
-    """Encode (S, S, 3) uint8 RGB as JPEG, without chroma subsampling, which would blur the edges of small shapes."""
+    """Encode (S, S, 3) uint8 RGB as JPEG.
+
+    Chroma subsampling is off, because it would blur the edges of small shapes.
+    """
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="JPEG", quality=95, subsampling=0)
     return buffer.getvalue()

@@ -68,7 +68,10 @@ def combination_probabilities(num_combinations: int, zipf: float) -> NDArray[np.
 
 
 def class_groups(world: World) -> dict[str, list[int]]:
-    """Group the classes by their frequency in a pool: `head`, `middle` and `tail`, a third each."""
+    """Group the classes by their frequency in a pool.
+
+    `head`, `middle` and `tail` have a third each.
+    """
     chances = combination_probabilities(len(world.combinations), world.zipf)
     thirds = np.array_split(np.argsort(-chances, kind="stable"), 3)
     names = ("head", "middle", "tail")

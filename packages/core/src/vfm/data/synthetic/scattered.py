@@ -47,7 +47,10 @@ class DrawnScene:
 
 
 def class_names(world: World, vocabulary: Vocabulary) -> list[str]:
-    """List the class names in the order of `label_of`: "star", "red star", "striped outline red star"."""
+    """List the class names in the order of `label_of`.
+
+    Examples are "star", "red star" and "striped outline red star".
+    """
     if vocabulary == 12:
         return list(world.shapes)
     names = [f"{colour} {shape}" for shape, colour in world.combinations]

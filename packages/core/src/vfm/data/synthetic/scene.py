@@ -53,7 +53,10 @@ VALUES: dict[Attribute, tuple[Value, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Wave:
-    """A plane wave in the background: cycles per image in x and y, phase in cycles, amplitude in red, green, blue."""
+    """A plane wave in the background.
+
+    It has cycles per image in x and y, a phase in cycles, and an amplitude in red, green and blue.
+    """
 
     x: float
     y: float
@@ -72,7 +75,10 @@ class PlacedObject:
 
 @dataclass(frozen=True, slots=True)
 class Nuisance:
-    """Variation that no caption names: lengths in image widths, angles in degrees, colours in [0, 1]."""
+    """Variation that no caption names.
+
+    Lengths are in image widths, angles in degrees, and colours in [0, 1].
+    """
 
     shift: tuple[float, float] = (0.0, 0.0)
     angle: float = 0.0
@@ -112,7 +118,10 @@ class Scene:
             raise ValueError(f"count must be from 1 to {MAX_COUNT}, got {self.count}")
 
     def value(self, name: Pattern) -> Value | None:
-        """Get the value of an attribute, or the colour. None for the orientation of a shape without direction."""
+        """Get the value of an attribute, or the colour.
+
+        A shape without direction has no orientation (None).
+        """
         value: Value | None = getattr(self, name)
         return value
 

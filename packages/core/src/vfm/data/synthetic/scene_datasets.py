@@ -88,7 +88,19 @@ def render_scenes(
     max_objects: int,
     scale: tuple[float, float],
 ) -> Iterator[RenderedScene]:
-    """Yield samples `start` to `stop`. Each depends only on the seed and its number."""
+    """Yield samples with several objects. Each depends only on the seed and its number.
+
+    Args:
+        world: distribution of the objects.
+        seed: seed of the samples.
+        start: number of the first sample.
+        stop: number after the last sample.
+        vocabulary: attributes that are part of a class.
+        zipf: exponent of the classes' frequencies.
+        federated: whether only some classes of an image are annotated, as in LVIS.
+        max_objects: largest number of objects.
+        scale: smallest and largest radius, in image widths.
+    """
     num_classes = len(class_names(world, vocabulary))
     for index in range(start, stop):
         rng = generator(seed, Stream.SCATTERED, index)

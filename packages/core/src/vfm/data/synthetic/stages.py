@@ -35,7 +35,10 @@ class ShapeImages(Stage):
 
 
 class ShapesPool(ShapeImages):
-    """Draw shapes with web-like captions: a long tail, partly described attributes, noise, other languages."""
+    """Draw shapes with web-like captions.
+
+    They have a long tail, partly described attributes, noise, and other languages.
+    """
 
     kind: Literal["shapes.pool"] = "shapes.pool"
     images: Ref[Pool] | None = Field(
@@ -72,7 +75,10 @@ class ShapesClasses(ShapeImages):
 
 
 class ShapesChoices(Stage):
-    """Draw pairs as in MMVP: two images that differ in one attribute, with one statement each."""
+    """Draw pairs as in MMVP.
+
+    A pair is two images that differ in one attribute, with one statement each.
+    """
 
     kind: Literal["shapes.choices"] = "shapes.choices"
     world: World = Field(World(), description="distribution of the images and captions")
@@ -95,7 +101,10 @@ class ShapesChoices(Stage):
 
 
 class ShapesQuestions(Stage):
-    """Draw questions as in MMVP: two images that differ in one attribute, one question about both, two options."""
+    """Draw questions as in MMVP.
+
+    A pair has two images that differ in one attribute, one question about both, and two options.
+    """
 
     kind: Literal["shapes.questions"] = "shapes.questions"
     world: World = Field(World(), description="distribution of the images")

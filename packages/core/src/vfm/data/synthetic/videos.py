@@ -39,7 +39,10 @@ CODING = {"qp": "12", "preset": "veryfast"}
 
 @dataclass(frozen=True)
 class MovingScene:
-    """A moving shape in front of still shapes: quantity and direction, state in the middle, and distance moved."""
+    """A moving shape in front of still shapes.
+
+    It has the moving quantity and its direction, the state in the middle, and the distance moved.
+    """
 
     mover: Scene
     centre: tuple[float, float]
@@ -99,7 +102,19 @@ def render_videos(
     speed: float,
     rate: int,
 ) -> Iterator[RenderedVideo]:
-    """Yield videos `start` to `stop`. Each depends only on the seed and its number."""
+    """Yield videos of moving shapes. Each depends only on the seed and its number.
+
+    Args:
+        world: distribution of the shapes.
+        seed: seed of the videos.
+        start: number of the first video.
+        stop: number after the last video.
+        actions: classes of the videos.
+        num_frames: frames of a video.
+        num_still: number of still shapes.
+        speed: speed of the motion.
+        rate: frames per second.
+    """
     for index in range(start, stop):
         label = index % len(actions)
         scene = sample_moving(world, generator(seed, Stream.VIDEOS, index), actions[label], num_still, speed)
@@ -109,7 +124,15 @@ def render_videos(
 
 
 def sample_moving(world: World, rng: np.random.Generator, action: Action, num_still: int, speed: float) -> MovingScene:
-    """Draw a scene. All draws except the direction are the same for both actions of a pair."""
+    """Draw a scene. All draws except the direction are the same for both actions of a pair.
+
+    Args:
+        world: distribution of the shapes.
+        rng: random generator of the draws.
+        action: class of the video.
+        num_still: number of still shapes.
+        speed: speed of the motion.
+    """
     quantity, direction = quantity_of(action)
     looks = [_look(world, rng, world.shapes) for _ in range(num_still)]
     shapes = turning_shapes(world.shapes) if action.startswith("turn") else world.shapes

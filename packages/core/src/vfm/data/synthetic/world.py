@@ -76,7 +76,7 @@ class World(Config):
 
     @property
     def combinations(self) -> list[tuple[Shape, Colour]]:
-        """Every shape in every colour: the zero-shot classes, in order."""
+        """Every shape in every colour. These are the zero-shot classes, in order."""
         return list(product(self.shapes, self.colours))
 
     def label(self, shape: Shape, colour: Colour) -> int:

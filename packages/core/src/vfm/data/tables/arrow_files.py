@@ -89,12 +89,15 @@ class ArrowFile:
 
 
 def saved_dataset(folder: str, names: Sequence[str], split: str | None = None) -> list[str] | None:
-    """List the Arrow files of a saved dataset in order, None if the folder is not a saved dataset.
+    """List the Arrow files of a saved dataset in order.
 
     Args:
         folder: folder of a dataset, or of several splits.
         names: names of the folder's files.
-        split: split to use if there are several. None: the only split.
+        split: split to use if there are several. Default: the only split.
+
+    Returns:
+        The files. Another folder gives None.
 
     Raises:
         UserError: If a file that lists others is damaged, the split does not exist, or only some rows were selected.

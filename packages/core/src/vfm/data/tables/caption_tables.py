@@ -35,7 +35,7 @@ ID_COLUMNS = ("uid", "url")  # columns that are copied if the table has them
 def caption_spec(
     paths: Sequence[str], texts: dict[str, str], columns: list[str] | None, further: Sequence[str] = ()
 ) -> DatasetSpec:
-    """Create the spec of a user's tables, which must all have the same columns.
+    """Create the spec of a user's tables. All of them must have the same columns.
 
     Args:
         paths: the tables.
@@ -133,7 +133,7 @@ def _captions(row: Row, location: str) -> object:
 
 
 def _lists(values: list[object]) -> Any:
-    """Build a list column from the captions of each row, which has one caption or a list."""
+    """Build a list column from the captions of each row. A row has one caption or a list."""
     captions = [value if isinstance(value, list) else [value] for value in values]
     offsets = pa.array(accumulate(map(len, captions), initial=0), pa.int32())
     return pa.ListArray.from_arrays(offsets, _strings(list(chain.from_iterable(captions))))

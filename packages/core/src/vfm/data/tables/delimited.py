@@ -18,7 +18,10 @@ SEPARATOR = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # first line by wh
 
 
 class _RawTabs(csv.excel_tab):
-    """Tab-separated without quoting: such tables are mostly raw, and a caption may begin with a quotation mark."""
+    """Tab-separated values without quoting.
+
+    Such tables are mostly raw, and a caption may begin with a quotation mark.
+    """
 
     quoting = csv.QUOTE_NONE
 
@@ -66,13 +69,15 @@ def unquoted(value: str) -> str:
 def delimited_rows(
     lines: Iterator[str], path: str, columns: list[str] | None, image_column: str | None, *, tabs: bool
 ) -> Iterator[tuple[int, int, dict[str, Any] | BadSample | str]]:
-    """Yield the rows, a BadSample for each unreadable row, and `header` or `blank`, each after its range of lines.
+    """Yield the rows of a table, each after its range of lines.
+
+    An unreadable row is a BadSample. Other lines are `header` or `blank`.
 
     Args:
         lines: lines of the table.
         path: path of the table, for bad rows.
         columns: column names of a table without a header.
-        image_column: column of image paths, which helps to find rows that a damaged byte has merged.
+        image_column: column of image paths. It helps to find rows that a damaged byte has merged.
         tabs: whether the values are separated by tabs, each raw or quoted (`unquoted`). Otherwise they are separated by
             commas, semicolons or tabs, and may be quoted.
     """

@@ -72,7 +72,15 @@ class ImageEntry:
 def entry_of_rows(
     name: object, rows: list[Row | BadSample], image_root: str, spec: DatasetSpec, path: str
 ) -> ImageEntry:
-    """Create the entry of an image from all its rows in a table. A bad row comes alone."""
+    """Create the entry of an image from all its rows in a table.
+
+    Args:
+        name: value that names the image.
+        rows: its rows. A bad row comes alone.
+        image_root: folder of the images.
+        spec: locations of the parts of a sample.
+        path: path of the table, for messages.
+    """
     first = rows[0]
     if isinstance(first, BadSample):
         return ImageEntry("", first.where, problem=first)
@@ -109,10 +117,17 @@ def _checked(value: object, where: str) -> object:
 
 
 def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: DatasetSpec) -> Iterator[Shard]:
-    """Write shards `images-00000.parquet`, ... of 10,000 entries, and yield each when it is written.
+    """Write image lists as shards, and yield each when it is written.
+
+    The files are `images-00000.parquet`, ... with 10,000 entries each.
+
+    Args:
+        directory: folder of the shards.
+        entries: the images.
+        spec: locations of the parts of a sample.
 
     Raises:
-        UserError: If the address of an image has credentials, which would stay in the list.
+        UserError: If the address of an image has credentials. They would stay in the list.
     """
     directory.mkdir(parents=True, exist_ok=True)
     for number, listed in enumerate(_chunks(distinct(entries))):
@@ -135,12 +150,15 @@ def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: Data
 
 
 def _without_credentials(entry: ImageEntry) -> ImageEntry:
-    """Mask the credentials in the name of an unusable image, which is only shown."""
+    """Mask the credentials in the name of an unusable image. The name is only shown."""
     return replace(entry, key=redacted(entry.key), image=redacted(entry.image))
 
 
 def distinct(entries: Iterable[ImageEntry]) -> Iterator[ImageEntry]:
-    """Make the keys of entries distinct: a second `a`, from another folder or another row of a table, becomes `a#2`."""
+    """Make the keys of entries distinct.
+
+    A second `a`, from another folder or another row of a table, becomes `a#2`.
+    """
     seen: Counter[str] = Counter()
     for entry in entries:
         seen[entry.key] += not entry.problem  # unusable entries do not use up a key

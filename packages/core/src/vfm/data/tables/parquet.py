@@ -95,14 +95,14 @@ class ParquetShard(ShardReader):
 
     @classmethod
     def is_read(cls, *, scanned: bool) -> bool:
-        """Return False: samples are not read for the index, because their number is known."""
+        """Return False, because samples are not read for the index. Their number is known."""
         return False
 
     def __len__(self) -> int:
         return int(self.file.metadata.num_rows)
 
     def own_keys(self, num_keys: int) -> list[str]:
-        """Read the first keys. Empty if rows have a `uid`, or are named after their file."""
+        """Read the first keys. If rows have a `uid`, or are named after their file, there are none."""
         names = self.file.schema_arrow.names
         if "key" not in names or "uid" in names:
             return []
@@ -322,6 +322,11 @@ def schema_names(path: str, column: str) -> list[str]:
 def image_column(names: list[str], image_key: str | None, path: str) -> str:
     """Find the name of the image column.
 
+    Args:
+        names: columns of the file.
+        image_key: configured name.
+        path: path of the file, for messages.
+
     Raises:
         UserError: If there is no image column.
     """
@@ -333,7 +338,10 @@ def image_column(names: list[str], image_key: str | None, path: str) -> str:
 
 
 def holds_image(kind: pa.DataType) -> bool:
-    """Check whether a column of a type may have images: bytes, or Hugging Face's `{bytes, path}`."""
+    """Check whether a column of a type may have images.
+
+    Images are bytes, or Hugging Face's `{bytes, path}`.
+    """
     if pa.types.is_dictionary(kind):
         return holds_image(kind.value_type)
     return bool(is_bytes(kind) or pa.types.is_struct(kind) or pa.types.is_null(kind))

@@ -189,7 +189,10 @@ def table_entries(
 
 
 def image_name(row: Row, location: str) -> object:
-    """Read the path of a row's image: the value of a column, or a template such as `{image_id}.jpg` filled in."""
+    """Read the path of a row's image.
+
+    It is the value of a column, or a template such as `{image_id}.jpg` filled in.
+    """
     if is_template(location):
         return next(iter(filled(location, row.get, {})), None)
     return row.get(location)
@@ -206,7 +209,13 @@ def _merged_with(entry: ImageEntry, path: str) -> Iterator[ImageEntry]:
 def table_rows(
     path: str, columns: list[str] | None = None, *, image_column: str | None = None, only: Sequence[str] | None = None
 ) -> Iterator[Row | BadSample]:
-    """Yield the rows, and a BadSample for each unreadable row. The arguments are as in `placed_rows`.
+    """Yield the rows of a table. An unreadable row is a BadSample.
+
+    Args:
+        path: as in `placed_rows`.
+        columns: as in `placed_rows`.
+        image_column: as in `placed_rows`.
+        only: as in `placed_rows`.
 
     Raises:
         UserError: If the file is not readable as a table.
@@ -224,13 +233,13 @@ def placed_rows(
     image_column: str | None = None,
     only: Sequence[str] | None = None,
 ) -> Iterator[PlacedRow]:
-    """Yield each row after the range of lines in which it is. An unreadable row is a BadSample.
+    """Yield each row of a table after the range of lines in which it is. An unreadable row is a BadSample.
 
     Args:
         path: the table.
         account: receives the lines that are no rows, and the number of all lines.
         columns: column names of a csv or tsv file without a header, or a column name for the lines of a text file.
-        image_column: column of image paths, which helps to find rows that a damaged byte has merged.
+        image_column: column of image paths. It helps to find rows that a damaged byte has merged.
         only: columns to read, if the format allows it.
 
     Raises:
@@ -301,7 +310,7 @@ def _open(path: str) -> Iterator[IO[str]]:
 
 
 def _lines(text: IO[str], path: str) -> Iterator[str]:
-    r"""Yield the lines of a table with their ends, which may be \n, \r\n or \r.
+    r"""Yield the lines of a table with their ends, \n, \r\n or \r.
 
     Raises:
         UserError: If a line is too long.

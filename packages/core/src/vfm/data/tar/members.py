@@ -46,7 +46,7 @@ class Gap:
 class TarMembers:
     """Iterates over the members and gaps of a tar.
 
-    Afterwards `complete` is False if the file does not end with a block of zeros, which marks the end of a tar.
+    Afterwards `complete` is False if the file does not end with a block of zeros. This block marks the end of a tar.
 
     Attributes:
         stop: byte after the last member and its padding, or after the last gap. The next one begins there, with all of
@@ -104,7 +104,7 @@ class TarMembers:
             yield member
 
     def _gap(self, offset: int, skip: int) -> Gap:
-        """Find the range that begins where no member could be read: damage, or the end of a tar."""
+        """Find the range that begins where no member could be read, because of damage or the end of a tar."""
         block = self._block(offset)
         if len(block) < BLOCK:
             return Gap(offset, max(offset, self.size), use="incomplete_block")  # the file ends without a mark
@@ -171,7 +171,7 @@ class TarMembers:
         return self.size
 
     def _next_header(self, offset: int, limit: int | None = None) -> int | None:
-        """Find the first valid header at or after `offset`, None if there is none."""
+        """Find the first valid header at or after `offset`, if there is one."""
         stop = self.size if limit is None else min(self.size, limit)
         while offset < stop:
             self.stream.seek(offset)
@@ -208,7 +208,7 @@ class TarMembers:
 
 
 def plain_member(header: bytes) -> tarfile.TarInfo | None:
-    """Parse a valid ustar header of a regular file, None for any other header."""
+    """Parse a valid ustar header of a regular file. Any other header gives None."""
     if len(header) < BLOCK or header[TYPE_OFFSET] not in b"0\0" or not header.startswith(MAGIC, MAGIC_OFFSET):
         return None
     digits = header[SIZE_FIELD]

@@ -134,7 +134,7 @@ def _packed(column: NDArray[np.int64]) -> tuple[int, int, bytes]:
 
 
 class OffsetsWriter:
-    """Writes the segments of many shards to a file, which gets its name if the `with` block succeeds."""
+    """Writes the segments of many shards to a file. It gets its name if the `with` block succeeds."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -147,7 +147,7 @@ class OffsetsWriter:
         return self
 
     def add(self, segment: bytes | None) -> None:
-        """Add the segment of the next shard, None if it was not scanned."""
+        """Add the segment of the next shard. A shard that was not scanned has none."""
         self._places.append((self._file.tell(), len(segment or b"")))
         self._file.write(segment or b"")
 
@@ -186,7 +186,7 @@ class PackedOffsets:
         self._places = np.frombuffer(table, "<u8").reshape(-1, 2)
 
     def segment(self, shard: int) -> memoryview | None:
-        """Look up the segment of a shard, None if the shard was not scanned."""
+        """Look up the segment of a shard. A shard that was not scanned has none."""
         if shard >= len(self._places):
             return None
         start, size = self._places[shard].tolist()

@@ -64,10 +64,16 @@ def scan_tar(
     limit: int = MAX_ROWS,
     size: int | None = None,
 ) -> TarScan:
-    """Find the members for each slot. The first slot is for images, the other slots are named by their extension.
+    """Find the members of each sample of a tar.
 
-    The members of a sample need not be adjacent. With a `limit`, the scan ends after that many samples. Giving the
-    `size` of a remote tar saves a request.
+    The members of a sample need not be adjacent.
+
+    Args:
+        path: path or address of the tar.
+        slots: parts of a sample. The first slot is for images, the other slots are named by their extension.
+        image_extensions: extensions of images.
+        limit: the scan ends after that many samples.
+        size: size of a remote tar. Giving it saves a request.
 
     Raises:
         UserError: If the file is not an uncompressed tar.

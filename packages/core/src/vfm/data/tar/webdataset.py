@@ -113,7 +113,7 @@ class TarShard(ShardReader):
 
     @classmethod
     def is_read(cls, *, scanned: bool) -> bool:
-        """Check whether the samples are read for the index, which is the case if their number is not known."""
+        """Check whether the samples are read for the index. They are if their number is not known."""
         return scanned
 
     def __len__(self) -> int:
@@ -125,7 +125,7 @@ class TarShard(ShardReader):
         return self._account
 
     def own_keys(self, num_keys: int) -> list[str]:
-        """List the keys in the tar, which may repeat in the dataset."""
+        """List the keys in the tar. They may repeat in the dataset."""
         return self._scan.keys
 
     def places(self, row: int) -> list[tuple[int, int]]:
@@ -178,7 +178,10 @@ class TarShard(ShardReader):
             self._ahead.hold(read_together(chain.from_iterable(map(self.spans, rows))))
 
     def records(self, rows: Sequence[int], names: Sequence[str]) -> Iterator[dict[str, Any] | None]:
-        """Yield the whole `json` member of each row, None if it is broken, and an empty record without a `json`."""
+        """Yield the whole `json` member of each row.
+
+        A broken one is None, and a row without a `json` has an empty record.
+        """
         slot = self.slots.index("json")
         for row in rows:
             if row >= len(self):  # the tar is shorter than its known count
@@ -297,13 +300,20 @@ def _labels_in_flags(data: bytes, num_classes: int, where: str) -> list[int]:
 
 
 def scan_shard(path: str, spec: DatasetSpec, size: int | None = None, limit: int = MAX_ROWS) -> TarScan:
-    """Scan a tar for the parts that a spec reads."""
+    """Scan a tar for the parts that a spec reads.
+
+    Args:
+        path: path or address of the tar.
+        spec: locations of the parts of a sample.
+        size: size of a remote tar. Giving it saves a request.
+        limit: the scan ends after that many samples.
+    """
     extensions = spec.image_key.split(",") if spec.image_key else IMAGE_EXTENSIONS
     return scan_tar(path, slots_of(spec), extensions, limit, size)
 
 
 def slots_of(spec: DatasetSpec) -> list[str]:
-    """List the members to find for each sample, which always include `json`, because it may contain a uid."""
+    """List the members to find for each sample. They include `json`, because it may contain a uid."""
     sources = [*spec.texts.values(), *filter(None, (spec.label_key, spec.labels_key))]
     return ["image", *sorted({"json", *columns_of(sources)})]
 
@@ -315,9 +325,9 @@ def ends_with_mark(path: str) -> bool:
 
 
 def sidecar_count(path: str) -> int | None:
-    """Read the number of samples in img2dataset's files next to a tar: `00000_stats.json` or `00000.parquet`.
+    """Read the number of samples in img2dataset's files next to a tar.
 
-    None if there is no such file, or it is not readable.
+    These files are `00000_stats.json` or `00000.parquet`. Without a readable one, the number is unknown (None).
     """
     stem = path.removesuffix(".tar")
     if is_for_one_file(path):  # a server refuses the signature of one file for others

@@ -100,7 +100,10 @@ def ucf(config: Videos, root: str) -> Listing:
 
 
 def hmdb(config: Videos, root: str) -> Listing:
-    """List the videos of an HMDB split: files `CLASS_test_split1.txt` with lines `name.avi 1` (train) or 2 (test)."""
+    """List the videos of an HMDB split.
+
+    Files `CLASS_test_split1.txt` have lines `name.avi 1` (train) or 2 (test).
+    """
     folder = str(config.annotations)
     name = config.split
     match = HMDB_SPLIT.fullmatch(name)
@@ -127,7 +130,10 @@ def hmdb(config: Videos, root: str) -> Listing:
 
 
 def something(config: Videos, root: str) -> Listing:
-    """List the videos of a Something-Something JSON file: entries with `id` and `template` or `label`."""
+    """List the videos of a Something-Something JSON file.
+
+    Its entries have `id` and `template` or `label`.
+    """
     path = str(config.annotations)
     names = _template_names(f"{path.rpartition('/')[0] or '.'}/{SOMETHING_CLASSES}")
     entries = _json(path)
@@ -146,7 +152,7 @@ def something(config: Videos, root: str) -> Listing:
 
 
 def _template_names(path: str) -> list[str]:
-    """Read the templates in the order of their numbers. Empty if there is no such file."""
+    """Read the templates in the order of their numbers, if there is such a file."""
     numbers: Any = _json(path) if files.exists(path) else {}
     if not isinstance(numbers, dict):
         return []
@@ -162,7 +168,7 @@ ANNOTATION_READERS: dict[str, Callable[[Videos, str], Listing]] = {
 
 
 def _of_path(root: str, path: str, label: int | str) -> ListedVideo:
-    """Find a video by its path below the root: a file, or a folder of frames."""
+    """Find a video by its path below the root. It is a file, or a folder of frames."""
     inside = files.join_inside(root, path)
     if inside is None:
         return ListedVideo(path, Media(root), label, "", BadSample("unsafe_path", path))
@@ -192,7 +198,10 @@ def _by_stem(root: str) -> dict[str, str]:
 
 
 def _names(config: Videos) -> list[str]:
-    """Read the configured class names: a list, a file with a name in each line, or a csv with `id,name`."""
+    """Read the configured class names.
+
+    They are a list, a file with a name in each line, or a csv with `id,name`.
+    """
     if not config.names:
         return list(config.class_names)
     lines = list(_lines(config.names))

@@ -63,7 +63,12 @@ def read_clips(media: Media, facts: VideoFacts, views: Sequence[ClipView]) -> li
 
 
 def read_frames(media: Media, facts: VideoFacts, numbers: Sequence[int]) -> Iterator[tuple[int, Frame]]:
-    """Yield frames by their ascending numbers.
+    """Yield frames of a video by their numbers.
+
+    Args:
+        media: the video.
+        facts: facts about it from indexing.
+        numbers: ascending numbers of frames.
 
     Raises:
         BadSample: See `read_clips`.

@@ -114,7 +114,10 @@ def _in_class(root: str, name: str, media: Media) -> ListedVideo:
 
 
 def webdataset(config: Videos) -> Listing:
-    """List the videos in tars: members `mp4`, `webm`, ... with the class in `cls` or a field of `json`."""
+    """List the videos in tars.
+
+    Members are `mp4`, `webm`, ... with the class in `cls` or a field of `json`.
+    """
     paths = files.expand_paths(config.path)
     accounts = []
     if len(paths) == 1 and files.is_directory(paths[0]):

@@ -69,7 +69,7 @@ def frame_folder(path: str) -> Media:
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """Facts about a video from indexing, with which a clip is read in one pass.
+    """Facts about a video from indexing. With them, a clip is read in one pass.
 
     Attributes:
         num_frames: number of frames.
@@ -78,7 +78,7 @@ class VideoFacts:
         height: height in pixels, after the rotation.
         rotation: degrees, a multiple of 90, by which stored frames are rotated anticlockwise.
         variable_rate: whether the time between frames varies.
-        key_frames: numbers of the frames at which decoding can start, ascending. Empty if unknown.
+        key_frames: numbers of the frames at which decoding can start, ascending, if they are known.
         key_times: times of the key frames in the file's units.
         step: time between consecutive frames in the same units, 0 if it varies.
     """

@@ -61,7 +61,7 @@ def probe(media: Media) -> VideoFacts:
 
 @dataclass
 class _Packets:
-    """The times of a video's packets, None for packets without a time."""
+    """The times of a video's packets. Some packets have no time."""
 
     unit: float  # seconds
     declared_rate: float

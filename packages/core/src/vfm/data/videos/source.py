@@ -116,7 +116,7 @@ class VideoSource:
         return self[index]
 
     def sample(self, index: int, epoch: int) -> VideoSample:
-        """Look up a video by its number, which is the same in every epoch."""
+        """Look up a video by its number. It is the same in every epoch."""
         return self[index]
 
     def order(self, *, seed: int, shuffle_shards: int) -> SampleOrder:

@@ -16,9 +16,11 @@ VideoFormat = Literal[
 
 
 class Videos(Stage):
-    """Index your own videos with one class each: class folders, Kinetics, UCF, HMDB, Something-Something, tars, frames.
+    """Index your own videos with one class each.
 
-    Every video is opened once to store its number of frames, rate, rotation and key frames. The videos stay in place.
+    They are in class folders, in tars, in folders of frames, or in the layout of Kinetics, UCF, HMDB or
+    Something-Something. Every video is opened once to store its number of frames, rate, rotation and key frames. The
+    videos stay in place.
     """
 
     version: ClassVar[int] = 2  # since frames are counted where packets do not have their times

@@ -75,7 +75,10 @@ def check_union(config: VideoUnion, ctx: Preflight) -> None:
 
 
 def join_names(lists: list[list[str]]) -> list[str]:
-    """Collect all class names once, in the order of first appearance: (A, B) and (B, C) give A, B, C."""
+    """Collect all class names once, in the order of first appearance.
+
+    (A, B) and (B, C) give A, B, C.
+    """
     return list(dict.fromkeys(chain.from_iterable(lists)))
 
 

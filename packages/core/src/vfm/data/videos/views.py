@@ -89,7 +89,13 @@ def fixed_views(frames: tuple[int, ...], size: tuple[int, int], side: int, num_c
 
 
 def center_box(size: tuple[int, int], side: int, position: float = 0.5) -> tuple[int, int, int, int]:
-    """Compute a square box of S in a frame of `size`, at a position from 0 to 1 in the room next to the box."""
+    """Compute a square box in a frame.
+
+    Args:
+        size: width and height of the frame.
+        side: side of the box.
+        position: position from 0 to 1 in the room next to the box.
+    """
     return round(position * (size[0] - side)), round(position * (size[1] - side)), side, side
 
 
