@@ -9,7 +9,11 @@ from vfm.models import small_models  # noqa: F401  (registers the small architec
 
 
 def named_models(part: str) -> list[tuple[str, str, str]]:
-    """List the models whose name contains a part, in any case: (name, library, pretrained tags)."""
+    """List the models whose name contains a part, in any case.
+
+    Returns:
+        (name, library, pretrained tags) of each model.
+    """
     clip_tags: dict[str, list[str]] = {name: [] for name in open_clip.list_models()}
     for name, tag in open_clip.list_pretrained():
         clip_tags.setdefault(name, []).append(tag)

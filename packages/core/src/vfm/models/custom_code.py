@@ -10,10 +10,11 @@ from vfm.base import UserError
 
 @contextmanager
 def without_custom_code(where: object) -> Iterator[None]:
-    """Refuse a model whose files need their own Python code (`auto_map`), which transformers would offer to run.
+    """Refuse a model whose files need their own Python code (`auto_map`).
 
-    Without an answer to `trust_remote_code`, which a part of a model never has, transformers asks for it on the
-    standard input. A waiting time of zero turns the question into an error. Callers leave `trust_remote_code` out.
+    transformers would offer to run that code. Without an answer to `trust_remote_code`, and a part of a model never has
+    one, transformers asks for it on the standard input. A waiting time of zero turns the question into an error.
+    Callers leave `trust_remote_code` out.
 
     Args:
         where: the model, for the error.

@@ -48,9 +48,19 @@ class CalledAttention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool = False, attn_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """Compute tokens (B, N, D) after self-attention, and no weights, as open_clip's blocks need none.
+        """Compute self-attention.
 
         The tokens have the same order in memory as in torch's own layer, so that the result is the same bit for bit.
+
+        Args:
+            query: tokens, (B, N, D).
+            key: the same tokens.
+            value: the same tokens.
+            need_weights: not used.
+            attn_mask: mask of torch's layer.
+
+        Returns:
+            Tokens (B, N, D), and no weights, as open_clip's blocks need none.
         """
         packed = self.in_proj(query.transpose(0, 1))  # (N, B, 3 * D)
         packed = packed.unflatten(-1, (3, self.num_heads, -1))  # (N, B, 3, H, D / H)

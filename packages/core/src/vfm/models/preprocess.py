@@ -23,7 +23,10 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class FittedImage:
-    """An image resized in a decoding thread before the model runs: uint8 (S, S, 3) for each preprocessing."""
+    """An image resized in a decoding thread before the model runs.
+
+    It has uint8 (S, S, 3) for each preprocessing.
+    """
 
     pixels: Mapping[Preprocess, NDArray[np.uint8]]
 
@@ -139,5 +142,8 @@ def _offset(side: int, length: int) -> int:
 
 
 def _per_channel(values: Sequence[float], device: torch.device) -> Tensor:
-    """Build (C, 1, 1) on a device by fills, which can be captured in a CUDA graph. A copy from the host cannot."""
+    """Build (C, 1, 1) on a device by fills.
+
+    Fills can be captured in a CUDA graph. A copy from the host cannot.
+    """
     return torch.stack([torch.full((1, 1), value, device=device) for value in values])

@@ -61,7 +61,10 @@ ENCODERS = _encoders()
 
 
 def _default_cfg(image_size: int) -> dict[str, Any]:
-    """Build timm's record of a model without weights, with the image statistics of CLIP, which is EVA's teacher."""
+    """Build timm's record of a model without weights.
+
+    Its image statistics are CLIP's, because CLIP is EVA's teacher.
+    """
     return {
         "num_classes": 0,
         "input_size": (3, image_size, image_size),

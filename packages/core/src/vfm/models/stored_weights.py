@@ -28,7 +28,7 @@ class StoredWeight:
     Attributes:
         file: the file.
         name: the weight's name there.
-        mapped: the weight's values, which are read from the file when they are used.
+        mapped: the weight's values. They are read from the file when they are used.
     """
 
     file: Path
@@ -79,7 +79,7 @@ def mark(param: nn.Parameter, stored: StoredWeight | None) -> None:
 
 
 def stored_weight(param: nn.Parameter) -> StoredWeight | None:
-    """Look up from where a weight was loaded, None if it was not in a file."""
+    """Look up from where a weight was loaded, if it was in a file."""
     stored: StoredWeight | None = getattr(param, "_stored_weight", None)
     return stored
 
@@ -93,7 +93,7 @@ def unchanged(params: Iterable[nn.Parameter]) -> list[bool]:
 
 
 def is_written(file: Path) -> bool:
-    """Check whether this process has written to the mapped weights of a file, which gives it copies of pages.
+    """Check whether this process has written to the mapped weights of a file, and so has copies of its pages.
 
     True where the system does not list a process's pages.
     """

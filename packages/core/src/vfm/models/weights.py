@@ -65,7 +65,12 @@ def weights_hash(state_dict: Mapping[str, Tensor]) -> str:
 def save_state_dict(
     state_dict: Mapping[str, Tensor], file: Path, metadata: Mapping[str, str] = MappingProxyType({"format": "pt"})
 ) -> None:
-    """Save tensors as safetensors, with metadata in the header.
+    """Save tensors as safetensors.
+
+    Args:
+        state_dict: tensors by name.
+        file: file to write.
+        metadata: texts in the header.
 
     Raises:
         OSError: If the file cannot be written, e.g. on a full disk.
@@ -146,6 +151,11 @@ def read_checkpoint(file: Path) -> Any:
 def tensors_of(content: Any, file: Path, *, ema: bool = True) -> dict[str, Tensor]:
     """Find the tensors in a checkpoint, without the prefixes that wrappers add to their names.
 
+    Args:
+        content: content of the file.
+        file: its path, for errors.
+        ema: prefer averaged weights.
+
     Raises:
         UserError: If it has no tensors.
     """
@@ -160,7 +170,7 @@ def tensors_of(content: Any, file: Path, *, ema: bool = True) -> dict[str, Tenso
 
 
 def weights_shards(index: Path) -> list[Path]:
-    """List the files that an index of weights names, which are in its folder.
+    """List the files that an index of weights names. They are in its folder.
 
     Raises:
         UserError: If the index is damaged, or names a file in another folder.
@@ -209,7 +219,7 @@ def _is_torchscript(file: Path) -> bool:
 
 
 def _published_by_openai() -> set[str]:
-    """Collect the SHA-256 hashes of OpenAI's archives, which are part of the URLs that open_clip lists."""
+    """Collect the SHA-256 hashes of OpenAI's archives. They are part of the URLs that open_clip lists."""
     urls = [open_clip.get_pretrained_url(name, "openai") for name in open_clip.list_openai_models()]
     return {url.split("/")[-2] for url in urls if url.count("/") > 1}
 

@@ -30,7 +30,7 @@ class ModuleTask(Task[Any]):
     Attributes:
         model: the module.
         loss: `loss(model, batch)`. If it is a module, its parameters are trained too.
-        seed: seed of the generators of Python and NumPy, which a loss may use, as Mixup does.
+        seed: seed of the generators of Python and NumPy. A loss may use them, as Mixup does.
         weight: `weight(batch)` sums the weights of a batch of which the loss is the weighted mean. None: a plain mean.
     """
 

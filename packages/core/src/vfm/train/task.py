@@ -55,7 +55,10 @@ class Frozen(Generic[M]):
 
 
 def normalized_weights(weights: Tensor) -> Tensor:
-    """Divide the weights of this process' samples, (n,), by their mean over all processes, which have equally many."""
+    """Divide the weights of this process' samples, (n,), by their mean over all processes.
+
+    All processes have equally many samples.
+    """
     return weights / _mean_of_all(weights.mean())
 
 

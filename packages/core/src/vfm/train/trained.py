@@ -39,7 +39,7 @@ class TrainedTower:
         layers: lists the names of the weights in `root` by layer: before the blocks, in each block, after the blocks.
             It is called again for the optimizer, because LoRA adds weights.
         blocks: lists the blocks of `root`.
-        new: names of weights with random values, which are not frozen.
+        new: names of weights with random values. They are not frozen.
         rate: learning rate by step, instead of the schedule of the training.
         separate: whether each layer has separate parameter groups, as in BEiT's code, even if rates are equal. A
             gradient norm is summed in the order of the groups, so the order decides its last bits.
@@ -149,7 +149,9 @@ def freeze_all(trained: FrozenWeights, tower: TrainedTower) -> None:
 def parameter_groups(
     parameters: Iterable[tuple[nn.Parameter, bool]], towers: Sequence[TrainedTower]
 ) -> list[ParamGroup]:
-    """Group the trained parameters: towers by layer if rates differ, all others at the full rate.
+    """Group the trained parameters.
+
+    Towers are grouped by layer if rates differ. All other parameters have the full rate.
 
     Args:
         parameters: pairs of a parameter and whether it is decayed.

@@ -135,13 +135,13 @@ def build_clip(
     """Build a CLIP model with random weights.
 
     Args:
-        model: an open_clip name (`vfm.models.small_models` adds small ones), or a model as `hf-hub:` or `local-dir:`,
-            which provides the configuration but no weights. A mapping in open_clip's form (`embed_dim`, `vision_cfg`,
-            `text_cfg`, ...) builds a custom model, whose `vision_cfg` may name any timm encoder as `timm_model_name`.
+        model: an open_clip name (`vfm.models.small_models` adds small ones), or a model as `hf-hub:` or `local-dir:`
+            that provides the configuration but no weights. A mapping in open_clip's form (`embed_dim`, `vision_cfg`,
+            `text_cfg`, ...) builds a custom model. Its `vision_cfg` may name any timm encoder as `timm_model_name`.
         image_size: side of the input in pixels. Default: the configuration's.
         context_length: tokens of a text. Default: the configuration's.
         seed: seed of the initial weights. torch's global generator is left unchanged.
-        device: device of the weights, which are drawn on the CPU. Default: they stay there.
+        device: device of the weights. They are drawn on the CPU, and stay there by default.
         noise: keys of `vision_cfg` that regularise training only (`patch_dropout`, `timm_drop_path`). The module is
             built with them, but the saved configuration does not contain them.
         overrides: further keys of the configuration (`init_logit_scale`, `init_logit_bias`, `quick_gelu`, ...).

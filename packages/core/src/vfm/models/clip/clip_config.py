@@ -37,7 +37,7 @@ _UNSUPPORTED = re.compile(r"EVA.?CLIP.?(8B|18B)", re.IGNORECASE)
 
 
 def unsupported_eva_clip(where: str, size: str) -> UserError:
-    """Create the error for the two largest EVA-CLIP models, which neither timm nor open_clip has."""
+    """Create the error for the two largest EVA-CLIP models. Neither timm nor open_clip has them."""
     return UserError(
         f"{where}: neither timm nor open_clip has the architecture of EVA-CLIP-{size.upper()} (RMSNorm, no biases in"
         " attention); the largest that can be loaded is EVA02-E-14-plus"

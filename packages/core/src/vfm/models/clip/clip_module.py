@@ -46,6 +46,11 @@ def set_image_size(module: nn.Module, vision: Mapping[str, Any], name: str) -> N
     open_clip builds a timm encoder at the encoder's default size. Learned position embeddings are resampled, and rotary
     positions are recomputed.
 
+    Args:
+        module: module of an open_clip model.
+        vision: its `vision_cfg`.
+        name: the model's name, for errors.
+
     Raises:
         UserError: If the size does not fit.
     """
@@ -65,7 +70,9 @@ def set_image_size(module: nn.Module, vision: Mapping[str, Any], name: str) -> N
 
 
 def load_weights(module: nn.Module, file: Path, name: str, *, origin: Path | None = None) -> None:
-    """Load a complete state dict with open_clip's own strict loader, which also reads its older layouts.
+    """Load a complete state dict with open_clip's own strict loader.
+
+    The loader also reads open_clip's older layouts.
 
     Args:
         module: module of an open_clip model.
@@ -86,11 +93,19 @@ def load_weights(module: nn.Module, file: Path, name: str, *, origin: Path | Non
 
 
 def plain_config(module: nn.Module, config: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    """Adapt a configuration so that open_clip itself builds this module and can load its weights; None if impossible.
+    """Adapt a configuration so that open_clip itself builds this module and can load its weights.
 
     open_clip builds a timm tower at the image size in its name and ignores `image_size`. At another size, the name must
-    refer to the same encoder at that size (`vit_base_patch16_384` for `vit_base_patch16_224`). The result is None if
-    timm has no such encoder. Whether it is the same encoder is checked on the features of a random image.
+    refer to the same encoder at that size (`vit_base_patch16_384` for `vit_base_patch16_224`). Whether it is the same
+    encoder is checked on the features of a random image.
+
+    Args:
+        module: module of the model.
+        config: its configuration.
+        name: its name, for errors.
+
+    Returns:
+        The configuration. None if timm has no such encoder.
     """
     plain = deepcopy(dict(config))
     vision = plain["vision_cfg"]
@@ -141,7 +156,10 @@ def _construct(config: Mapping[str, Any], name: str) -> nn.Module:
 
 
 def _set_activation(module: nn.Module, vision: Mapping[str, Any]) -> None:
-    """Replace the GELUs of a timm tower by those of `act_kwargs`, which open_clip reads for its own tower only."""
+    """Replace the GELUs of a timm tower by those of `act_kwargs`.
+
+    open_clip reads this setting for its own tower only.
+    """
     trunk = getattr(module.visual, "trunk", None)
     arguments = vision.get("act_kwargs")
     if trunk is None or not arguments:
@@ -179,7 +197,7 @@ def _init_projection(module: nn.Module) -> None:
 
 
 def _timm_size(name: str | None) -> int | None:
-    """Look up the image size of timm's encoder of this name; None if timm has no such encoder."""
+    """Look up the image size of timm's encoder of this name, if timm has one."""
     if not name or not timm.is_model(name.split(".", 1)[0]):
         return None
     size = timm.get_pretrained_cfg_value(name, "input_size")

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def local_folder(source: str) -> Path | None:
-    """Find the folder that a source names with `local-dir:` or by its path; None if it names none.
+    """Find the folder that a source names with `local-dir:` or by its path, if it names one.
 
     Raises:
         UserError: If the folder after `local-dir:` does not exist.
@@ -33,7 +33,7 @@ def local_folder(source: str) -> Path | None:
 
 
 def weights_file_as_source(source: str | Mapping[str, Any], pretrained: str | None) -> Path | None:
-    """Find the weights file that a source names without `pretrained`; None if it names none."""
+    """Find the weights file that a source names without `pretrained`, if it names one."""
     if pretrained or not isinstance(source, str):
         return None
     file = Path(source)

@@ -15,9 +15,12 @@ VOCABULARY, WIDTH = 49408, 512  # open_clip's defaults of a text tower
 
 
 def open_clip_architecture(tensors: Mapping[str, Tensor]) -> str | None:
-    """Find the shortest name of open_clip with these tensors; None if there is none.
+    """Find the shortest name of open_clip with these tensors.
 
     Sizes in the configuration are compared first, since building a model takes a second.
+
+    Returns:
+        The name. None if open_clip has no such model.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     fitting: list[str] = [name for name in open_clip.list_models() if _sizes_fit(get_clip_config(name), shapes)]

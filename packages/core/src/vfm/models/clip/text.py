@@ -80,14 +80,19 @@ class WordTokenizer:
 
 
 def _is_plain(text: str) -> bool:
-    """Check whether words can be cleaned one by one: no entity, no Unicode to repair, no control character."""
+    """Check whether words can be cleaned one by one.
+
+    Such words have no entity, no Unicode to repair, and no control character.
+    """
     return text.isascii() and text.isprintable() and "&" not in text
 
 
 def build_tokenizer(
     text: Mapping[str, Any], context_length: int, model: str, folder: Path | None
 ) -> Callable[..., Tensor]:
-    """Build the tokenizer of a text tower: CLIP's own, or a Hugging Face tokenizer.
+    """Build the tokenizer of a text tower.
+
+    It is CLIP's own, or a Hugging Face tokenizer.
 
     Args:
         text: open_clip's `text_cfg`.
@@ -226,7 +231,10 @@ class _EncodeText(nn.Module):
 
 
 def _end_positions(tower: Any, tokens: Tensor) -> Tensor | None:
-    """Find the position that is pooled in each text, (N,); None if later positions matter or pooling differs."""
+    """Find the position that is pooled in each text, (N,).
+
+    The result is None if later positions matter or pooling differs.
+    """
     if type(tower) is open_clip.CLIP:
         pooling = tower.text_pool_type
         end_token = tower.text_eos_id

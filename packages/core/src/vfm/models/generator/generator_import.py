@@ -48,7 +48,10 @@ _PREDICTIONS: dict[str, Prediction] = {"epsilon": "epsilon", "v_prediction": "v"
 
 
 def import_generator_checkpoint(config: ImportGenerator, ctx: Context) -> GeneratorCheckpoint:
-    """Run `models.generator`: download the model if it is not local, and copy it."""
+    """Run `models.generator`.
+
+    The model is downloaded if it is not local, and copied.
+    """
     return import_generator(config.source, ctx.directory)
 
 
@@ -61,13 +64,14 @@ def check_import_generator(config: ImportGenerator, ctx: Preflight) -> None:
 
 
 def import_generator(source: str, directory: Path) -> GeneratorCheckpoint:
-    """Copy a diffusion model into `directory`: denoiser, scheduler and any other parts (VAE, text encoder).
+    """Copy a diffusion model into a folder.
 
-    Only the files in `NEEDED` are copied.
+    The copy has the denoiser, the scheduler and any other parts (VAE, text encoder). Only the files in `NEEDED` are
+    copied.
 
     Args:
-        source: a folder in diffusers' layout, also as `local-dir:folder`, or `hf-hub:org/model`, with `@revision` for
-            a commit, branch or tag.
+        source: a folder in diffusers' layout, also as `local-dir:folder`, or `hf-hub:org/model`, with `@revision` for a
+            commit, branch or tag.
         directory: folder of the copy.
 
     Raises:

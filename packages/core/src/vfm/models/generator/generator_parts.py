@@ -30,7 +30,7 @@ _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), _SENTENCEPIE
 
 
 def denoiser_folder(folder: Path) -> str:
-    """Find the name of the denoiser's folder: `unet` or `transformer`.
+    """Find the name of the denoiser's folder, `unet` or `transformer`.
 
     Raises:
         UserError: If neither exists.
@@ -89,7 +89,7 @@ def check_parts(folder: Path, source: str) -> None:
 def check_encoder_classes(index: Mapping[str, Any], file: Path) -> None:
     """Check that text encoders and tokenizers are classes of transformers.
 
-    The index may name any module, which diffusers would import, or a Python file in the part's folder.
+    The index may name any module, or a Python file in the part's folder. diffusers would import it.
 
     Args:
         index: content of `model_index.json`.
@@ -106,7 +106,10 @@ def check_encoder_classes(index: Mapping[str, Any], file: Path) -> None:
 
 
 def _class_of(library: Any, name: object, base: type, folder: Path) -> Any:
-    """Look up the class of a library that a part's configuration names, which may also name e.g. a function."""
+    """Look up the class of a library that a part's configuration names.
+
+    The name may also be that of e.g. a function.
+    """
     named_class = getattr(library, str(name), None)
     if not inspect.isclass(named_class) or not issubclass(named_class, base):
         raise UserError(f"{folder}: {library.__name__} has no {base.__name__} {name!r}")
@@ -196,7 +199,7 @@ def _compare(folder: Path, expected: dict[str, list[int]], stored: dict[str, lis
 
 
 def _shapes(folder: Path, source: str) -> dict[str, list[int]]:
-    """Read the shape of every tensor in a folder's safetensors files, which may be several shards."""
+    """Read the shape of every tensor in a folder's safetensors files. There may be several shards."""
     files = [file for file in sorted(folder.glob("*.safetensors")) if WEIGHTS.fullmatch(file.name)]
     if not files:
         half = _half_precision(folder, source)

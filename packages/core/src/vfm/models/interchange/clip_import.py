@@ -37,7 +37,10 @@ NUMPY_SUFFIXES = (".npz", ".npy")  # files of big_vision
 
 
 def import_clip_checkpoint(config: ImportClip, ctx: Context) -> ClipCheckpoint:
-    """Run `models.clip`: download the weights if they are not local, and save them in open_clip's layout."""
+    """Run `models.clip`.
+
+    The weights are downloaded if they are not local, and saved in open_clip's layout.
+    """
     report, options = KeyReport(), _options(config)
     if config.text_from:
         options = replace(options, text_from=load_clip(ctx.load(config.text_from)))
@@ -117,6 +120,11 @@ def check_clip_source(
     source: str | Mapping[str, Any], pretrained: str | None, options: ReadOptions = DEFAULT_OPTIONS
 ) -> None:
     """Check the names, tags and files of a CLIP model's source without reading its weights.
+
+    Args:
+        source: as in `import_clip`.
+        pretrained: as in `import_clip`.
+        options: as in `import_clip`.
 
     Raises:
         UserError: See `import_clip`.
@@ -245,7 +253,7 @@ def _clip_by_tag(name: str, tag: str) -> ClipModel:
 
 
 def _tag_record(name: str, tag: str) -> dict[str, Any]:
-    """Look up open_clip's record of a tag, which has the address of the weights and the preprocessing."""
+    """Look up open_clip's record of a tag. It has the address of the weights and the preprocessing."""
     record = open_clip.get_pretrained_cfg(name.replace("/", "-"), tag)
     if not record:
         clip_config.get_clip_config(name)  # an unknown name is the better error

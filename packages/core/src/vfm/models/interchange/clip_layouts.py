@@ -41,7 +41,7 @@ def clip_tensors(tensors: Mapping[str, Tensor], report: KeyReport) -> dict[str, 
 
     Args:
         tensors: tensors of the file.
-        report: filled with the keys that are taken, and with the other models' keys, which are left out.
+        report: filled with the keys that are taken, and with the keys of other models. Those are left out.
     """
     for key, prefix in _LONE_TOWERS.items():
         if key in tensors:
@@ -57,7 +57,11 @@ def clip_tensors(tensors: Mapping[str, Tensor], report: KeyReport) -> dict[str, 
 
 
 def missing_part(names: Iterable[str]) -> str:
-    """Find the missing part of a CLIP model with a vision tower: text tower, logit scale, or nothing ("")."""
+    """Find the missing part of a CLIP model with a vision tower.
+
+    Returns:
+        The text tower, the logit scale, or "" if nothing is missing.
+    """
     names = set(names)
     if not any(name.startswith(VISUAL) for name in names):  # another layout, which open_clip may know
         return ""
@@ -89,6 +93,11 @@ def with_text_of(other: ClipModel | None, model: ClipModel) -> ClipModel:
 
 def tensors_with_text_of(other: ClipModel, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
     """Combine the vision tower of `tensors` with everything else of another model.
+
+    Args:
+        other: model with the text tower and the scalars.
+        tensors: tensors of the vision tower.
+        where: their file, for errors.
 
     Raises:
         UserError: If the vision towers of the two models have different shapes.

@@ -52,7 +52,7 @@ def describe_weights(path: str) -> ModelDescription:
 
 
 def describe_folder(path: str) -> ModelDescription | None:
-    """Describe a folder in the layout of open_clip, timm, transformers or diffusers. None for other folders."""
+    """Describe a folder in the layout of open_clip, timm, transformers or diffusers. Other folders give None."""
     folder = Path(path)
     if (folder / "model_index.json").is_file():
         record = read_record(folder / "model_index.json")
@@ -96,7 +96,7 @@ def _size(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _training_facts(content: Any) -> list[str]:
-    """List the numbers that trainers save: epoch, step and score."""
+    """List the numbers that trainers save, such as epoch, step and score."""
     if not isinstance(content, Mapping):
         return []
     names = ("epoch", "step", "global_step", "metric", "best_acc1")

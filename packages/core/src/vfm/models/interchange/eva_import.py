@@ -53,7 +53,10 @@ def is_official(tensors: Tensors) -> bool:
 
 
 def vision_arguments(tensors: Tensors) -> dict[str, Any]:
-    """Infer arguments of the encoder from the file: the head's outputs and the pooling."""
+    """Infer arguments of the encoder from the file.
+
+    They are the number of the head's outputs, and the pooling.
+    """
     prefix = _prefix(tensors)
     head = tensors.get(f"{prefix}head.weight")
     if head is None or "mask_token" in tensors:

@@ -211,8 +211,12 @@ def _write_hugging_face(model: Model, directory: Path) -> list[str]:
 def transformers_config(model: ClipModel, where: str) -> dict[str, Any]:
     """Build the `config.json` of a CLIP model in Hugging Face's layout, without reading weights.
 
+    Args:
+        model: the model.
+        where: its name in the message.
+
     Raises:
-        UserError: If that layout cannot hold the model, which the message calls `where`.
+        UserError: If that layout cannot hold the model.
     """
     find_format("hf", model, where)
     is_siglip = bool(hugging_face.hugging_face_mismatches(model))

@@ -45,7 +45,10 @@ def clip_folder_of_hub(repo: str) -> Path:
 
 
 def encoder_folder_of_hub(repo: str) -> Path | None:
-    """Download a vision encoder in transformers' layout; None if the repository has another, or cannot be read."""
+    """Download a vision encoder in transformers' layout.
+
+    The result is None if the repository has another layout, or cannot be read.
+    """
     repository = _Repository(repo)
     config = repository.fetch(hugging_face.CONFIG_FILE)
     if not config or not is_transformers_encoder(config.parent):
@@ -64,7 +67,10 @@ class _Repository:
         self.errors: list[Exception] = []
 
     def fetch(self, file: str) -> Path | None:
-        """Download a file; None if the repository does not have it, or there is no network."""
+        """Download a file.
+
+        The result is None if the repository does not have it, or there is no network.
+        """
         try:
             return Path(hf_hub_download(self.name, file, local_files_only=self.offline))
         except Exception as error:  # both have several exception types

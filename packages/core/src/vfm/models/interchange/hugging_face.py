@@ -142,7 +142,9 @@ def from_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def save_hugging_face(model: ClipModel, directory: Path) -> None:
-    """Save a `CLIPModel` and the files of `CLIPProcessor`: configuration, weights, image settings and tokenizer.
+    """Save a `CLIPModel` and the files of `CLIPProcessor`.
+
+    The folder has configuration, weights, image settings and tokenizer.
 
     Raises:
         UserError: If `CLIPModel` does not support the architecture.
@@ -202,7 +204,7 @@ def read_hugging_face_config(folder: Path) -> dict[str, Any]:
 
 
 def _rename_prefix(key: str, prefixes: Mapping[str, str]) -> str | None:
-    """Rename the prefix of a block's key; None for a key outside the blocks."""
+    """Rename the prefix of a block's key. A key outside the blocks gives None."""
     for old, new in prefixes.items():
         if key.startswith(old):
             return new + key.removeprefix(old)

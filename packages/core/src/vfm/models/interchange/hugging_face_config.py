@@ -97,9 +97,10 @@ def _layer_settings(part: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pooling(text: Mapping[str, Any]) -> dict[str, Any]:
-    """Choose the pooled token: the largest number, or for another tokenizer than CLIP's the first end token.
+    """Choose the pooled token.
 
-    OpenAI's files have the end token 2, which stands for the largest number in transformers.
+    It is the largest number, or for another tokenizer than CLIP's the first end token. OpenAI's files have the end
+    token 2. It stands for the largest number in transformers.
     """
     end = text.get("eos_token_id", END_OF_TEXT)
     if end == 2 or (end == END_OF_TEXT and text.get("vocab_size", VOCAB_SIZE) == VOCAB_SIZE):

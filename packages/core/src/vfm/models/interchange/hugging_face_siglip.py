@@ -161,7 +161,9 @@ def siglip_config(model: ClipModel) -> dict[str, Any]:
 
 
 def save_siglip(model: ClipModel, directory: Path) -> None:
-    """Save a `SiglipModel` and the files of `SiglipProcessor`: configuration, weights, image settings and tokenizer.
+    """Save a `SiglipModel` and the files of `SiglipProcessor`.
+
+    The folder has configuration, weights, image settings and tokenizer.
 
     Raises:
         UserError: If `SiglipModel` does not support the architecture, or the tokenizer cannot be loaded.
@@ -180,7 +182,7 @@ def save_siglip(model: ClipModel, directory: Path) -> None:
 
 
 def _rename(key: str) -> str:
-    """Rename a key, except for the fused q, k, v of a block, which `siglip_names` splits."""
+    """Rename a key, except for the fused q, k, v of a block. `siglip_names` splits these."""
     for old, new in _NAMES:
         name, num_replaced = re.subn(f"^{old}", new, key)
         if num_replaced:

@@ -196,7 +196,10 @@ def _encoders(vision: Mapping[str, Any]) -> list[str]:
 
 
 def _activation_of_fitting(config: Mapping[str, Any], vision: Mapping[str, Any]) -> str:
-    """Find the activation of the encoder if it has these shapes, which are computed without weights; else ""."""
+    """Find the activation of the encoder if it has these shapes, else "".
+
+    Shapes are computed without weights.
+    """
     try:
         built = siglip_config(blueprint(config))["vision_config"]
     except UserError:  # the image size does not fit its patches

@@ -22,9 +22,12 @@ _START, _END, _PAD = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 
 
 def other_tokenizer(folder: Path) -> str | None:
-    """Find the name for a folder's tokenizer in open_clip's configuration; None if it is CLIP's own, or not there.
+    """Find the name for a folder's tokenizer in open_clip's configuration.
 
     It is CLIP's own if it has the same vocabulary and merges. open_clip's faster tokenizer then reads the texts.
+
+    Returns:
+        None for CLIP's own tokenizer, or without a tokenizer.
     """
     if not (folder / TOKENIZER_CONFIG_FILE).is_file():
         return None

@@ -148,7 +148,14 @@ def write_graph(graph: GraphExport, directory: Path) -> str:
 
 
 def largest_difference(module: nn.Module, file: Path, input_name: str, batches: list[Tensor]) -> float:
-    """Compute the largest difference between onnxruntime's and the module's outputs, relative to the largest value."""
+    """Compute the largest difference between onnxruntime's and the module's outputs, relative to the largest value.
+
+    Args:
+        module: the module.
+        file: the exported file.
+        input_name: name of its input.
+        batches: inputs to compare on.
+    """
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     worst = 0.0
     for x in batches:

@@ -17,7 +17,11 @@ PATCHES = "patch_embed.proj.weight"
 
 
 def timm_architecture(tensors: Mapping[str, Tensor]) -> str | None:
-    """Find the shortest name of timm with these tensors, whatever the number of its classes; None if there is none."""
+    """Find the shortest name of timm with these tensors, whatever the number of its classes.
+
+    Returns:
+        The name. None if timm has no such encoder.
+    """
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     tried = 0
     for family in _families(tensors):
@@ -54,7 +58,10 @@ def _families(tensors: Mapping[str, Tensor]) -> Iterator[Sequence[str]]:
 
 
 def _mark(tensors: Mapping[str, Tensor]) -> str:
-    """Write the width and the patch size of a ViT as in its name, such as `vit_tiny_patch16`. Empty if it has none."""
+    """Write the width and the patch size of a ViT as in its name, such as `vit_tiny_patch16`.
+
+    Other encoders have no mark ("").
+    """
     if PATCHES not in tensors or tensors[PATCHES].ndim != 4:
         return ""
     width, _, patch, _ = tensors[PATCHES].shape
@@ -80,7 +87,10 @@ def _head(name: str) -> str:
 
 
 def _shapes_of(name: str, classes: int) -> dict[str, tuple[int, ...]]:
-    """Build an architecture without memory, and list its shapes. Empty if it cannot be built so."""
+    """Build an architecture without memory, and list its shapes.
+
+    There are none if it cannot be built so.
+    """
     try:
         with torch.device("meta"):
             model = timm.create_model(name, num_classes=classes)

@@ -135,7 +135,7 @@ def _fitted(tensors: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
 
 
 def _joined(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Join q, k and v of each block. EVA's blocks, which DINOv3 has, keep the biases of q and v apart."""
+    """Join q, k and v of each block. EVA's blocks keep the biases of q and v apart, and DINOv3 has such blocks."""
     out: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         if not _QKV.search(key):
@@ -160,7 +160,10 @@ def _pooling(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _name_in(expected: Mapping[str, Tensor], key: str) -> str:
-    """Find the name of a block's layer in an encoder of timm: EVA's blocks, which DINOv3 has, name three others."""
+    """Find the name of a block's layer in an encoder of timm.
+
+    EVA's blocks name three layers differently. DINOv3 has such blocks.
+    """
     names = (key.replace(old, new) for old, new in _EVA_NAMES)
     return next((name for name in (key, *names) if name in expected), key)
 

@@ -28,7 +28,10 @@ from vfm.storage.store_files import naming
 
 
 def import_vision_checkpoint(config: ImportVision, ctx: Context) -> VisionCheckpoint:
-    """Run `models.vision`: download the weights if they are not local, and save them in timm's layout."""
+    """Run `models.vision`.
+
+    The weights are downloaded if they are not local, and saved in timm's layout.
+    """
     options = ReadOptions(ema=config.weights == "ema", patch_resize=config.patch_resize)
     report = KeyReport()
     model, origin = _import(config.source, config.pretrained, options, report)
@@ -77,7 +80,10 @@ def import_vision(
 def _import(
     source: str | Mapping[str, Any], pretrained: str | None, options: ReadOptions, report: KeyReport
 ) -> tuple[nn.Module, Origin | None]:
-    """Load an encoder as `import_vision` does, and describe its source; None if there is no library to compare with."""
+    """Load an encoder as `import_vision` does, and describe its source.
+
+    The source is None without a library to compare with.
+    """
     check_vision_source(source, pretrained)
     file = weights_file_as_source(source, pretrained)
     if pretrained == NO_WEIGHTS:
@@ -125,7 +131,7 @@ def check_vision_source(source: str | Mapping[str, Any], pretrained: str | None)
 
 
 def _folder_of(source: str | Mapping[str, Any]) -> Path | None:
-    """Find the folder that a source names, or to which an encoder of transformers is downloaded; None for others."""
+    """Find the folder that a source names, or to which an encoder of transformers is downloaded, if there is one."""
     if isinstance(source, str) and source.startswith(HUB_PREFIX):
         return encoder_folder_of_hub(source.removeprefix(HUB_PREFIX))
     return local_folder(source) if isinstance(source, str) else None

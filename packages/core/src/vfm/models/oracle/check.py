@@ -49,7 +49,10 @@ class Origin:
 
     @classmethod
     def of_folder(cls, folder: Path) -> Origin | None:
-        """Describe a folder in transformers' layout; None for another layout, and for models that are not read here."""
+        """Describe a folder in transformers' layout.
+
+        Folders in another layout, and models that are not read here, give None.
+        """
         is_known = (transformers_record(folder) or {}).get("model_type") in MODEL_TYPES
         return cls("transformers", str(folder)) if is_known else None
 
@@ -72,7 +75,9 @@ _COMPARISONS: dict[str, Compare] = {
 
 
 def check_import(ctx: Context, model: ClipModel | nn.Module, origin: Origin | None) -> None:
-    """Compare a model with its library, and log the differences as metrics, which are part of the manifest.
+    """Compare a model with its library.
+
+    The differences are logged as metrics, and so are part of the manifest.
 
     Args:
         ctx: the stage's context.

@@ -47,7 +47,15 @@ def pixel_differences(preprocess: Preprocess, transform: Transform) -> dict[str,
 
 
 def share_of_different_ids(ours: Tensor, theirs: Tensor, end: int | None) -> float:
-    """Compute the share of texts whose ids differ up to the first end token. Libraries pad differently after it."""
+    """Compute the share of texts whose ids differ up to the first end token.
+
+    Libraries pad differently after it.
+
+    Args:
+        ours: ids of our tokenizer, (N, L).
+        theirs: ids of the other tokenizer, (N, L).
+        end: id of the end token.
+    """
     ends = (theirs == end) if end is not None else torch.zeros_like(theirs)
     lengths = [int(row.nonzero()[0]) + 1 if row.any() else len(row) for row in ends]
     different = [not torch.equal(a[:n], b[:n]) for a, b, n in zip(ours, theirs, lengths, strict=True)]

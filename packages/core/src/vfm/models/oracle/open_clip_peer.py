@@ -20,7 +20,7 @@ def open_clip_differences(model: ClipModel, source: str, weights: str | None = N
     Args:
         model: the imported model, in evaluation mode.
         source: name of the model in open_clip, or `local-dir:FOLDER`.
-        weights: open_clip's tag or a file; None for a folder.
+        weights: open_clip's tag or a file. A folder needs none.
     """
     peer: Any
     peer, _, transform = open_clip.create_model_and_transforms(source, pretrained=weights)

@@ -18,12 +18,15 @@ def published_clip(
 ) -> tuple[ClipModel | nn.Module, Origin | None]:
     """Find the part of an imported model that a library has as well, and its source there.
 
-    For an EVA-CLIP file it is the vision tower, which timm reads. None if no library reads the source in the same way.
+    For an EVA-CLIP file it is the vision tower. timm reads it.
 
     Args:
         config: the stage.
         model: the imported model.
         report: what happened to the keys of its file.
+
+    Returns:
+        The part and its source. The source is None if no library reads it in the same way.
     """
     source, tag, nothing = config.source, config.pretrained, (model, None)
     is_changed = config.text_from or config.weights == "raw" or report.resized or config.part == "text"

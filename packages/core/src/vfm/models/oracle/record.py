@@ -17,7 +17,9 @@ def metric_name(library: str, difference: str) -> str:
 
 
 def recorded_differences(folder: Path) -> str:
-    """Describe in a line how an imported model differs from its library. Empty if the model was not imported.
+    """Describe in a line how an imported model differs from its library.
+
+    The line is empty if the model was not imported.
 
     Args:
         folder: folder of the artifact.

@@ -21,7 +21,7 @@ def timm_differences(model: Any, source: str, weights: str | None = None) -> dic
     Args:
         model: the imported encoder, in evaluation mode.
         source: name of the encoder in timm, or `local-dir:FOLDER`.
-        weights: a file; None for the weights of the name or folder.
+        weights: a file. Default: the weights of the name or folder.
     """
     peer: Any = _with_file(model, source, Path(weights)) if weights else timm.create_model(source, pretrained=True)
     peer.eval()

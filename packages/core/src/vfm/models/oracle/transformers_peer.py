@@ -25,7 +25,7 @@ def transformers_differences(model: ClipModel | nn.Module, source: str, weights:
 
     Args:
         model: the imported model, in evaluation mode.
-        source: its folder in transformers' layout, which transformers loads or raises errors of its own.
+        source: its folder in transformers' layout. transformers loads it, or raises its own errors.
         weights: None, since the folder has its weights.
     """
     transformers: Any = import_module("transformers")  # an optional extra, half a second

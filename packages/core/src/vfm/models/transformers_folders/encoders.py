@@ -82,7 +82,7 @@ _SMALL_EPS, _CLIP_EPS = 1e-6, 1e-5  # of timm's norms, by architecture
 
 
 def transformers_record(folder: Path) -> dict[str, Any] | None:
-    """Read the configuration of a folder in transformers' layout; None if it has another layout.
+    """Read the configuration of a folder in transformers' layout. Another layout gives None.
 
     Raises:
         UserError: If the file is damaged.
@@ -166,9 +166,10 @@ def _source(model_type: str, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _norms(model_type: str, name: str, eps: float) -> dict[str, Any]:
-    """Choose the epsilon of the norms: a name of CLIP in timm stands for 1e-5, and any other name for 1e-6.
+    """Choose the epsilon of the norms.
 
-    A smaller epsilon, such as 1e-12, differs by less than the rounding of features whose variance is not tiny.
+    A name of CLIP in timm stands for 1e-5, and any other name for 1e-6. A smaller epsilon, such as 1e-12, differs by
+    less than the rounding of features whose variance is not tiny.
     """
     is_clip = model_type == "clip_vision_model"
     expected = f"{_CLIP_EPS:g}" if is_clip else f"{_SMALL_EPS:g} or less, or {_CLIP_EPS:g}"

@@ -75,10 +75,10 @@ def folder_preprocess(folder: Path, model_type: str, image_size: int) -> Preproc
 
 
 def encoder_preprocess(folder: Path, model_type: str, image_size: int) -> Preprocess:
-    """Read the preprocessing of a folder's encoder, which timm saves, so a crop may be smaller than the resized image.
+    """Read the preprocessing of a folder's encoder.
 
-    The processor of an encoder for images of any size, such as DINOv2, may make images of another size. The result
-    resizes as the processor does, to the encoder's size.
+    timm saves it, so a crop may be smaller than the resized image. The processor of an encoder for images of any size,
+    such as DINOv2, may make images of another size. The result resizes as the processor does, to the encoder's size.
 
     Args:
         folder: the folder, in Hugging Face's layout.
@@ -96,7 +96,9 @@ def encoder_preprocess(folder: Path, model_type: str, image_size: int) -> Prepro
 
 
 def find_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Find the file of a folder's image processor and its settings, which are empty if the folder has none.
+    """Find the file of a folder's image processor and its settings.
+
+    A folder without a processor has empty settings.
 
     Raises:
         UserError: If the file is damaged.
@@ -110,7 +112,7 @@ def find_processor(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def processor_side(settings: Mapping[str, Any]) -> int | None:
-    """Find the side of the square images that a processor makes; None if its settings do not say."""
+    """Find the side of the square images that a processor makes, if its settings have it."""
     key = "crop_size" if settings.get("do_center_crop") and settings.get("crop_size") else "size"
     size = settings.get(key)
     if isinstance(size, Mapping):
@@ -126,7 +128,7 @@ def read_processor(
     Args:
         settings: content of its file.
         image_size: side of the model's input.
-        model_type: type of the model, which names the class of a file that does not.
+        model_type: type of the model. It names the class if the file does not.
         may_crop: accept a crop that is smaller than the resized image.
 
     Raises:

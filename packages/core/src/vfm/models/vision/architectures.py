@@ -33,7 +33,9 @@ def has_patch_tokens(model: nn.Module) -> bool:
 
 
 def check_vision_transformer(model: str | Mapping[str, Any]) -> None:
-    """Refuse an encoder without patch tokens, which may lack arguments such as `drop_path_rate`, by this reason.
+    """Refuse an encoder without patch tokens.
+
+    Otherwise it would be refused for an argument that it lacks, such as `drop_path_rate`.
 
     Args:
         model: as for `build_vision`.

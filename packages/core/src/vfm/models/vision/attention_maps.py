@@ -66,7 +66,10 @@ def attention_map(weights: Tensor, num_patches: int) -> Tensor:
 
 @contextmanager
 def _record_timm(attention: Any) -> Iterator[list[Tensor]]:
-    """Record the weights of a timm attention layer, which are the input of its dropout on the unfused path."""
+    """Record the weights of a timm attention layer.
+
+    They are the input of its dropout on the unfused path.
+    """
     weights: list[Tensor] = []
     handle = attention.attn_drop.register_forward_hook(lambda module, inputs, output: weights.append(inputs[0]))
     # The fused kernel never stores the weights.

@@ -28,7 +28,17 @@ def planned_clip(
     image_size: int | None = None,
     noise: Mapping[str, float] | None = None,
 ) -> ClipModel | None:
-    """Build the model of an input as a `blueprint`; None if it is only known after its stage has run."""
+    """Build the model of an input as a `blueprint`.
+
+    Args:
+        ctx: plan of the recipe.
+        ref: the input.
+        image_size: side of the model's input. Default: the configuration's.
+        noise: as in `build_clip`.
+
+    Returns:
+        The model. None if it is only known after its stage has run.
+    """
     checkpoint = ctx.artifact(ref)
     source = checkpoint or planned_clip_config(ctx, ref)
     if not source:
@@ -40,10 +50,13 @@ def planned_clip(
 
 
 def planned_clip_config(ctx: Preflight, ref: Ref[ClipCheckpoint]) -> Mapping[str, Any] | None:
-    """Find open_clip's configuration of an input; None if it is only known after its stage has run.
+    """Find open_clip's configuration of an input.
 
     An existing artifact is read. Otherwise the configuration follows from the stage that makes it: from its field
     `model` or `source`, or from the model that it starts from, at the stage's `image_size`.
+
+    Returns:
+        The configuration. None if it is only known after its stage has run.
     """
     checkpoint = ctx.artifact(ref)
     if checkpoint:
@@ -61,7 +74,7 @@ def planned_clip_config(ctx: Preflight, ref: Ref[ClipCheckpoint]) -> Mapping[str
 
 
 def planned_encoder(ctx: Preflight, ref: Ref[ClipCheckpoint | VisionCheckpoint]) -> ClipModel | nn.Module | None:
-    """Build the CLIP model or timm encoder of an input, without weights; None if it is not known yet."""
+    """Build the CLIP model or timm encoder of an input, without weights. Unknown models give None."""
     checkpoint, stage = ctx.artifact(ref), ctx.stage(ref)
     artifact_class: type[Artifact] | None = None
     if checkpoint:
@@ -83,7 +96,13 @@ def planned_encoder(ctx: Preflight, ref: Ref[ClipCheckpoint | VisionCheckpoint])
 def planned_checkpoint(ctx: Preflight, ref: Ref[Any], folder: Path) -> VisionCheckpoint | None:
     """Find the encoder of an input, or save its planned configuration, without weights, in a folder.
 
-    The result is None if the input is not a vision encoder, or not known yet.
+    Args:
+        ctx: plan of the recipe.
+        ref: the input.
+        folder: folder for the configuration.
+
+    Returns:
+        The encoder. None if the input is not a vision encoder, or not known yet.
     """
     checkpoint = ctx.artifact(ref)
     if checkpoint:
@@ -128,7 +147,7 @@ def _named_config(stage: Stage | None) -> Mapping[str, Any] | None:
 
 
 def _encoder_source(ctx: Preflight, ref: Ref[Any]) -> tuple[str | Mapping[str, Any] | None, int | None]:
-    """Find the argument with which `build_vision` builds an input's encoder, and its image size; None if unknown."""
+    """Find the argument with which `build_vision` builds an input's encoder, and its image size, as far as known."""
     checkpoint = ctx.artifact(ref)
     if checkpoint:
         return f"local-dir:{checkpoint.path}", None
@@ -143,7 +162,7 @@ def _encoder_source(ctx: Preflight, ref: Ref[Any]) -> tuple[str | Mapping[str, A
 
 
 def _folder_source(name: str) -> str | Mapping[str, Any] | None:
-    """Find the argument of `build_vision` for a name of timm or a folder; None for a name of the hub."""
+    """Find the argument of `build_vision` for a name of timm or a folder. A name of the hub has none."""
     folder = Path(name.removeprefix(FOLDER_PREFIX))
     if folder.is_dir():
         if transformers_record(folder):

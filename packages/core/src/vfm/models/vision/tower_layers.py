@@ -31,7 +31,7 @@ def is_of_block(name: str) -> bool:
 
 
 def tower_of(name: str) -> TowerName | None:
-    """Find the tower of a weight in `ClipModel.module`; None for the temperature and SigLIP's bias."""
+    """Find the tower of a weight in `ClipModel.module`. The temperature and SigLIP's bias have none."""
     if name in ("logit_scale", "logit_bias"):
         return None
     if name.startswith("visual."):
@@ -58,7 +58,7 @@ def named_layers(names: Sequence[str], prefix: str, *, has_end: bool = True) -> 
 
     Args:
         names: names of the weights.
-        prefix: optional beginning of a name, which is ignored.
+        prefix: optional beginning of a name. It is ignored.
         has_end: whether weights after the last block are a separate layer. False counts them to the last block.
     """
     inner = {name: name.removeprefix(prefix) for name in names}

@@ -123,7 +123,7 @@ def save_vision(model: nn.Module, directory: Path) -> VisionCheckpoint:
 
 
 def save_vision_config(model: nn.Module, directory: Path) -> VisionCheckpoint:
-    """Save only an encoder's configuration, which `build_vision` reads by `local-dir:`."""
+    """Save only an encoder's configuration. `build_vision` reads it by `local-dir:`."""
     size = get_model_input_config(model)["input_size"]
     # timm writes the size of its own weights for a model that takes images of any size, such as DINOv3.
     data_config = {"input_size": size} if size != model.pretrained_cfg["input_size"] else None  # type: ignore[index]
@@ -162,7 +162,7 @@ def vision_preprocess(model: nn.Module) -> Preprocess:
 def set_class_names(model: nn.Module, names: Sequence[str], *, independent: bool = False) -> None:
     """Set the names of a timm classifier's outputs, one for each output.
 
-    They are stored as `label_names` in timm's configuration, which `save_vision` writes and `load_vision` reads.
+    They are stored as `label_names` in timm's configuration. `save_vision` writes and `load_vision` reads them.
 
     Args:
         model: the classifier.

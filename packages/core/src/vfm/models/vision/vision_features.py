@@ -114,7 +114,10 @@ class ImageTokens:
 
     @property
     def whole(self) -> Tensor:
-        """The image's own token, of the same width as a patch: `embeds`, or `feature` if patches are not projected."""
+        """The image's own token, of the same width as a patch.
+
+        It is `embeds`, or `feature` if patches are not projected.
+        """
         if self.are_projected:
             return self.embeds
         return self.feature

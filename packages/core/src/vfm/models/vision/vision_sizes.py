@@ -22,7 +22,13 @@ Resample = Callable[[Tensor, Sides, Sides], Tensor]
 
 
 def resample_positions(positions: Tensor, old_grid: Sides, grid: Sides) -> Tensor:
-    """Interpolate positions (1, P + N, D) to another grid, as timm does. Prefix tokens keep their positions."""
+    """Interpolate positions to another grid, as timm does.
+
+    Args:
+        positions: (1, P + N, D). The P prefix tokens keep their positions.
+        old_grid: rows and columns of the positions.
+        grid: rows and columns of the result.
+    """
     num_prefix_tokens = positions.shape[1] - old_grid[0] * old_grid[1]
     resampled: Tensor = resample_abs_pos_embed(
         positions, new_size=list(grid), old_size=list(old_grid), num_prefix_tokens=num_prefix_tokens
@@ -33,7 +39,7 @@ def resample_positions(positions: Tensor, old_grid: Sides, grid: Sides) -> Tenso
 def patch_stride(embed: Any) -> Sides:
     """Compute the pixels between neighbouring patches of a timm embedding.
 
-    Its `patch_size` describes only the last convolution, which in MobileCLIP and ViTamin follows others.
+    Its `patch_size` describes only the last convolution. In MobileCLIP and ViTamin this one follows others.
     """
     stride: Sides = embed.feat_ratio(as_scalar=False)
     return stride

@@ -53,9 +53,9 @@ def init_vision_tower(
     Args:
         vision: a checkpoint in timm's layout, or its state dict.
         clip: a CLIP model whose vision tower is a timm encoder (`visual.trunk`) of the same widths and depth.
-        patch_resize: how patch kernels and position embeddings are resized: `pinv` as in timm (FlexiViT's
-            pseudo-inverse, which keeps the response to a resized image, and antialiased positions), or `bicubic` as in
-            the official EVA scripts.
+        patch_resize: how patch kernels and position embeddings are resized. `pinv` is as in timm: FlexiViT's
+            pseudo-inverse keeps the response to a resized image, and positions are antialiased. `bicubic` is as in the
+            official EVA scripts.
         take_normalization: use the mean and std of the checkpoint's images instead of the CLIP model's.
 
     Returns:
@@ -100,8 +100,8 @@ def check_same_computation(architecture: str, encoder: nn.Module, clip: ClipMode
 
     Args:
         architecture: the encoder's timm name, for the error.
-        encoder: a timm vision transformer, which may be on the meta device.
-        clip: the CLIP model, whose vision tower is a timm encoder.
+        encoder: a timm vision transformer. It may be on the meta device.
+        clip: the CLIP model. Its vision tower is a timm encoder.
 
     Raises:
         UserError: If their activations, attention heads, kinds of blocks or rotary positions differ.
@@ -139,7 +139,10 @@ def _hidden_facts(model: Any) -> dict[str, Any]:
 
 
 def _activation(model: Any) -> nn.Module | None:
-    """Find the activation of the first block's MLP; None if it has none, or one with weights."""
+    """Find the activation of the first block's MLP.
+
+    The result is None if it has none, or one with weights.
+    """
     block = next(iter(getattr(model, "blocks", ())), None)
     activation: nn.Module | None = getattr(getattr(block, "mlp", None), "act", None)
     if activation is None or any(True for _ in activation.parameters()):
@@ -148,7 +151,10 @@ def _activation(model: Any) -> nn.Module | None:
 
 
 def _same_function(first: nn.Module | None, second: nn.Module | None) -> bool:
-    """Compare activations by their values: a function has several classes, and an approximation of GELU is GELU."""
+    """Compare activations by their values.
+
+    A function has several classes, and an approximation of GELU counts as GELU.
+    """
     if first is None or second is None:
         return first is second
     x = torch.linspace(-4, 4, 65)
@@ -157,7 +163,7 @@ def _same_function(first: nn.Module | None, second: nn.Module | None) -> bool:
 
 
 def check_normalization(architecture: str, preprocess: Preprocess, clip: ClipModel) -> None:
-    """Check that encoder and CLIP model normalise images by the same mean and std, which weights cannot show.
+    """Check that encoder and CLIP model normalise images by the same mean and std. Weights cannot show this.
 
     Args:
         architecture: the encoder's timm name, for the error.

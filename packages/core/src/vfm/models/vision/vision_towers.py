@@ -107,7 +107,13 @@ def vision_tower(model: ClipModel | nn.Module, resample: Resample = resample_pos
 
 
 def read_tokens(tower: VisionTower, pixels: Tensor, layer: int) -> BlockTokens:
-    """Compute the tokens after a block, as `read_layers` does."""
+    """Compute the tokens after a block, as `read_layers` does.
+
+    Args:
+        tower: the vision tower.
+        pixels: normalised images, (B, 3, S, S).
+        layer: number of the block.
+    """
     return read_layers(tower, pixels, [layer])[0]
 
 

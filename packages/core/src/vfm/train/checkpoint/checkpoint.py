@@ -190,7 +190,7 @@ class Checkpoints:
         return None
 
     def read(self, folder: Path) -> Snapshot:
-        """Read a checkpoint, which may be from another training run.
+        """Read a checkpoint. It may be from another training run.
 
         Raises:
             UserError: If the checkpoint is missing or damaged.
@@ -301,7 +301,10 @@ class Checkpoints:
         return Snapshot(step, tensors, facts, folder=folder)
 
     def _checked_here(self, known: Known) -> Known:
-        """Select the files whose hashes this process compares: its share of the shards, and all other files."""
+        """Select the files whose hashes this process compares.
+
+        They are its share of the shards, and all other files.
+        """
         shards = sorted(name for name in known if name.startswith(f"{SHARDS}/"))
         others = set(shards) - set(shards[self.world.rank :: self.world.size])
         return {name: facts for name, facts in known.items() if name not in others}

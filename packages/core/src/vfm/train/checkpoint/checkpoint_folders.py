@@ -25,7 +25,7 @@ def checkpoint_folder(path: Path, step: int | None) -> Path:
 
     Args:
         path: an artifact with kept checkpoints, or a checkpoint.
-        step: the step, None for the last one that is kept.
+        step: the step. Default: the last one that is kept.
 
     Raises:
         UserError: If there is no such checkpoint.

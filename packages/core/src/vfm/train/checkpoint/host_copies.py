@@ -22,7 +22,7 @@ def copy_to_host(tensors: Parts, *, copy: bool) -> Parts:
 
 
 class HostBuffers:
-    """Buffers for the tensors of a checkpoint, which are reused for the next checkpoint.
+    """Buffers for the tensors of a checkpoint. They are reused for the next checkpoint.
 
     Args:
         pinned: whether a device can write into the buffers while the host continues.

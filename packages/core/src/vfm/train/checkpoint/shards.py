@@ -41,6 +41,11 @@ Parts = dict[str, dict[str, Tensor]]
 def write_shards(parts: Mapping[str, Mapping[str, Tensor]], folder: Path, group: ProcessGroup) -> None:
     """Write this process' part of the tensors into a new folder. All processes of the group must call it.
 
+    Args:
+        parts: tensors by the name of the part.
+        folder: new folder.
+        group: processes that write.
+
     Raises:
         OSError: If a process cannot write, for example because its disk is full. The error names the folder.
     """
@@ -111,7 +116,13 @@ def read_shards(folder: Path, sharded: Mapping[str, DTensor]) -> Parts:
 
 
 def cut(part: str, values: Mapping[str, Tensor], sharded: Mapping[str, DTensor]) -> dict[str, Tensor]:
-    """Shard whole tensors: return the parts that this process stores. The arguments are as in `read_shards`."""
+    """Shard whole tensors, and return the parts that this process stores.
+
+    Args:
+        part: as in `read_shards`.
+        values: whole tensors by name.
+        sharded: as in `read_shards`.
+    """
     placed = dict(values)
     for name, value in values.items():
         like = owner(part, name, value.shape, sharded)
@@ -123,7 +134,17 @@ def cut(part: str, values: Mapping[str, Tensor], sharded: Mapping[str, DTensor])
 
 
 def owner(part: str, name: str, shape: torch.Size, sharded: Mapping[str, DTensor]) -> DTensor | None:
-    """Find the sharded parameter that a tensor of a checkpoint belongs to, None if the shapes differ."""
+    """Find the sharded parameter that a tensor of a checkpoint belongs to.
+
+    Args:
+        part: part of the checkpoint.
+        name: name of the tensor.
+        shape: shape of the whole tensor.
+        sharded: sharded parameters by name.
+
+    Returns:
+        The parameter. None if the shapes differ.
+    """
     like = sharded.get(name.rpartition("/")[0] if part == "optimizer" else name)
     if like is not None and like.shape == shape:
         return like

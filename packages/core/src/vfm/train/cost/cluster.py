@@ -68,10 +68,10 @@ class Load:
     Attributes:
         trained: parameters that are trained.
         flops: operations for a sample, forward and backward.
-        replayed: factor of the operations if the step has several micro-batches. Contrastive losses compute the
-            forward pass twice then.
+        replayed: factor of the operations if the step has several micro-batches. Contrastive losses compute the forward
+            pass twice then.
         fixed_bytes: weights, gradients, optimizer state and averages of the trained parameters.
-        frozen_bytes: weights that are not trained, which every device has whole.
+        frozen_bytes: weights that are not trained. Every device has all of them.
         activation_bytes: memory of activations for a sample.
     """
 

@@ -48,7 +48,9 @@ def repeated_forward() -> Iterator[None]:
 
 
 class Operations(TorchDispatchMode):
-    """Counts operations without changing them. torch's counter decomposes some of them, which changes results.
+    """Counts operations without changing them.
+
+    torch's counter decomposes some of them, and so changes results.
 
     Attributes:
         flops: all operations.

@@ -23,11 +23,14 @@ PEAKS = {
 
 
 def peak_tflops(device_name: str, *, half: bool) -> float | None:
-    """Look up the peak of a device in 1e12 operations per second, None if it is not known.
+    """Look up the peak of a device in 1e12 operations per second.
 
     Args:
         device_name: name from torch, such as "NVIDIA H100 80GB HBM3".
         half: whether matrix products are in bf16 or fp16 instead of fp32.
+
+    Returns:
+        The peak. None for an unknown device.
     """
     for name, (in_half, in_full) in PEAKS.items():
         if name in device_name:

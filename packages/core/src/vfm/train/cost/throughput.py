@@ -76,6 +76,6 @@ class Throughput:
         return {"flops": self.flops * num_processes, "repeated_flops": self.repeated * num_processes}
 
     def restore(self, facts: Mapping[str, Any], num_processes: int) -> None:
-        """Restore the state of a checkpoint, which may be from another number of processes."""
+        """Restore the state of a checkpoint. It may be from another number of processes."""
         self.flops = facts.get("flops", 0) // num_processes
         self.repeated = facts.get("repeated_flops", 0) // num_processes

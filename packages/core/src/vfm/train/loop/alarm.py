@@ -12,9 +12,10 @@ from vfm.train.loop.curves import METRICS_FILE
 
 
 class Alarm(ABC):
-    """Watches the events of a training run on their way to the listeners: `replace(ctx, send=MyAlarm(ctx, config))`.
+    """Watches the events of a training run on their way to the listeners.
 
-    Warnings that were raised before an interruption are not repeated.
+    It is added by `replace(ctx, send=MyAlarm(ctx, config))`. Warnings that were raised before an interruption are not
+    repeated.
     """
 
     def __init__(self, ctx: Context) -> None:
@@ -28,7 +29,7 @@ class Alarm(ABC):
 
         Args:
             step: number of optimizer steps so far.
-            values: metrics by their names in the log, None if not finite.
+            values: metrics by their names in the log. Metrics that are not finite are None.
         """
 
     def __call__(self, event: Event) -> None:

@@ -36,7 +36,7 @@ def _link(source: str, target: str) -> None:
 
 
 def earlier_snapshot(config: Training, ctx: Context, checkpoints: Checkpoints) -> Snapshot | None:
-    """Read the state that a training starts from, None if it starts from the initial weights.
+    """Read the state that a training starts from.
 
     Only weights, averages and optimizer state come from the other run. Counts of bad samples and scores start anew.
     Rank 0 copies the other run's log of the steps so far to the beginning of the new log.
@@ -45,6 +45,9 @@ def earlier_snapshot(config: Training, ctx: Context, checkpoints: Checkpoints) -
         config: configuration of the training.
         ctx: context of the training.
         checkpoints: reads the state.
+
+    Returns:
+        The state. None if the training starts from the initial weights.
 
     Raises:
         UserError: If the state is damaged, is of another optimizer, or has as many steps as this training or more.

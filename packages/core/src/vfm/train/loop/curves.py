@@ -34,7 +34,7 @@ class MetricsLog:
     """Metrics as means over the steps since the last log line that reported them.
 
     A metric that is only computed at log steps (`Task.is_log_step`) thus has the value of the last step. A line has all
-    names of earlier lines, with None for a metric that no step has reported, since a resumed run may have another
+    names of earlier lines. A metric that no step has reported is None, since a resumed run may have another
     `log_every`, or skip the step at which the metric was due.
     """
 
@@ -108,7 +108,16 @@ class MetricsLog:
         return {name: totals[name] / counts[name] for name in totals}
 
     def write_scores(self, step: int, evaluation: Evaluation, scores: Mapping[str, float]) -> dict[str, float]:
-        """Append the scores of an evaluation, send them to the listeners, and return them by their names in the log."""
+        """Append the scores of an evaluation, and send them to the listeners.
+
+        Args:
+            step: step of the evaluation.
+            evaluation: the evaluation.
+            scores: its scores.
+
+        Returns:
+            The scores by their names in the log.
+        """
         values = {f"val/{evaluation.log_prefix}{metric}": value for metric, value in scores.items()}
         self._append({"step": step, "samples": self.samples, "split": "val", "eval": evaluation.name, **values})
         self.ctx.emit("metrics", step=step, samples=self.samples, values=values)
@@ -155,7 +164,12 @@ class MetricsLog:
         return {"names": self.names, "sums": sums, "samples": self.samples, "file_bytes": size}
 
     def restore(self, state: dict[str, Any] | None, step: int = 0) -> None:
-        """Restore the state from a checkpoint after a step (None: the initial state), and cut off later lines."""
+        """Restore the state from a checkpoint after a step, and cut off later lines.
+
+        Args:
+            state: state of the checkpoint. None restores the initial state.
+            step: step of the checkpoint.
+        """
         if self.world.is_main:
             self.file.touch()
             expected = state["file_bytes"] if state else 0

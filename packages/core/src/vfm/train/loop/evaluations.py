@@ -28,19 +28,34 @@ class Evaluations:
         self.ctx = ctx
 
     def due(self, step: int) -> bool:
-        """Check whether to evaluate after this step, which is every `every_steps` steps and after the last step."""
+        """Check whether to evaluate after this step.
+
+        Evaluations are due every `every_steps` steps and after the last step.
+        """
         every = self.policy.every_steps or self.num_steps
         return bool(self.policy.tasks) and (step % every == 0 or step == self.num_steps)
 
     def run(
         self, encoder: Any, world: DistributedWorld, *, shared: bool
     ) -> Iterator[tuple[Evaluation, Mapping[str, float]]]:
-        """Evaluate `encoder`, and yield each evaluation with its scores. Its arguments are as in `run_evaluations`."""
+        """Evaluate a model, and yield each evaluation with its scores.
+
+        Args:
+            encoder: as in `run_evaluations`.
+            world: as in `run_evaluations`.
+            shared: as in `run_evaluations`.
+        """
         return run_evaluations(self.ctx, self.policy.tasks, encoder, world, values_of, shared=shared)
 
 
 def values_of(evaluation: Evaluation, ctx: Context, encoder: Any) -> Mapping[str, float]:
-    """Compute the value of each metric for a model."""
+    """Compute the value of each metric for a model.
+
+    Args:
+        evaluation: the evaluation.
+        ctx: context of the stage that trains.
+        encoder: the model.
+    """
     return evaluation.scores(ctx, encoder)
 
 
@@ -53,12 +68,19 @@ def run_evaluations(
     *,
     shared: bool = True,
 ) -> Iterator[tuple[Evaluation, Mapping[str, S]]]:
-    """Evaluate a model, and yield each evaluation with the result of `evaluate` in rank 0.
+    """Evaluate a model, and yield each evaluation with its result in rank 0.
 
     The other processes compute their share of the batches, or wait if an evaluation is not shared
-    (`Stage.in_processes`), and yield nothing. If the model itself is sharded, they compute all batches (`shared` is
-    False). Panels are discarded. Only warnings are sent as events, because progress and counts of bad samples belong to
-    the stage that trains.
+    (`Stage.in_processes`), and yield nothing. Panels are discarded. Only warnings are sent as events, because progress
+    and counts of bad samples belong to the stage that trains.
+
+    Args:
+        ctx: context of the stage that trains.
+        evaluations: evaluations to run.
+        encoder: the model.
+        world: this process.
+        evaluate: computes the result of an evaluation.
+        shared: False if the model itself is sharded. All processes then compute all batches.
     """
 
     def send(event: Event) -> None:

@@ -25,8 +25,8 @@ REMEMBERED = 10_000  # bad samples, about 1 MB in a checkpoint
 class FiniteGuard:
     """Keeps NaN and infinity out of the weights without synchronising with the device.
 
-    `found_inf` is passed to the fused optimizer, which leaves weights and state unchanged if it is 1. It stays 1 from
-    the first step that is not finite, so whenever the host reads the flag, the weights are the last good ones.
+    `found_inf` is passed to the fused optimizer. If it is 1, weights and state stay unchanged. It stays 1 from the
+    first step that is not finite, so whenever the host reads the flag, the weights are the last good ones.
     """
 
     def __init__(self, ctx: Context, world: DistributedWorld) -> None:
@@ -37,7 +37,13 @@ class FiniteGuard:
         self.unread: dict[int, list[tuple[list[str], Tensor]]] = {}
 
     def check(self, step: int, values: Sequence[Tensor], losses: list[tuple[list[str], Tensor]]) -> Tensor:
-        """Update the flag for the optimizer, and keep `losses` (keys, loss) to identify the samples later."""
+        """Update the flag for the optimizer.
+
+        Args:
+            step: number of the step.
+            values: tensors that must be finite.
+            losses: (keys, loss) of each micro-batch, by which the samples are identified later.
+        """
         finite = torch.stack([torch.isfinite(value) for value in values]).all()
         # Computed on the device, where a condition in Python would wait for it.
         self.first = torch.where((self.found_inf == 0) & ~finite, torch.full_like(self.first, step), self.first)
@@ -46,7 +52,7 @@ class FiniteGuard:
         return self.found_inf
 
     def read(self, settle: Callable[[], None] = lambda: None) -> None:
-        """Read the flag, which synchronises with the device.
+        """Read the flag. This synchronises with the device.
 
         Args:
             settle: waits until the newest checkpoint is written, so that the error can name it.
@@ -97,9 +103,15 @@ class FiniteGuard:
 
 
 def check_weights(task: nn.Module, stage: str, world: DistributedWorld) -> None:
-    """Check that the trained weights of rank 0 are finite before they are exported. All processes call it together.
+    """Check that the trained weights of rank 0 are finite before they are exported.
 
-    A step that is not finite is never taken (`FiniteGuard`), but a finite step or an average can overflow a weight.
+    All processes call it together. A step that is not finite is never taken (`FiniteGuard`), but a finite step or an
+    average can overflow a weight.
+
+    Args:
+        task: task with the weights.
+        stage: name of the stage, for the error.
+        world: this process.
 
     Raises:
         UserError: If a weight is NaN or infinite.

@@ -48,11 +48,17 @@ PATIENCE = 60.0  # seconds to wait after an error for the checkpoint that is bei
 
 
 def fit(task: Task[Inputs], data: Data[Inputs], config: Training, ctx: Context) -> None:
-    """Train the task in place, resuming from the newest checkpoint in `ctx.work`.
+    """Train a task in place. An interrupted training resumes from its newest checkpoint.
 
-    `metrics.jsonl` and panels are written into `ctx.directory`, checkpoints into `ctx.work`. A stage that trains twice
-    must use a separate folder for each run. With `ema_decay`, the task has the averaged weights afterwards. With
-    `keep_best`, it has the weights with the highest score, in rank 0.
+    With `ema_decay`, the task has the averaged weights afterwards. With `keep_best`, it has the weights with the
+    highest score, in rank 0.
+
+    Args:
+        task: computes the loss.
+        data: yields the batches of each step.
+        config: settings of the training.
+        ctx: context of the stage. `metrics.jsonl` and panels are written into `ctx.directory`, checkpoints into
+            `ctx.work`. A stage that trains twice must use a separate folder for each run.
 
     Raises:
         UserError: If the configuration does not fit the processes, a loss or a trained weight is not finite, or too

@@ -38,7 +38,15 @@ class Held(Protocol):
 
 @contextmanager
 def memory_explained(held: Held, plan: Training, ctx: Context, world: DistributedWorld) -> Iterator[None]:
-    """Turn an out-of-memory error within the context into a line with a remedy, and write the snapshot that it names.
+    """Turn an out-of-memory error within the context into a line with a remedy.
+
+    The snapshot that the line names is written too.
+
+    Args:
+        held: memory of weights, gradients and optimizer state.
+        plan: settings of the training.
+        ctx: context of the stage.
+        world: this process.
 
     Raises:
         UserError: If the device has run out of memory.

@@ -47,7 +47,7 @@ class OptimizerStep(Generic[Inputs]):
         Args:
             step: number of the step, from 0.
             micro_batches: this process' share of the batch.
-            wishes: requests as numbers, which are averaged over the processes in the single all-reduce of the step.
+            wishes: requests as numbers. They are averaged over the processes in the single all-reduce of the step.
 
         Returns:
             The mean of each request over all processes.

@@ -18,9 +18,9 @@ from vfm.train.parallel.dist import DistributedWorld
 class StepProfiler:
     """Records some steps in rank 0, with marks for reading, forward and backward passes and the optimizer.
 
-    With `profiler: torch` their trace is written into the artifact, as `profile/steps-FIRST-LAST.json.gz`, which can be
-    opened in chrome://tracing or Perfetto. With `nsys`, Nsight Systems records between the first and the last step, and
-    each operation is an NVTX range. If the first step was taken before this run, there is a warning instead.
+    With `profiler: torch` their trace is written into the artifact, as `profile/steps-FIRST-LAST.json.gz`, for
+    chrome://tracing or Perfetto. With `nsys`, Nsight Systems records between the first and the last step, and each
+    operation is an NVTX range. If the first step was taken before this run, there is a warning instead.
 
     Args:
         runtime: the steps, counted from 1, and what records them.

@@ -14,8 +14,15 @@ class Data(Protocol[Inputs]):
     def steps(
         self, start_step: int, num_steps: int, *, rank: int, world_size: int, micro_batch_size: int
     ) -> Iterator[list[Batch[Inputs]]]:
-        """Yield the steps `start_step` to `num_steps - 1`, each as this process' micro-batches.
+        """Yield the steps of a training run, each as this process' micro-batches.
 
         The content of a step depends only on its number, not on the step at which the iteration starts.
+
+        Args:
+            start_step: first step.
+            num_steps: step after the last one.
+            rank: number of this process.
+            world_size: number of processes.
+            micro_batch_size: samples of a micro-batch.
         """
         ...

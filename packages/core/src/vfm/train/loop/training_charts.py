@@ -58,7 +58,10 @@ def in_words(name: str) -> str:
 
 
 def _score_charts(lines: list[dict[str, Any]]) -> list[LinesPanel]:
-    """Draw one chart per evaluation, without scores of parts (a pattern, a class), which are only in the file."""
+    """Draw one chart per evaluation.
+
+    Scores of parts (a pattern, a class) are only in the file.
+    """
     by_eval: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         if line["split"] == "val":
@@ -75,7 +78,7 @@ def _values(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _families(names: list[str]) -> dict[str, list[str]]:
-    """Group metrics to draw together, which have the same name between `train/` and the last `/`."""
+    """Group metrics to draw together. They have the same name between `train/` and the last `/`."""
     families: dict[str, list[str]] = {}
     for name in names:
         above, _, last = name.removeprefix("train/").rpartition("/")

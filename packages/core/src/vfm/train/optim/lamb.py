@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 
 class Lamb(torch.optim.Optimizer):
-    """LAMB as in timm (NVIDIA's variant), but without gradient clipping, which the training loop does.
+    """LAMB as in timm (NVIDIA's variant), but without gradient clipping. The training loop clips gradients.
 
     The step of a decayed tensor is scaled by |weights| / |step|. Tensors without weight decay take Adam's step.
 

@@ -25,24 +25,47 @@ Groups = list[dict[str, Any]]
 
 
 def build_adamw(config: AdamW, groups: Groups, lr: float) -> torch.optim.Optimizer:
-    """Create AdamW for the groups."""
+    """Create AdamW.
+
+    Args:
+        config: settings of the optimizer.
+        groups: parameter groups.
+        lr: peak learning rate.
+    """
     return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)
 
 
 def build_lamb(config: LambConfig, groups: Groups, lr: float) -> torch.optim.Optimizer:
-    """Create LAMB for the groups."""
+    """Create LAMB.
+
+    Args:
+        config: settings of the optimizer.
+        groups: parameter groups.
+        lr: peak learning rate.
+    """
     return Lamb(groups, lr, betas=config.betas, eps=config.eps)
 
 
 def build_sgd(config: Sgd, groups: Groups, lr: float) -> torch.optim.Optimizer:
-    """Create SGD with momentum for the groups."""
+    """Create SGD with momentum.
+
+    Args:
+        config: settings of the optimizer.
+        groups: parameter groups.
+        lr: peak learning rate.
+    """
     sharded = any(isinstance(param, DTensor) for param in chain.from_iterable(group["params"] for group in groups))
     # torch's fused SGD does not support sharded parameters.
     return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, fused=not sharded)
 
 
 def build_timm(config: TimmOptimizer, groups: Groups, lr: float) -> torch.optim.Optimizer:
-    """Create an optimizer with timm's factory for the groups.
+    """Create an optimizer with timm's factory.
+
+    Args:
+        config: name and options of the optimizer.
+        groups: parameter groups.
+        lr: peak learning rate.
 
     Raises:
         UserError: If the optimizer does not have an option, or its value is invalid.
@@ -80,7 +103,7 @@ def check_optimizer(config: Optimizer) -> None:
 
 
 def step_if_finite(optimizer: torch.optim.Optimizer, found_inf: Tensor) -> None:
-    """Take a step unless the flag `found_inf` is 1, which leaves weights and state unchanged."""
+    """Take a step unless the flag `found_inf` is 1. Weights and state then stay unchanged."""
     if getattr(optimizer, "_step_supports_amp_scaling", False):  # torch's mark of optimizers that read the flag
         optimizer.grad_scale, optimizer.found_inf = None, found_inf  # type: ignore[attr-defined]
         optimizer.step()
@@ -90,6 +113,11 @@ def step_if_finite(optimizer: torch.optim.Optimizer, found_inf: Tensor) -> None:
 
 def build_optimizer(task: Task[Any], config: Optimizer, lr: float) -> torch.optim.Optimizer:
     """Build the configured optimizer for the parameter groups of a task.
+
+    Args:
+        task: task whose parameters are trained.
+        config: settings of the optimizer.
+        lr: peak learning rate.
 
     Raises:
         ValueError: If the groups lack a trained parameter, or have a parameter that the task does not own.
@@ -117,7 +145,15 @@ def _check_groups(task: Task[Any], grouped: set[int]) -> None:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float, step: int = 0) -> None:
-    """Set the scheduled learning rate, or the rate of a group at this step (from 0), times the scale of each group."""
+    """Set the learning rate of each group.
+
+    It is the scheduled rate, or the group's rate at this step, times the scale of the group.
+
+    Args:
+        optimizer: the optimizer.
+        lr: scheduled learning rate.
+        step: number of the step, from 0.
+    """
     for group in optimizer.param_groups:
         group_rate = group["rate"]
         scheduled = lr if group_rate is None else group_rate(step)

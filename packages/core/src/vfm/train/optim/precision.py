@@ -15,7 +15,10 @@ AUTOCAST = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16, "amp_fp8": to
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> Precision:
-    """Resolve `auto` for a device: amp_bf16 on CUDA devices that support bf16, else fp32."""
+    """Resolve the precision `auto` for a device.
+
+    It is amp_bf16 on CUDA devices that support bf16, else fp32.
+    """
     if precision != "auto":
         return precision
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
@@ -44,7 +47,7 @@ class LossScale:
         torch._foreach_mul_(list(gradients), 1 / self.factor)
 
     def overflow(self, grad_norm: Tensor) -> Tensor:
-        """Check whether gradients are infinite because the factor is too large, which requires a factor above 1."""
+        """Check whether gradients are infinite because the factor is too large. This requires a factor above 1."""
         return ~torch.isfinite(grad_norm) & (self.factor > 1)
 
     def update(self, overflow: Tensor) -> None:
@@ -68,7 +71,7 @@ class FullWeights:
     """fp32 master weights of a model that computes with bf16 weights (`precision: bf16`).
 
     A step of AdamW at 1e-4 is smaller than the smallest change of most weights in bf16. The optimizer, averages and
-    checkpoints therefore use the fp32 weights, which `in_place` gives to the parameters. The model and its gradients
+    checkpoints therefore use the fp32 weights. `in_place` puts them into the parameters. The model and its gradients
     are in bf16.
 
     Args:
@@ -155,7 +158,7 @@ class Numerics:
 
     @property
     def half(self) -> torch.dtype | None:
-        """Type of matrix products, bf16 or fp16, and None for fp32."""
+        """Type of matrix products, bf16 or fp16. It is None in fp32."""
         return AUTOCAST.get(self.precision)
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -12,7 +12,15 @@ Rate = Callable[[int], float]
 
 
 def cosine(schedule: CosineSchedule, lr: float, num_steps: int) -> Rate:
-    """Create half a cosine from `lr` to `min_lr`, which it would reach at step `num_steps`, as in open_clip."""
+    """Create a schedule of half a cosine from `lr` to `min_lr`, as in open_clip.
+
+    It would reach `min_lr` at step `num_steps`.
+
+    Args:
+        schedule: settings of the schedule.
+        lr: peak learning rate.
+        num_steps: steps of the training.
+    """
     start, low = schedule.warmup_steps, schedule.min_lr
 
     def rate(step: int) -> float:
@@ -23,12 +31,24 @@ def cosine(schedule: CosineSchedule, lr: float, num_steps: int) -> Rate:
 
 
 def constant(schedule: ConstantSchedule, lr: float, num_steps: int) -> Rate:
-    """Create a schedule with `lr` for all steps after the warm-up."""
+    """Create a schedule with the same rate for all steps after the warm-up.
+
+    Args:
+        schedule: settings of the schedule.
+        lr: peak learning rate.
+        num_steps: steps of the training.
+    """
     return warmed_up(schedule, lr, lambda step: lr)
 
 
 def warmup_stable_decay(schedule: WarmupStableDecay, lr: float, num_steps: int) -> Rate:
-    """Create a schedule with `lr` until the last `decay_steps`, then a decay to `min_lr`, reached at `num_steps`."""
+    """Create a schedule with a constant rate until the last `decay_steps`, then a decay to `min_lr`.
+
+    Args:
+        schedule: settings of the schedule.
+        lr: peak learning rate.
+        num_steps: steps of the training. `min_lr` is reached there.
+    """
     start = num_steps - schedule.decay_steps
     low = schedule.min_lr
 
@@ -41,7 +61,13 @@ def warmup_stable_decay(schedule: WarmupStableDecay, lr: float, num_steps: int) 
 
 
 def steps(schedule: StepSchedule, lr: float, num_steps: int) -> Rate:
-    """Create a schedule with `lr`, divided by 10 after each share of the steps in `at`, also during the warm-up."""
+    """Create a schedule whose rate is divided by 10 after each share of the steps in `at`, also during the warm-up.
+
+    Args:
+        schedule: settings of the schedule.
+        lr: peak learning rate.
+        num_steps: steps of the training.
+    """
     # Shares, not numbers of steps, so that a recipe keeps its shape if `steps` is changed.
     starts = [share * num_steps for share in schedule.at]
 
@@ -56,7 +82,13 @@ def steps(schedule: StepSchedule, lr: float, num_steps: int) -> Rate:
 
 
 def poly(schedule: PolySchedule, lr: float, num_steps: int) -> Rate:
-    """Create a schedule with `lr` times a power of the remaining share of the steps after the warm-up."""
+    """Create a schedule with a power of the remaining share of the steps after the warm-up.
+
+    Args:
+        schedule: settings of the schedule.
+        lr: peak learning rate.
+        num_steps: steps of the training.
+    """
     start = schedule.warmup_steps
 
     def rate(step: int) -> float:
@@ -66,7 +98,13 @@ def poly(schedule: PolySchedule, lr: float, num_steps: int) -> Rate:
 
 
 def warmed_up(schedule: Schedule, lr: float, rate: Rate) -> Rate:
-    """Prepend a linear warm-up over `warmup_steps`, the last of which has the full `lr`, to `rate`."""
+    """Prepend a linear warm-up to a schedule.
+
+    Args:
+        schedule: settings of the schedule, with `warmup_steps`.
+        lr: peak learning rate. The last step of the warm-up has it.
+        rate: rate by step after the warm-up.
+    """
 
     def with_warmup(step: int) -> float:
         if step < schedule.warmup_steps:

@@ -15,7 +15,10 @@ from vfm.base import UserError
 
 
 def model_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Collect weights and buffers by name. A tied tensor, which has several names, is listed under the first one."""
+    """Collect weights and buffers by name.
+
+    A tied tensor has several names. It is listed under the first one.
+    """
     seen: set[int] = set()
     tensors = {}
     for name, value in module.state_dict(keep_vars=True).items():
@@ -28,9 +31,14 @@ def model_tensors(module: nn.Module) -> dict[str, Tensor]:
 def load_model(module: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
     """Load tensors from `model_tensors`, into all names of tied weights. Every key must match.
 
+    Args:
+        module: module to load into.
+        tensors: result of `model_tensors`.
+        where: place of the state, for the message.
+
     Raises:
-        UserError: If the state belongs to another model, which `continue_from` may name. The message has `where`, the
-            place of the state, and the first weight that differs.
+        UserError: If the state belongs to another model, as `continue_from` may name one. The message has the first
+            weight that differs.
     """
     first: dict[int, str] = {}
     state = module.state_dict(keep_vars=True)
@@ -61,7 +69,7 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
 
 
 def as_whole(value: Tensor) -> Tensor:
-    """Gather a tensor from all processes if it is sharded, which is a collective operation."""
+    """Gather a tensor from all processes if it is sharded. This is a collective operation."""
     if not isinstance(value, DTensor):
         return value
     return value.full_tensor()
@@ -122,7 +130,13 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> di
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load tensors from `optimizer_tensors`. Learning rates and weight decays keep their configured values."""
+    """Load tensors from `optimizer_tensors`. Learning rates and weight decays keep their configured values.
+
+    Args:
+        optimizer: optimizer to load into.
+        module: module with its parameters.
+        tensors: result of `optimizer_tensors`.
+    """
     names = {id(param): name for name, param in module.named_parameters()}
     order = [names[id(param)] for param in parameters_of(optimizer)]
     by_key: dict[str, dict[str, Tensor]] = defaultdict(dict)

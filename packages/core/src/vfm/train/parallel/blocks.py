@@ -8,9 +8,10 @@ from torch import nn
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:
-    """Find the modules that are gathered as units: elements of the outermost lists of equal modules, such as blocks.
+    """Find the modules that are gathered as units.
 
-    A block that shares a weight with another module is left out.
+    They are the elements of the outermost lists of equal modules, such as blocks. A block that shares a weight with
+    another module is left out.
     """
     uses = _uses(module)
     units: list[nn.Module] = []

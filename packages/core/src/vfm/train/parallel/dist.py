@@ -127,9 +127,10 @@ def prepare_device(runtime: Runtime) -> torch.device:
 
 @contextmanager
 def distributed(runtime: Runtime) -> Iterator[DistributedWorld]:
-    """Open the process group from torchrun's environment: nccl on CUDA, else gloo, none for a single process.
+    """Open the process group from torchrun's environment.
 
-    Nested uses share the outermost group. Within the context, the runtime sets the number of torch's CPU threads.
+    The backend is nccl on CUDA, else gloo. A single process has no group. Nested uses share the outermost group. Within
+    the context, the runtime sets the number of torch's CPU threads.
     """
     threads = torch.get_num_threads()
     device = prepare_device(runtime)
@@ -190,6 +191,12 @@ def seed_everything(seed: int, step: int, micro_batch: int, rank: int) -> None:
 
     Dropout, drop path and noise then do not depend on earlier computations, and a resumed run draws the same values as
     an uninterrupted one.
+
+    Args:
+        seed: seed of the training.
+        step: number of the step.
+        micro_batch: number of the micro-batch in the step.
+        rank: number of this process.
     """
     # A seed sequence mixes the numbers, so that neighbouring steps and ranks have unrelated seeds.
     state = np.random.SeedSequence([seed % 2**64, step, micro_batch, rank]).generate_state(1, np.uint64)

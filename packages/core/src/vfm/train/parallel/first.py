@@ -45,7 +45,7 @@ def weights_from_first(runtime: TrainingRuntime) -> Iterator[None]:
 
 @contextmanager
 def exporting(runtime: TrainingRuntime, ctx: Context) -> Iterator[None]:
-    """Run the context, which exports the trained model, in rank 0 only, since other ranks may have no weights.
+    """Run the code that exports the trained model, in rank 0 only. Other ranks may have no weights.
 
     If there are several processes and the export takes longer than ten times `hang_seconds`, the limit for a
     checkpoint, this process writes its stacks and ends with a message.

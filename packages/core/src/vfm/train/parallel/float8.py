@@ -41,6 +41,11 @@ def float8_products(task: Task[Any], ctx: Context, world: DistributedWorld) -> I
     their parameters, names and hooks. Layers outside of lists of blocks, such as the first and the last one, frozen
     models and evaluations keep the precision of autocast. A CPU emulates FP8: numbers are rounded, nothing is faster.
 
+    Args:
+        task: task on its device.
+        ctx: context of the stage.
+        world: this process.
+
     Raises:
         UserError: If torchao is not installed, the device has no FP8, or no layer has suitable widths.
 

@@ -39,7 +39,7 @@ class Heartbeat:
         size: number of processes.
         on_lost: called in the thread with a message if a process is lost and the main thread does not end by itself.
         silence: seconds without a heartbeat until a process counts as lost.
-        position: step and phase of this process, which are published with each heartbeat.
+        position: step and phase of this process. They are published with each heartbeat.
         patience: seconds without progress until a process counts as hanging (`vfm.train.parallel.progress`).
         interval: seconds between heartbeats.
         grace: seconds for the main thread to end by itself.
@@ -82,7 +82,7 @@ class Heartbeat:
         self._thread.start()
 
     def lost(self, seconds: float) -> str:
-        """Wait some seconds for a message about a lost process, which is empty if there is none."""
+        """Wait some seconds for a message about a lost process. The message is empty if there is none."""
         self._found.wait(seconds)
         return self.message
 
@@ -124,7 +124,10 @@ class Heartbeat:
         return self.interval
 
     def _lost_process(self) -> str:
-        """Describe the lost process, which this process or another one has detected; empty if there is none."""
+        """Describe the lost process that this process or another one has detected.
+
+        The text is empty if there is none.
+        """
         if self.store.check([LOST]):
             return self.store.get(LOST).decode()
         message = self._check((self.rank + 1) % self.size)

@@ -29,9 +29,15 @@ def check_kernels(runtime: TrainingRuntime) -> None:
 
 @contextmanager
 def chosen_kernels(task: Task[Any], runtime: TrainingRuntime, ctx: Context, world: DistributedWorld) -> Iterator[None]:
-    """Use the runtime's kernels and padded widths in a task, which is on its device, within the context.
+    """Use the runtime's kernels and padded widths in a task within the context.
 
     The names of the running kernels are reported, and stored in the manifest.
+
+    Args:
+        task: task on its device.
+        runtime: choice of kernels.
+        ctx: context of the stage.
+        world: this process.
 
     Raises:
         UserError: If `triton` is set, but the kernels cannot run.

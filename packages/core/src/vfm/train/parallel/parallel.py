@@ -15,6 +15,11 @@ from vfm.train.task import Task
 def in_processes(task: Task[Inputs], runtime: TrainingRuntime, world: DistributedWorld) -> Alone[Inputs]:
     """Wrap a task for its processes as the runtime requires, and move it to its device.
 
+    Args:
+        task: the task.
+        runtime: settings of the training's processes.
+        world: this process.
+
     Raises:
         UserError: If `cpu_offload` is set, but there is a single process.
     """

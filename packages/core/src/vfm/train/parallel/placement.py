@@ -34,7 +34,7 @@ class Alone(Generic[Inputs]):
         """Prepare for the first step, after the layers have been prepared.
 
         Args:
-            half: the type in which sharded weights are gathered, None for fp32.
+            half: the type in which sharded weights are gathered. Default: fp32.
         """
 
     def run(self, method: Method, *args: Any) -> tuple[Tensor, Metrics]:

@@ -41,10 +41,19 @@ KEPT_NAMES = {"vfm_kernels.attention.default", "vfm_kernels.attention_packed.def
 
 @contextmanager
 def prepared(task: Task[Any], runtime: TrainingRuntime, ctx: Context, world: DistributedWorld) -> Iterator[Compile]:
-    """Prepare the layers of a task and its frozen models by the runtime, and yield a function that compiles methods.
+    """Prepare the layers of a task and its frozen models by the runtime.
 
     Parameters, buffers and their names stay the same. After the context the layers run as before, except that batch
-    norms stay synchronised. The function only compiles methods if the task is compiled as a whole.
+    norms stay synchronised.
+
+    Args:
+        task: task on its device.
+        runtime: settings of compilation, checkpointing and norms.
+        ctx: context of the stage.
+        world: this process.
+
+    Yields:
+        A function that compiles methods. It only does so if the task is compiled as a whole.
 
     Raises:
         UserError: If batch norms cannot be synchronised on this device, or there are no blocks to compile or recompute.
@@ -95,7 +104,7 @@ def _synchronise(task: Task[Any], world: DistributedWorld) -> None:
 
 
 def to_channels_last(model: nn.Module) -> None:
-    """Store the weights of 2-D convolutions with the channels last, which is faster on tensor cores."""
+    """Store the weights of 2-D convolutions with the channels last. This is faster on tensor cores."""
     for weight in model.parameters():
         if weight.ndim == 4:
             weight.data = weight.data.contiguous(memory_format=torch.channels_last)

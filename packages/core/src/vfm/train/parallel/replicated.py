@@ -44,7 +44,7 @@ class Replicated(Alone[Inputs]):
 
     @contextmanager
     def whole(self) -> Iterator[Task[Inputs]]:
-        """Yield the task with the buffers of rank 0, which DDP also uses from the next step on."""
+        """Yield the task with the buffers of rank 0. DDP also uses them from the next step on."""
         self.world.copy_from_first(self.task.buffers())
         yield self.task
 

@@ -24,11 +24,11 @@ from vfm.train.task import Metrics, Task
 
 
 class Sharded(Alone[Inputs]):
-    """A task of which each process stores a part: weights, gradients, averages and optimizer state.
+    """A task of which each process stores a part.
 
-    A copy of the task is trained. Its weights come from rank 0, block by block, so the other processes need no weights,
-    and no process has the whole model. The weights of the caller's task are moved. It has weights again within `whole`,
-    and in rank 0 at the end.
+    The parts are of weights, gradients, averages and optimizer state. A copy of the task is trained. Its weights come
+    from rank 0, block by block, so the other processes need no weights, and no process has the whole model. The weights
+    of the caller's task are moved. It has weights again within `whole`, and in rank 0 at the end.
 
     Blocks are gathered when they run, in the type of autocast. Gradients are averaged in fp32 after each micro-batch,
     so that no process ever stores all of them. Scalars, such as a temperature, are in every process.
@@ -59,7 +59,7 @@ class Sharded(Alone[Inputs]):
         self.mesh = _mesh(world, runtime.shard_degree)
 
     def wrap(self, half: torch.dtype | None) -> None:
-        """Receive the weights from rank 0 and shard them, which replaces the parameters by new objects."""
+        """Receive the weights from rank 0 and shard them. New objects replace the parameters."""
         # Autocast would copy gathered fp32 matrices and keep the copies until the backward pass, as much memory as the
         # whole model. Inputs are not cast, so that sums of residuals stay in fp32, as with DDP. What is outside the
         # blocks, such as embeddings, is gathered in fp32 for the same reason.
@@ -199,7 +199,10 @@ class Sharded(Alone[Inputs]):
 
 
 def offload_policy(runtime: TrainingRuntime, device: torch.device) -> OffloadPolicy:
-    """Choose where the parts of the weights are stored between their uses: on the device, or in host memory."""
+    """Choose where the parts of the weights are stored between their uses.
+
+    They are on the device, or in host memory.
+    """
     return CPUOffloadPolicy(pin_memory=device.type == "cuda") if runtime.cpu_offload else OffloadPolicy()
 
 

@@ -65,7 +65,7 @@ def repeating(world: DistributedWorld) -> Iterator[None]:
 
 
 def leave_to_first() -> None:
-    """Continue in rank 0 only, which scores and writes, after all batches have been computed.
+    """Continue in rank 0 only, after all batches have been computed. Rank 0 scores and writes.
 
     Rank 0 takes over the CPU threads of the other processes on its machine, which torchrun counts.
 
@@ -140,7 +140,7 @@ def of_first(make: Callable[[], R], *, for_others: Callable[[R], R] | None = Non
 
 
 def without_values(tensor: Tensor) -> Tensor:
-    """Create a tensor of the same shape without values (torch's device `meta`), which costs nothing to send."""
+    """Create a tensor of the same shape without values (torch's device `meta`). It costs nothing to send."""
     return tensor.to("meta")
 
 
