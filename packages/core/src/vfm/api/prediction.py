@@ -165,12 +165,14 @@ def predict(
     _check_choices(*choices)
     if top < 1:
         raise UserError(f"top: must be at least 1, got {top}")
+    # A single image or path is a list of one. An array is iterable, but it is one image.
     if isinstance(images, (*PATHS, Image.Image)) or not isinstance(images, Iterable):
         listed = [images]
     else:
         listed = list(images)
     if not listed:
         raise UserError("images: expected at least one, got none")
+    # Models of videos and models with a dense head have their own classes.
     classifier = artifact_of(model, VideoClassifier)
     if classifier:
         if any(choices):
@@ -190,6 +192,7 @@ def predict(
             find_regions = load_function("vfm.api.dense:find_regions")
         regions: Regions = find_regions(dense, read_images(listed), image_names(listed), open_device(device), min_score)
         return regions
+    # All other models compare an image with texts, with the outputs of a head, or with an index.
     chosen = read_classes(classes) if classes is not None else []
     sentences: list[list[str]] = []
     if prompts is not None:

@@ -54,6 +54,7 @@ def predict_dense(
             records += coco_results(prediction.objects, ids[number], str(file), checkpoint.class_names)
         if out:
             out.mkdir(parents=True, exist_ok=True)
+            # Files of the same name in several folders must not overwrite each other.
             repeated = [other.stem for other in files].count(file.stem) > 1
             suffix = f"-{number}" if repeated else ""
             target = out / f"{file.stem}{suffix}.png"

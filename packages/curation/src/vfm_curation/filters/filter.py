@@ -94,6 +94,7 @@ def filter_pool(config: FilterPool, ctx: Context) -> CuratedSubset:
         ctx.panel(panel)
     values = {"curation/kept_texts": outcome.num_texts, "curation/kept_samples": outcome.num_samples}
     ctx.emit("metrics", step=1, samples=outcome.num_samples, values=values)
+    # The pool of a subset is the pool that it was drawn from.
     if isinstance(dataset, Pool):
         pool = dataset
     else:

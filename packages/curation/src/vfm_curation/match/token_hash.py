@@ -167,8 +167,10 @@ def _tokenize(block: Bytes, offsets: Integers, tokens: Words, owners: Words, spa
         start, stop = U(offsets[text] - offsets[0]), U(offsets[text + 1] - offsets[0])
         base = start
         while base < stop:
+            # One word of bits marks the separators among the next bytes.
             blanks, marks = separators(block, base)
             cuts = blanks | marks
+            # The block may contain the next text. Its bits are cleared.
             if stop - base < WORD:
                 cuts &= (ONE << (stop - base)) - ONE
             while cuts:
@@ -181,6 +183,7 @@ def _tokenize(block: Bytes, offsets: Integers, tokens: Words, owners: Words, spa
                 tokens[num_tokens], owners[num_tokens] = token_key(block, cut, cut + ONE) | ONE, U(text)
                 if with_spans:
                     spans[num_tokens, 0], spans[num_tokens, 1] = cut, cut + ONE
+                # A mark is a token, a blank is not: it is written, and overwritten by the next token.
                 num_tokens += is_mark
                 start = cut + ONE
                 cuts &= cuts - ONE

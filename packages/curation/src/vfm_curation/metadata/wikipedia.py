@@ -95,6 +95,7 @@ class Corpus:
                 nonlocal read
                 read = position
 
+            # Texts that an interrupted run has counted are skipped.
             texts: Iterator[str | bytes] = articles(file, on_read) if self.wikitext else lines(file, on_read)
             for counts in map_in_order(self.count_texts, _tasks(islice(texts, at.texts, None)), workers):
                 vocabulary.add_counts(counts.words, counts.pairs)
@@ -102,6 +103,7 @@ class Corpus:
                 for reason in counts.bad:
                     ctx.skip(reason, str(file))
                     at.bad[reason] = at.bad.get(reason, 0) + 1
+                # The progress is saved together with each file of counts, so that both always agree.
                 if vocabulary.num_files > on_disk:
                     vocabulary.save(vars(at))
                     on_disk = vocabulary.num_files

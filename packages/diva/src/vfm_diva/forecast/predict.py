@@ -149,6 +149,7 @@ def predict_gains(config: DivaPredict, ctx: Context) -> Report:
     patterns = np.array([pair.pattern for pair in pairs])
     items = np.array([pair.item for pair in pairs])
     known = []
+    # Each pattern is forecast separately, since a generator knows some attributes better than others.
     for pattern in dict.fromkeys(patterns.tolist()):
         here = patterns == pattern
         low, high = bootstrap_interval(prefers[here], items[here], seed=config.seed)

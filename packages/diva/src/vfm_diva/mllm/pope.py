@@ -44,6 +44,7 @@ def make_pope(config: MllmPope, ctx: Context) -> QuestionDataset:
     names = data.class_names
     objects = []
     for number in range(len(source)):
+        # A question is about a kind of object, so several objects of a kind count once.
         distinct_names = dict.fromkeys(names[label] for label in source.objects(number).labels)
         objects.append(list(distinct_names))
     readable = _readable(config, ctx, source, objects)
@@ -61,6 +62,7 @@ def make_pope(config: MllmPope, ctx: Context) -> QuestionDataset:
     used = list(dict.fromkeys(question.image for question in drawn))
     if len(used) < config.num_images:
         ctx.warn(f"{len(used)} images have enough objects, {config.num_images} were asked for")
+    # Only images with questions are stored, so they get new numbers.
     new_numbers = {image: number for number, image in enumerate(used)}
     keys = [source.keys[readable[image]] for image in used]
     questions = []

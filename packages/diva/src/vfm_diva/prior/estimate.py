@@ -22,6 +22,7 @@ def diva_prior_cost(config: DivaPrior, ctx: Preflight) -> Cost:
     clip, vae = planned_clip(ctx, config.clip), ctx.artifact(config.vae) if config.vae else None
     if clip is None or (config.vae and vae is None):
         return Cost(unknown=(f"the model of {config.clip if clip is None else config.vae}",))
+    # Tensors on the meta device have shapes but no memory.
     with torch.device("meta"):
         generator = build_prior(config, clip, vae, weights=False)
         task = PriorTask(clip, generator, condition_noise=config.condition.noise)

@@ -67,6 +67,7 @@ def compute_targets(config: EvaTargets, ctx: Context) -> SampleCache:
         assert pca
         return pca.coordinates(features(crops))
 
+    # The basis is fitted before the first shard, because all shards must use the same one.
     if config.components:
         pca = _pca(config, ctx, source, make, features).to(device)
     else:
@@ -85,6 +86,7 @@ def compute_targets(config: EvaTargets, ctx: Context) -> SampleCache:
         source,
         make,
         coordinates if pca else features,
+        # A batch has all crops of its samples, so it has fewer samples than a micro-batch has images.
         batch_size=max(1, config.micro_batch_size // config.num_crops),
         workers=config.runtime.num_workers,
         max_bad_fraction=config.max_bad_fraction,

@@ -66,6 +66,7 @@ def pad_swiglu(model: nn.Module, multiple: int = 64) -> Acceleration:
     for name, layer in layers.items():
         inner = (layer.fc1_g, layer.fc1_x)
         outer = layer.fc2
+        # A subclass, such as a LoRA layer, may use the weights in another way.
         if any(type(linear) is not nn.Linear for linear in (*inner, outer)):
             acceleration.skipped[name] = "its linear layers are not torch's own"
             continue
@@ -76,6 +77,7 @@ def pad_swiglu(model: nn.Module, multiple: int = 64) -> Acceleration:
         for linear in inner:
             _widen(acceleration, linear, weight=(wider, linear.in_features), bias=(wider,))
         _widen(acceleration, outer, weight=(outer.out_features, wider))
+        # The layers report the widths of their padded weights.
         for linear, side in ((inner[0], "out_features"), (inner[1], "out_features"), (outer, "in_features")):
             acceleration.on_undo(setattr, linear, side, width)
             setattr(linear, side, wider)

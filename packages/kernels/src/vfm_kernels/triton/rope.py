@@ -132,6 +132,7 @@ def rotate_into(
         INVERSE=inverse,
         PAIRS=width // 2,
         BLOCK_PAIRS=block_of(width // 2),
+        # Strides that are multiples of 8 allow wide loads.
         ALIGN=8 if all(stride % 8 == 0 for stride in strides) else 1,
         **chosen,
     )

@@ -148,6 +148,7 @@ def swiglu_backward(
     num_rows, padded_width = gate.shape
     chosen = settings("swiglu_subln_backward", len(weight), gate.device)
     programs = persistent_programs(num_rows, chosen.pop("programs_per_multiprocessor"), gate.device)
+    # Each program adds its rows to one row of partial sums. They are summed in a fixed order below.
     partials = torch.empty(2, programs, padded_width, device=gate.device)
     launch(
         swiglu_subln_backward_kernel,

@@ -196,6 +196,7 @@ def type_words(annotation: Any) -> str:
     if origin is Literal:
         return " | ".join(map(value_words, inside))
     if origin in (Union, UnionType):
+        # The parts of a slot are written as one choice of `type`, and all other types after it.
         tagged: list[str] = []
         for part in inside:
             tagged += _tags(part)

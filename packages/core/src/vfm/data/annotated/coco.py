@@ -169,6 +169,7 @@ def parse_images(
         image_id = entry.get("id")
         if not names or not isinstance(image_id, int):
             where = f"{path}: images[{number}]"
+            # Annotations refer to images by id, so an image without one gets a negative number.
             parsed.append(AnnotatedImage(where, "", -1 - number, problem=BadSample("unreadable_row", where)))
             continue
         name = names[min(rule, len(names) - 1)]

@@ -223,11 +223,13 @@ def _check_images(reader: AnnotationReader, ctx: Context, wanted: Wanted) -> tup
         except BadSample as bad:
             checked.problems[number] = bad
             ctx.skip(bad.reason, bad.where)
+            # A row is written for an unusable image too, so that numbers of images stay as listed.
             size, upright = image.size or (1, 1), False
         checked.sizes.append(size)
         checked.upright.append(upright)
         if number % 1000 == 0:
             ctx.progress(number, len(images), "images")
+    # Stop if too many images are unusable, or none is usable.
     if len(checked.problems) > wanted.max_bad_fraction * len(images) or len(checked.problems) == len(images):
         reasons = Counter(bad.reason for bad in checked.problems.values())
         first = next(iter(checked.problems.values()), "there is none")

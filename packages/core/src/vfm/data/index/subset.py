@@ -148,6 +148,7 @@ class SubsetView:
         table = subset_schema().empty_table()
         if self.shard_sizes[shard]:
             table = read_subset_shard(self.path, shard, columns)
+        # A fixed subset has only the kept texts. A subset that is drawn again has all texts.
         if not self.draw:
             table = table.filter(table["kept"])
         elif self.draw.language is not None:
@@ -165,6 +166,7 @@ class SubsetView:
             keys,
             probability,
         )
+        # The index and the rows are separate files and can disagree.
         if len(texts.samples) != self.shard_sizes[shard]:
             raise UserError(
                 f"{subset_file(self.path, shard)}: {len(texts.samples)} samples, {SUBSET_INDEX} says"

@@ -96,10 +96,12 @@ class Indexing:
             for examined in results:
                 offsets.add(examined.offsets)
                 problems = self._add(examined)
+                # Shards that were written here have no account of their own: the files behind them do.
                 if not Path(examined.shard.path).is_relative_to(directory):
                     ledger.add(examined.account, problems, self.shards[-1].num_samples)
                 if total:
                     self.ctx.progress(len(self.shards), total, "shards", samples=self.good)
+                # A dataset that is mostly broken is refused early, but not for the first few samples.
                 self._check_bad(MIN_SAMPLES_TO_CHECK)
                 if self.num_samples and self.good >= self.num_samples:
                     break
@@ -111,6 +113,7 @@ class Indexing:
         self._check_bad(1)
         if not self.good:
             raise UserError(f"{self.ctx.stage}: no samples found in {self._searched(directory)}")
+        # Repeated keys are made unique by the names of their shards.
         if self.repeated.example:
             key, first, second = self.repeated.example
             self.ctx.log(

@@ -35,6 +35,7 @@ def join_videos(config: VideoUnion, ctx: Context) -> VideoDataset:
         labels = [names.index(name) for name in part.class_names]
         _warn_of_repeated(ref, source, ctx)
         for row in source.table.to_pylist():
+            # The same video may be in several datasets under different keys.
             identity = row["video_id"] or row["key"]
             if identity in held_out:
                 dropped["held_out"] += 1
@@ -44,6 +45,7 @@ def join_videos(config: VideoUnion, ctx: Context) -> VideoDataset:
                 continue
             seen.add(identity)
             path = row["path"]
+            # Paths in the index are relative to the folder of their dataset.
             if "://" not in path:
                 path = str(source.directory / path)
             rows.append({**row, "path": path, "label": labels[row["label"]], "key": f"{part.path.name}/{row['key']}"})

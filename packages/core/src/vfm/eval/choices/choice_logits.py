@@ -83,6 +83,7 @@ def choice_logits(
     def compute(chunk: list[Choice]) -> _Chunk:
         for item in chunk:
             check(item)
+        # Images are decoded once for all models.
         decoded = [_decode(item) for item in chunk]
         good: list[tuple[Choice, list[Image.Image]]] = []
         outcomes: list[Choice | BadSample] = []
@@ -93,6 +94,7 @@ def choice_logits(
                 good.append((item, images))
                 outcomes.append(item)
         scores = {}
+        # Unusable items take no part in the scores, but stay in the outcomes to be counted.
         for name, model in encoders.items():
             scores[name] = _chunk_logits(name, model, good, prompt, reading.batch_size)
         return _Chunk(outcomes, scores)
@@ -100,6 +102,7 @@ def choice_logits(
     chunks = in_batches(load_choices(data), reading.batch_size)
     seen = 0
     for chunk in of_all(map(compute, own_share(chunks)), for_others=_Chunk.without_images):
+        # Chunks arrive in the order of the data, from all processes.
         for number, item in enumerate(chunk.items, start=seen):
             if isinstance(item, BadSample):
                 bad.skip(item)

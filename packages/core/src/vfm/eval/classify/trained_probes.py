@@ -79,6 +79,7 @@ def score_trained_probe(
     with ExitStack() as opened:
         known, known_targets, features = _encode(ctx, encoders, train, settings, "train", reading, opened)
         test, targets, test_features = _encode(ctx, encoders, data, settings, "test", reading, opened)
+        # Features come from all processes, the heads are trained in the first.
         leave_to_first()
         warn_of_overlap(ctx, known.digests, test.digests)
         split = _split(known_targets, settings)
@@ -87,6 +88,7 @@ def score_trained_probe(
         for name in encoders:
             width = features[name].shape[-1]
             head = NormedLinearHead if settings.probe == "linear" else AttentiveHead
+            # The learning rate is chosen on a part of the training images, never on the test images.
             make = partial(head, width, len(data.class_names))
             swept = sweep(make, features[name], known_targets, split, settings.schedule, device)
             scores = head_scores(swept.head, test_features[name], np.arange(len(targets)))

@@ -42,6 +42,7 @@ def summarise(config: ReportSummary, ctx: Context) -> Report:
             raise UserError(f"{entry.report} has no metric {error}{hint}") from None
     metrics: list[Metric] = []
     tests: list[Comparison] = []
+    # One mean for each way of evaluation and group of datasets, and one over all groups.
     for way, group in _averaged(config):
         counted = []
         for entry, _, score in scored:

@@ -86,6 +86,7 @@ def each_result(
         return outcomes
 
     bad = BadSamples(ctx)
+    # Each process computes every n-th batch, and the first one receives all results in order.
     share = map(of_batch, own_share(in_batches(range(len(source)), batch_size)))
     for batch in of_all(share, for_others=reduced if for_others else None, at_once=at_once):
         for number, result in batch:

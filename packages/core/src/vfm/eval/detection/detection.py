@@ -43,6 +43,7 @@ def evaluate_detection(config: Detection, ctx: Context, source: AnnotatedSource,
         UserError: If a file does not fit the dataset, or masks or objects to compare are missing.
     """
     predicted = predict(config, ctx, source, models)
+    # From here on only the first process continues, with the detections of all processes.
     leave_to_first()
     predicted |= {name: read_results(path, source) for name, path in config.predictions.items()}
     if config.soft_nms:
@@ -57,6 +58,7 @@ def evaluate_detection(config: Detection, ctx: Context, source: AnnotatedSource,
     scored: dict[str, list[DetectionScores]] = {}
     for name, detections in predicted.items():
         scored[name] = []
+        # Boxes and masks are matched separately: a box can match where its mask does not.
         for shape in shapes:
             classes = list(match_all(_scored(config, detections, shape), truth, shape, max_dets))
             scored[name].append(DetectionScores(shape, classes, len(source), frequency, config.num_resamples))

@@ -145,6 +145,7 @@ def _row(
             counts = None
     except BadAnnotation as bad:
         raise UserError(f"{where}: {bad.reason}: the mask does not fit an image of {width} x {height}") from None
+    # Results of masks may leave out the box. It is then the box of the mask.
     numbers = record.get("bbox")
     if _is_box(numbers):
         box = box_of(*map(float, numbers))

@@ -60,6 +60,7 @@ def evaluate_line(config: Interpolate, ctx: Context, mixed: Callable[[float], Cl
             for evaluation, scores in run_evaluations(
                 ctx, config.evaluation.tasks, model, DistributedWorld(device), _scores
             ):
+                # All gains are relative to the first model of the line.
                 start = first.setdefault(evaluation.name, scores)
                 points = {name: Point.of(score, start[name]) for name, score in scores.items()}
                 lines[evaluation.name].append(points)

@@ -96,6 +96,7 @@ def evaluated_classes(config: OpenSegmentation, data: AnnotatedImages) -> Evalua
     folded = list(config.as_background)
     ignored = list(config.ignore)
     unlabelled = config.unlabelled_is_background
+    # A convention fixes what the other settings would choose one by one.
     if config.convention:
         rule = CONVENTIONS[config.convention]
         if len(names) != rule.num_classes:
@@ -109,6 +110,7 @@ def evaluated_classes(config: OpenSegmentation, data: AnnotatedImages) -> Evalua
             folded = names[rule.num_evaluated :]
             unlabelled = True
         ignored = [names[0]] if rule.background is False else []
+    # Names that do not exist are reported before anything is computed.
     for field, listed in (("as_background", folded), ("ignore", ignored)):
         for name in listed:
             if name not in names:

@@ -119,6 +119,7 @@ def evaluate_open_segmentation(config: OpenSegmentation, ctx: Context, encoders:
         for pair, of_image in counted.counts.items():
             counts[pair].append(of_image)
     leave_to_first()
+    # The threshold is chosen on one half of the images and applied to the other.
     half = halves(len(numbers), config.seed)
     scored = {pair: _scored(of_images, half) for pair, of_images in counts.items()}
     check_labelled(config.data, next(iter(scored.values())).counts)

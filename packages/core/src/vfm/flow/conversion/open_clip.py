@@ -99,6 +99,7 @@ def _training(draft: Draft, model: str) -> str:
     data = _training_data(draft)
     start = arguments.text("pretrained") or arguments.text("resume")
     fields: Fields = {"model": model, "data": data}
+    # The checkpoint determines the architecture, so the model is not named a second time.
     if start and start != "latest":
         del fields["model"]
         fields["init"] = draft.add("models.clip", "start", source=model, pretrained=start)
@@ -109,6 +110,7 @@ def _training(draft: Draft, model: str) -> str:
         if not source:
             raise UserError(f"--pretrained-image: expected a model with a vision tower of timm, got {model}")
         fields["init_vision"] = draft.add("models.vision", "encoder", source=source)
+    # Empty groups of fields are left out of the recipe.
     fields |= not_empty({"vision": _vision(draft), "text": _text(draft), "loss": _loss(draft)})
     if arguments.texts("force-image-size"):
         fields["image_size"] = int(arguments.texts("force-image-size")[0])

@@ -104,6 +104,7 @@ def convert_train(draft: Draft) -> None:
     if changes:
         source = {"architecture": model} | {key: _plain(value) for key, value in changes.items()}
     weights = arguments.text("pretrained-path") or arguments.text("initial-checkpoint")
+    # timm starts from random weights by default, vfm from the model's weights.
     if not weights and not arguments.flag("pretrained"):
         weights = "none"
     draft.add("models.vision", "start", source=source, pretrained=weights)
@@ -112,6 +113,7 @@ def convert_train(draft: Draft) -> None:
     draft.add("data.labeled", "train", **_images(draft, train))
     draft.add("data.labeled", "val", **_images(draft, val))
     fields: Fields = {"encoder": "start", "data": "train"}
+    # --input-size is (channels, height, width).
     size = arguments.number("img-size") or next(iter(arguments.texts("input-size")[1:]), None)
     fields |= not_empty({"image_size": int(size) if size else None, "global_pool": _pool(draft)})
     fields |= _length(draft) | _rates(draft) | _regularization(draft) | {"augmentation": _augmentation(draft)}

@@ -118,6 +118,7 @@ def _summary(
 def _describe(look: Look, fields: Fields, summary: DatasetSummary) -> None:
     facts = summary.dataset.model_dump(mode="json")
     count = facts.get("num_samples", facts.get("num_questions", 0))
+    # Only the first samples are read for a look, so their number is a lower bound.
     first = "the first " if count == NUM_SAMPLES else ""
     look.facts.append(f"samples: {first}{count:,}")
     if fields["kind"] in ("data.pairs", "data.labeled", FALLBACK):

@@ -25,6 +25,7 @@ def json_schema(known: Mapping[str, type[Stage]]) -> dict[str, Any]:
     runtime_fields: dict[str, Any] = {}
     for stage in known.values():
         runtime_fields |= {name: (field.annotation, field) for name, field in runtime_of(stage).model_fields.items()}
+    # `runtime` of a recipe has the fields of all stages, because each stage takes the ones it has.
     runtime = create_model("RecipeRuntime", __config__={"extra": "forbid"}, **runtime_fields)
     about = {name: field.description for name, field in RecipeKeys.model_fields.items()}
     shared: dict[str, Any] = {
@@ -39,6 +40,7 @@ def json_schema(known: Mapping[str, type[Stage]]) -> dict[str, Any]:
         **shared,
         stages=(list[union], Field(description=about["stages"])),
     )
+    # A recipe over a base only names its stages, their kinds are in the base.
     item: Any = create_model("StageOverBase", __config__={"extra": "allow"}, name=(str, ...))
     over_base = create_model(
         "RecipeOverBase",

@@ -38,6 +38,7 @@ def forecast_recipe(clip: Input, generator: str, pairs: str, preset: str, known:
         artifact = saved_artifact(word)
         if artifact and not isinstance(artifact, makes):
             raise UserError(f"{word}: expected a {makes.__name__}, got a {type(artifact).__name__}")
+        # A saved artifact is used as it is, other words become a stage that imports them.
         refs[name] = word if artifact else name
         if not artifact:
             stages.append({"kind": kind, "name": name, field: word})

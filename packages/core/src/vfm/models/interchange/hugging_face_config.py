@@ -57,6 +57,7 @@ def open_clip_config(record: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a `config.json` to open_clip's configuration. Missing keys have the defaults of `CLIPConfig`."""
     text, vision = record.get("text_config") or {}, record.get("vision_config") or {}
     act, text_act = (part.get("hidden_act", "quick_gelu") for part in (vision, text))
+    # open_clip has one flag, `quick_gelu`, for both towers.
     if act not in ACTIVATIONS or text_act not in ACTIVATIONS or (act == "quick_gelu") != (text_act == "quick_gelu"):
         allowed = "quick_gelu in both towers, or gelu and gelu_pytorch_tanh"
         raise UserError(f"hidden_act: expected {allowed}, got {act!r} and {text_act!r}")

@@ -138,17 +138,20 @@ def agreeing(first: Floats, second: Floats, mirror: bool, tolerance: float) -> B
     turns = np.empty(number)
     scales = np.empty(number)
     for pair in range(number):
+        # A mirror turns an angle a into pi - a.
         turns[pair] = second[pair, 3] - (np.pi - first[pair, 3] if mirror else first[pair, 3])
         scales[pair] = second[pair, 2] / first[pair, 2]
     best = np.zeros(number, np.bool_)
     most = 0
     agree = np.zeros(number, np.bool_)
     for pair in range(number):
+        # Take the rotation and scale of this pair as a hypothesis, and count the pairs that agree with it.
         cosine = scales[pair] * np.cos(turns[pair])
         sine = scales[pair] * np.sin(turns[pair])
         limit = (tolerance * max(1.0, scales[pair])) ** 2
         count = 0
         for other in range(number):
+            # The offset from the pair's point, transformed, must lead to the other point in the second image.
             x = flip * (first[other, 0] - first[pair, 0])
             y = first[other, 1] - first[pair, 1]
             error_x = second[pair, 0] + cosine * x - sine * y - second[other, 0]
