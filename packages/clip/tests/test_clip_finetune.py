@@ -73,8 +73,9 @@ def test_without_other_data_nothing_is_evaluated_and_the_vision_tower_can_be_loc
 def test_an_earlier_result_is_tuned_again_under_a_name_of_its_own(here: Path) -> None:
     (here / "made").mkdir()
     (here / "model").rename(here / "made/wise")
-    done = finetune("made/wise", "pairs", "--val", "pairs", "--dry-run", *SMALL)
+    done = finetune("made/wise", "pairs", "--val", "pairs", "--dry-run", "--set", "tuned.seed=3", *SMALL)
     assert done.exit_code == 0, done.output
+    assert "run it: vfm run finetune.yaml --set tuned.seed=3\n" in done.output
     stages = stages_of(here / "finetune.yaml")
     assert (stages["start"]["source"], stages["tuned"]["init"]) == ("made/wise", "start")
     assert stages["own"]["models"] == ["start", "tuned", "wise"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -12,7 +13,7 @@ import typer
 
 from vfm.api.recipe_run import run_recipe
 from vfm.base import UserError
-from vfm.cli.command import console, note, show, show_results
+from vfm.cli.command import DEFAULT_STORE, console, note, show, show_results
 from vfm.cli.recipe import show_outcome
 from vfm.flow.listeners.listeners import ConsoleListener
 from vfm.flow.plan.plan import make_plan
@@ -40,6 +41,16 @@ def _is_unchanged(content: bytes) -> bool:
     return content == _signed(text)
 
 
+def _command(recipe: Path, overrides: Sequence[str], store: Path) -> str:
+    """Build the command that runs a written recipe, since the file does not hold the overrides."""
+    words = ["vfm", "run", str(recipe)]
+    for override in overrides:
+        words += ["--set", override]
+    if store != DEFAULT_STORE:
+        words += ["--store", str(store)]
+    return shlex.join(words)
+
+
 def run_written(
     manager: pluggy.PluginManager,
     recipe: Path,
@@ -58,7 +69,7 @@ def run_written(
         text: the recipe.
         overrides: `NAME.FIELD=VALUE` each.
         store: folder of artifacts and runs.
-        dry_run: only write the recipe, and check it with the overrides.
+        dry_run: only write the recipe, check it with the overrides, and print the command that runs it with them.
         quiet: print errors only.
 
     Raises:
@@ -73,6 +84,8 @@ def run_written(
     try:
         loaded = load_recipe(str(recipe), stage_types(manager), overrides)
         if dry_run:
+            if not quiet:
+                show(f"run it: {_command(recipe, overrides, store)}")
             return
         plan = make_plan(loaded, Store(store), note)
         preflight(plan)
