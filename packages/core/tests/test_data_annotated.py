@@ -107,7 +107,7 @@ def test_broken_annotations_are_skipped_and_counted_by_reason(tmp_path: Path, re
 
 
 def test_too_many_broken_annotations_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"1 annotations cannot be used \(max_bad_fraction is 0.05\): 1 bad_box"):
+    with pytest.raises(UserError, match=r"annotations that cannot be used: 1 \(max_bad_fraction is 0.05\): 1 bad_box"):
         read(tmp_path, coco(tmp_path / "coco", [BOX, BROKEN["bad_box"]]), max_bad_fraction=0.05)
 
 

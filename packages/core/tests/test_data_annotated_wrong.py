@@ -227,6 +227,6 @@ def test_annotations_that_were_left_out_are_shown_and_are_no_bad_samples(tmp_pat
     recipe.write_text(f"stages:\n  - {{kind: data.annotated, name: x, path: {folder}, {settings}}}\n")
     done = run_here("run", recipe, "--store", tmp_path / "store")
     assert done.code == 0, done.err
-    assert "x: 1 annotations were left out: 1 box_outside_image; the first is annotation " in done.out + done.err
+    assert "x: annotations left out: 1 (1 box_outside_image); the first is annotation " in done.out + done.err
     (manifest,) = (tmp_path / "store").glob("data.annotated-*/manifest.json")
     assert json.loads(manifest.read_text())["bad_samples"] == {}

@@ -102,9 +102,9 @@ def import_annotations(
     wrong = bad.total() - bad["bad_image"]  # bad images have their own limit
     if wrong > wanted.max_bad_fraction * (wrong + len(table.table)):
         limit = f"max_bad_fraction is {wanted.max_bad_fraction}"
-        raise UserError(f"{ctx.stage}: {wrong} annotations cannot be used ({limit}): {reasons}")
+        raise UserError(f"{ctx.stage}: annotations that cannot be used: {wrong} ({limit}): {reasons}")
     if bad:
-        ctx.warn(f"{bad.total():,} annotations were left out: {reasons}; the first is {places[0]}")
+        ctx.warn(f"annotations left out: {bad.total():,} ({reasons}); the first is {places[0]}")
     if not wanted.keep_empty:
         objects_per_image = np.bincount(table.image, minlength=len(images))
         # An image that is bad for another reason keeps it.
