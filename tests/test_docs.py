@@ -226,6 +226,7 @@ COMMANDS = {
     "python examples/dense_onnx.py detector-onnx photo.jpg --out drawn.png": NOT_HERE,
     # packages/eva/tests/test_import_dense_eval.py evaluates two.
     "uv run vfm eval mask2former segformer=segformer-b0 --data scenes/test.tar --tasks segmentation": NOT_HERE,
+    "uv run vfm eval hf-hub:nvidia/segformer-b0-finetuned-ade-512-512 --data ADEChallengeData2016": NOT_HERE,
     "uv run vfm eval store/runs/quickstart/artifacts/clip store/runs/quickstart/artifacts/teacher"
     " --data TRAIN.tar --tasks retrieval": AS_IT_STANDS,
     "uv run vfm finetune store/runs/quickstart/artifacts/clip TRAIN.tar --val VAL.tar": "{} --steps 2 --batch-size 16",

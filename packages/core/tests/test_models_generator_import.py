@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from vfm.base import UserError
 from vfm.interfaces import Artifact, Context, GeneratorCheckpoint, Preflight
 from vfm.models import import_generator
-from vfm.models.generator import generator_import, generator_parts
+from vfm.models.clip import model_sources
+from vfm.models.generator import generator_parts
 from vfm.models.stages import ImportGenerator
 
 diffusers = pytest.importorskip("diffusers")
@@ -247,7 +248,7 @@ def test_a_model_of_the_hub_is_pinned_and_only_needed_files_are_downloaded(
         calls.append((repo, options))
         return str(source)
 
-    monkeypatch.setattr(generator_import, "snapshot_download", download)
+    monkeypatch.setattr(model_sources, "snapshot_download", download)
     import_generator("hf-hub:org/model@0123abc", tmp_path / "out")
     ((repo, options),) = calls
     assert (repo, options["revision"]) == ("org/model", "0123abc")

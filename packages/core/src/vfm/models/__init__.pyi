@@ -11,7 +11,11 @@ from .clip.clip_config import (
     get_clip_config as get_clip_config,
     read_clip_config as read_clip_config,
 )
-from .clip.model_sources import is_vision_source as is_vision_source
+from .clip.model_sources import (
+    hub_record as hub_record,
+    is_vision_source as is_vision_source,
+    model_folder as model_folder,
+)
 from .clip.text import (
     PROBES as PROBES,
     WordTokenizer as WordTokenizer,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import product
+from itertools import chain, product
 from typing import Any, get_args
 
 from pydantic import TypeAdapter
@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from vfm.base import UserError, did_you_mean
 from vfm.flow.recipe.yaml_lines import dump
 from vfm.flow.requests.datasets import EvaluationDataset
+from vfm.flow.requests.dense_tasks import dense_tasks, import_settings, no_common_task
 from vfm.flow.requests.inputs import IMPORT_DENSE, Fields, Input, stage_name
 from vfm.flow.requests.suites import SkippedDataset
 from vfm.interfaces import (
@@ -19,6 +20,7 @@ from vfm.interfaces import (
     Artifact,
     ChoiceDataset,
     ClipCheckpoint,
+    DenseCheckpoint,
     Evaluation,
     LabeledDataset,
     PairDataset,
@@ -28,7 +30,7 @@ from vfm.interfaces import (
     VideoDataset,
 )
 
-# Run those of these tasks that fit a dataset. They need no training images.
+# Run those of these tasks that fit a dataset, and the dense tasks. They need no training images.
 DEFAULT_TASKS = ("zero_shot", "retrieval", "mmvp_vlm", "video")
 CONTENTS: dict[type[Artifact], str] = {
     PairDataset: "captions",
@@ -89,39 +91,26 @@ def evaluation_recipe(
     inputs = [model for model in plan.models if model not in dense]
     for dataset in datasets:
         inputs += [part for part in (dataset.data, dataset.train) if part]
+    _check_names(plan.models, datasets)
+    chosen = [tasks or tuple(dataset.scores) or _default_tasks(plan, dataset) for dataset in datasets]
     for model in dense:  # after the data, whose classes they get
         assert model.stage is not None
-        model.stage.update(_classes_and_task(datasets, tasks))
+        model.stage.update(import_settings(model, [dataset.data for dataset in datasets], set(chain(*chosen))))
     inputs += dense
     for part in inputs:
         if part.stage and part.stage not in plan.stages:
             plan.stages.append(part.stage)
-    _check_names(plan.models, datasets)
-    for dataset in datasets:
-        chosen = tasks or tuple(dataset.scores) or tuple(task for task in DEFAULT_TASKS if _fits(plan, dataset, task))
-        for task in chosen:
+    for dataset, of_dataset in zip(datasets, chosen, strict=True):
+        for task in of_dataset:
             plan.stages += _evaluations(plan, dataset, task)
     if not plan.scores:
-        raise UserError("\n".join(f"{gap.title}: {gap.why}" for gap in plan.left_out) or _no_task(datasets))
+        raise UserError("\n".join(f"{gap.title}: {gap.why}" for gap in plan.left_out) or _no_task(plan, datasets))
     summary: Fields = {"kind": "eval.summary", "name": SUMMARY, "scores": plan.scores}
     if plan.left_out:
         summary["missing"] = [_non_empty(asdict(gap)) for gap in plan.left_out]
     plan.stages.append(summary)
     record = {"description": description, "stages": plan.stages}
     return dump(record)
-
-
-def _classes_and_task(datasets: Sequence[EvaluationDataset], tasks: Sequence[str]) -> Fields:
-    """Choose the data whose classes a model of transformers gets, and what a model of queries predicts."""
-    fields: Fields = {}
-    annotated = [dataset.data.ref for dataset in datasets if issubclass(dataset.data.makes, AnnotatedImages)]
-    if annotated:
-        fields["data"] = annotated[0]
-    trained_for = {"panoptic": "panoptic", "detection": "instance"}
-    chosen = [trained_for[task] for task in trained_for if task in tasks]
-    if chosen:
-        fields["task"] = chosen[0]
-    return fields
 
 
 def _evaluations(plan: EvaluationPlan, dataset: EvaluationDataset, task: str) -> Iterator[Fields]:
@@ -142,17 +131,13 @@ def _evaluations(plan: EvaluationPlan, dataset: EvaluationDataset, task: str) ->
     if why:
         plan.left_out.append(SkippedDataset(_title(dataset, task), dataset.group, why, tuple(ways)))
         return
-    fitting = [model for model in plan.models if _input_ref(kind, "models").accepts(model.makes)]
+    fitting = []
     for model in plan.models:
-        if model not in fitting:
-            if model.makes is ClipCheckpoint:
-                tower = "with a text tower"
-            else:
-                tower = "without a text tower"
-            if VideoClassifier is model.makes or _input_ref(kind, "models").accepts(VideoClassifier):
-                tower = f"{task} needs a {_input_ref(kind, 'models').expected}"
-            why = f"{model.name} is a {model.makes.__name__}, {tower}: {task} does not apply"
+        why = _model_misfit(model, kind)
+        if why:
             plan.left_out.append(SkippedDataset(_title(dataset, task), "", why))
+        else:
+            fitting.append(model)
     if not fitting:
         return
     fields: Fields = {"models": [model.ref for model in fitting], "data": dataset.data.ref, **dataset.settings}
@@ -186,11 +171,40 @@ def _misfit(dataset: EvaluationDataset, kind: type[Stage]) -> str:
     return ""
 
 
+def _model_misfit(model: Input, kind: type[Stage]) -> str:
+    """Explain why a task does not apply to a model. Empty if it does."""
+    task = kind.kind_name().removeprefix("eval.")
+    models = _input_ref(kind, "models")
+    if models.accepts(model.makes):
+        needed: tuple[str, ...] = getattr(kind, "tasks", ())
+        if not model.predicts or set(model.predicts) & set(needed):
+            return ""
+        return f"{model.name} predicts {', '.join(model.predicts)}, {task} needs {' or '.join(needed)}"
+    heads = (VideoClassifier, DenseCheckpoint)
+    if model.makes in heads or any(models.accepts(head) for head in heads):
+        reason = f"{task} needs a {models.expected}"
+    elif model.makes is ClipCheckpoint:
+        reason = "with a text tower"
+    else:
+        reason = "without a text tower"
+    return f"{model.name} is a {model.makes.__name__}, {reason}: {task} does not apply"
+
+
+def _default_tasks(plan: EvaluationPlan, dataset: EvaluationDataset) -> tuple[str, ...]:
+    """List the tasks without training images that fit a dataset, for detectors and segmenters by their labels."""
+    fitting = [task for task in DEFAULT_TASKS if _fits(plan, dataset, task)]
+    return (*fitting, *dense_tasks(plan.models, dataset.data, plan.known))
+
+
 def _fits(plan: EvaluationPlan, dataset: EvaluationDataset, task: str) -> bool:
     return f"eval.{task}" in plan.known and not _misfit(dataset, plan.known[f"eval.{task}"])
 
 
-def _no_task(datasets: Iterable[EvaluationDataset]) -> str:
+def _no_task(plan: EvaluationPlan, datasets: Iterable[EvaluationDataset]) -> str:
+    dense = [model for model in plan.models if model.predicts]
+    annotated = [dataset.data for dataset in datasets if issubclass(dataset.data.makes, AnnotatedImages)]
+    if dense and annotated:
+        return no_common_task(dense, annotated, plan.known)
     names = ", ".join(f"{dataset.data.name} ({dataset.data.makes.__name__})" for dataset in datasets)
     return f"no task fits {names or 'no data'}; give tasks to choose others"
 

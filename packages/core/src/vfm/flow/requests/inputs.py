@@ -20,13 +20,17 @@ from vfm.interfaces import (
     VideoClassifier,
     VisionCheckpoint,
 )
-from vfm.models.stages import source_and_tag
+from vfm.models.stages import HUB_PREFIX, source_and_tag
 from vfm.storage.store_files import read_record
 
 Fields = dict[str, Any]  # fields of a stage, as in a recipe
-# Ends of the names of transformers' classes that `eva.import_dense` reads.
-DENSE_CLASSES = ("ForObjectDetection", "ForSemanticSegmentation", "ForUniversalSegmentation")
 IMPORT_DENSE = "eva.import_dense"
+# What the models predict that `eva.import_dense` reads, by the end of the name of their class in transformers.
+DENSE_CLASSES = {
+    "ForObjectDetection": ("boxes",),
+    "ForSemanticSegmentation": ("semantic",),
+    "ForUniversalSegmentation": ("boxes", "masks", "semantic", "panoptic"),
+}
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,14 @@ class Input:
         makes: type of the artifact.
         stage: fields of the stage that imports it; None for a saved artifact.
         given_name: the user's name for a saved artifact.
+        predicts: what a detector or segmenter predicts, such as boxes; empty for other inputs.
     """
 
     ref: str
     makes: type[Artifact]
     stage: Fields | None = None
     given_name: str = ""
+    predicts: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -72,8 +78,8 @@ def saved_artifact(path: str) -> Artifact | None:
 def model_input(word: str) -> Input:
     """Resolve the model that a user names as `[NAME=]MODEL`.
 
-    MODEL is the folder of a checkpoint, a source of `models.clip` or `models.vision`, or the folder of a detector or
-    segmenter of transformers. A pretrained tag follows an open_clip name after a comma: `ViT-B-32,openai`.
+    MODEL is the folder of a checkpoint, a source of `models.clip` or `models.vision`, or a detector or segmenter of
+    transformers. A pretrained tag follows an open_clip name after a comma: `ViT-B-32,openai`.
 
     Raises:
         UserError: If there is no such model, or the folder holds another artifact.
@@ -86,17 +92,16 @@ def model_input(word: str) -> Input:
     if isinstance(artifact, heads) and name:
         raise UserError(f"{word}: a {type(artifact).__name__} is evaluated under its folder's name; leave {name}= out")
     if artifact is not None and name is None:
-        return Input(rest, type(artifact))
-    if artifact is None and _is_dense(Path(rest)):
-        name = name or stage_name(rest.rstrip("/").rsplit("/", 1)[-1])
-        return Input(name, DenseCheckpoint, {"kind": IMPORT_DENSE, "name": name, "source": rest})
+        predicts = tuple(artifact.tasks) if isinstance(artifact, DenseCheckpoint) else ()
+        return Input(rest, type(artifact), predicts=predicts)
+    predicts = () if artifact else _predictions(rest)
+    if predicts:
+        name = name or stage_name(_short_name(rest))
+        return Input(name, DenseCheckpoint, {"kind": IMPORT_DENSE, "name": name, "source": rest}, predicts=predicts)
     source, tag = source_and_tag(rest)
     encoder = isinstance(artifact, VisionCheckpoint) if artifact else _is_encoder(source, tag)
     kind, makes = ("models.vision", VisionCheckpoint) if encoder else ("models.clip", ClipCheckpoint)
-    # A local folder is named by its last part, a model of the hub by its whole name.
-    short = source.partition(":")[2] or source
-    if Path(source).exists():
-        short = source.rstrip("/").rsplit("/", 1)[-1]
+    short = _short_name(source)
     name = name or stage_name(f"{short}-{tag}" if tag and not Path(tag).exists() else short)
     fields = {"kind": kind, "name": name, "source": source}
     if tag:
@@ -104,12 +109,26 @@ def model_input(word: str) -> Input:
     return Input(name, makes, fields)
 
 
-def _is_dense(folder: Path) -> bool:
-    """Check whether a folder has a detector or segmenter in transformers' layout."""
-    if not (folder / "config.json").is_file():
-        return False
-    names = read_record(folder / "config.json").get("architectures") or []
-    return any(str(name).endswith(DENSE_CLASSES) for name in names)
+def _short_name(source: str) -> str:
+    """Shorten a source: a local folder to its last part, a model of the hub to its whole name without the prefix."""
+    if Path(source).exists():
+        return source.rstrip("/").rsplit("/", 1)[-1]
+    return source.partition(":")[2] or source
+
+
+def _predictions(source: str) -> tuple[str, ...]:
+    """List what a detector or segmenter in transformers' layout predicts. Empty for other models."""
+    record: dict[str, Any] = {}
+    file = Path(source) / "config.json"
+    if file.is_file():
+        record = read_record(file)
+    elif source.startswith(HUB_PREFIX):
+        record = load_function("vfm.models:hub_record")(source)
+    for architecture in record.get("architectures") or ():
+        for end, predicts in DENSE_CLASSES.items():
+            if str(architecture).endswith(end):
+                return predicts
+    return ()
 
 
 def named_apart(model: Input, taken: Collection[str], name: str) -> Input:

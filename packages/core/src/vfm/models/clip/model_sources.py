@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import open_clip
 import timm
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, snapshot_download
 
 from vfm.base import UserError, did_you_mean
 from vfm.models import small_models  # noqa: F401  (registers the small architectures)
@@ -16,6 +16,7 @@ from vfm.models.clip.clip_config import CONFIG_FILE
 from vfm.models.stages import FOLDER_PREFIX, HUB_PREFIX
 from vfm.models.transformers_folders.encoders import is_transformers_encoder
 from vfm.models.weights import load_state_dict
+from vfm.storage.store_files import read_record
 
 T = TypeVar("T")
 
@@ -30,6 +31,52 @@ def local_folder(source: str) -> Path | None:
     if source.startswith(FOLDER_PREFIX) and not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     return folder if folder.is_dir() else None
+
+
+def existing_folder(source: str) -> Path | None:
+    """Find the folder that a source names, None for a model of the hub.
+
+    Raises:
+        UserError: If the source names neither.
+    """
+    folder = local_folder(source)
+    if not folder and not source.startswith(HUB_PREFIX):
+        raise UserError(f"{source}: no such folder; write a model of the hub as hf-hub:org/model")
+    return folder
+
+
+def model_folder(source: str, wanted: Sequence[str], ignored: Sequence[str] = ()) -> Path:
+    """Find the folder of a model, downloaded to the cache if it is a model of the hub.
+
+    Args:
+        source: a folder, or `hf-hub:org/model`, with `@revision` for another than the newest.
+        wanted: patterns of the files to download.
+        ignored: patterns of the files among them that are not downloaded.
+
+    Raises:
+        UserError: If there is no such folder, or the download fails.
+    """
+    folder = existing_folder(source)
+    if folder:
+        return folder
+    repo, revision = repository(source)
+    files: dict[str, Any] = {"allow_patterns": list(wanted), "ignore_patterns": list(ignored), "revision": revision}
+    return Path(fetch(source, lambda: snapshot_download(repo, **files)))
+
+
+def repository(source: str) -> tuple[str, str | None]:
+    """Split `hf-hub:org/model@revision` into repository and revision. None means the hub's newest."""
+    repo, _, revision = source.removeprefix(HUB_PREFIX).partition("@")
+    return repo, revision or None
+
+
+def hub_record(source: str) -> dict[str, Any]:
+    """Read `config.json` of a model of the hub; empty if it has none, or it cannot be downloaded."""
+    repo, revision = repository(source)
+    try:
+        return read_record(Path(hf_hub_download(repo, "config.json", revision=revision)))
+    except Exception:  # no such file, or no network; each has several exception types
+        return {}
 
 
 def weights_file_as_source(source: str | Mapping[str, Any], pretrained: str | None) -> Path | None:

@@ -8,14 +8,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
 from vfm.base import UserError
 from vfm.interfaces import Context, GeneratorCheckpoint, Preflight
-from vfm.models.clip.model_sources import fetch, local_folder
-from vfm.models.generator.generator_parts import DENOISERS, WEIGHTS, check_parts, denoiser_folder, read_part, repository
-from vfm.models.stages import HUB_PREFIX, ImportGenerator
+from vfm.models.clip.model_sources import existing_folder, model_folder
+from vfm.models.generator.generator_parts import DENOISERS, WEIGHTS, check_parts, denoiser_folder, read_part
+from vfm.models.stages import ImportGenerator
 from vfm.models.weights import check_finite_weights
 from vfm.storage.store_files import naming, reading
 
@@ -57,7 +56,7 @@ def import_generator_checkpoint(config: ImportGenerator, ctx: Context) -> Genera
 
 def check_import_generator(config: ImportGenerator, ctx: Preflight) -> None:
     """Check the parts of a local model without reading weights. For a model on the hub, only its name is checked."""
-    folder = _local_folder(config.source)
+    folder = existing_folder(config.source)
     if folder:
         read_facts(folder)
         check_parts(folder, config.source)
@@ -79,7 +78,7 @@ def import_generator(source: str, directory: Path) -> GeneratorCheckpoint:
             tokenizer is missing. It is also raised if the weights of the denoiser, VAE or text encoders are missing,
             pickled, of half precision only, not finite, or do not fit their configuration.
     """
-    folder = _find_folder(source)
+    folder = model_folder(source, NEEDED, VARIANTS)
     facts = read_facts(folder)
     check_parts(folder, source)
     for file in sorted(folder.rglob("*")):
@@ -111,22 +110,6 @@ def read_facts(folder: Path) -> dict[str, Any]:
         raise UserError(f"{folder}: its denoiser has no cross-attention, so it cannot be conditioned")
     prediction = _prediction(read_part(folder / SCHEDULER_FILE), folder)
     return {"sample_size": size, "condition_width": condition, "prediction": prediction}
-
-
-def _local_folder(source: str) -> Path | None:
-    folder = local_folder(source)
-    if not folder and not source.startswith(HUB_PREFIX):
-        raise UserError(f"{source}: no such folder; write a model of the hub as hf-hub:org/model")
-    return folder
-
-
-def _find_folder(source: str) -> Path:
-    folder = _local_folder(source)
-    if folder:
-        return folder
-    repo, revision = repository(source)
-    files: dict[str, Any] = {"allow_patterns": list(NEEDED), "ignore_patterns": list(VARIANTS), "revision": revision}
-    return Path(fetch(source, lambda: snapshot_download(repo, **files)))
 
 
 def _is_needed(name: str) -> bool:

@@ -15,6 +15,7 @@ from huggingface_hub import list_repo_files
 from safetensors import safe_open
 
 from vfm.base import UserError, how_to_install
+from vfm.models.clip.model_sources import repository
 from vfm.models.custom_code import without_custom_code
 from vfm.models.stages import HUB_PREFIX
 from vfm.storage.store_files import naming, read_record, reading
@@ -227,12 +228,6 @@ def _half_precision(folder: Path, source: str) -> str | None:
         return None
     halves = sorted(name for name in names if fnmatch(name, f"{folder.name}/*.fp16*.safetensors"))
     return halves[0].rsplit("/", 1)[-1] if halves else None
-
-
-def repository(source: str) -> tuple[str, str | None]:
-    """Split `hf-hub:org/model@revision` into repository and revision. None means the hub's newest."""
-    repo, _, revision = source.removeprefix(HUB_PREFIX).partition("@")
-    return repo, revision or None
 
 
 def read_part(file: Path) -> dict[str, Any]:

@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import transformers
-from huggingface_hub import snapshot_download
 
-from vfm.models import without_custom_code
+from vfm.models import model_folder, without_custom_code
 from vfm.plugin import AnnotatedImages, Context, DenseCheckpoint, Preflight, UserError, did_you_mean, store_files
 from vfm_eva.dense.imported.stages import ImportDense
 
 MODEL_FOLDER = "model"
 RECORD_FILE = "classes.json"
-HUB = "hf-hub:"
 FILES = ("*.json", "*.safetensors")
 Family = Literal["ObjectDetection", "SemanticSegmentation", "UniversalSegmentation"]
 FAMILIES: tuple[Family, ...] = ("ObjectDetection", "SemanticSegmentation", "UniversalSegmentation")
@@ -72,7 +70,7 @@ def import_dense(config: ImportDense, ctx: Context) -> DenseCheckpoint:
     Raises:
         UserError: If the model cannot be loaded, has no dense task, or no class of the data.
     """
-    folder = find_folder(config.source)
+    folder = model_folder(config.source, FILES)
     record = read_config(folder, config.source)
     data = ctx.load(config.data) if config.data else None
     classes = class_record(config, record, data)
@@ -102,24 +100,6 @@ def import_dense(config: ImportDense, ctx: Context) -> DenseCheckpoint:
 def auto_class(family: Family) -> Any:
     """Look up transformers' class that loads the models of a family."""
     return getattr(transformers, f"AutoModelFor{family}")
-
-
-def find_folder(source: str) -> Path:
-    """Find the folder of a model, downloaded from the hub if it is named by `hf-hub:`.
-
-    Raises:
-        UserError: If there is no such folder, or the download fails.
-    """
-    if not source.startswith(HUB):
-        if not Path(source).is_dir():
-            raise UserError(f"{source}: no such folder; write a model of the hub as hf-hub:org/model")
-        return Path(source)
-    repo, _, revision = source.removeprefix(HUB).partition("@")
-    try:
-        return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES)))
-    except Exception as error:  # of many types, by the hub and by the network
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise UserError(f"{source}: not on this machine and cannot be downloaded: {reason}") from None
 
 
 def read_config(folder: Path, source: str) -> dict[str, Any]:
