@@ -8,6 +8,7 @@ from pathlib import Path
 import faster_coco_eval
 import numpy as np
 import pytest
+from faster_coco_eval.core import mask as coco_mask
 from lvis import LVIS, LVISEval, LVISResults
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -15,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from detection_world import CLASSES, DetectionWorld, as_masks, make_world, silent
 from vfm.base import UserError
 from vfm.eval.detection.detection_errors import classify_errors
-from vfm.eval.detection.detection_rules import MAX_DETS, GroundTruth, Rule, Shape, match_all
+from vfm.eval.detection.detection_rules import MAX_DETS, GroundTruth, Rule, Shape, box_ious, match_all
 from vfm.eval.detection.detection_scores import DetectionScores
 from vfm.eval.detection.detections import Detections, read_results, write_results_file
 from vfm.eval.detection.soft_nms import IOU, soft_nms, soften
@@ -119,6 +120,20 @@ def test_lvis_without_a_limit_for_an_image(tmp_path: Path) -> None:
     )
     few = values(score(world, world.results, "boxes", "lvis_fixed", limit=5))
     assert few["ar"] < values(score(world, world.results, "boxes", "lvis", limit=300))["ar"]
+
+
+def test_ious_of_pairs_equal_cocos_in_every_bit() -> None:
+    rng = np.random.default_rng(0)
+    boxes, others = (
+        np.concatenate([low, low + rng.choice([0, 7.3, 50], (2000, 2)) * rng.random((2000, 2))], axis=1)
+        for low in rng.uniform(0, 12, (2, 2000, 2))
+    )
+    crowd = rng.random(2000) < 0.3
+    found = box_ious(boxes, others, crowd)
+    sizes = [np.concatenate([one[:, :2], one[:, 2:] - one[:, :2]], axis=1) for one in (boxes, others)]
+    expected = [coco_mask.iou(a[None], b[None], [int(c)])[0, 0] for a, b, c in zip(*sizes, crowd, strict=True)]
+    assert (found > 0).sum() > 50
+    assert found.tolist() == expected
 
 
 def truth_as_found(world: DetectionWorld) -> Detections:

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from numpy.typing import NDArray
 
-from vfm.statistics.matching import ALMOST_ONE, THRESHOLDS, match_detections
-from vfm.statistics.precision_recall import RECALLS, ClassRows, precision_recall
+from vfm.statistics import matching
+from vfm.statistics.matching import ALMOST_ONE, THRESHOLDS, Pairs, match_detections, match_pairs
+from vfm.statistics.precision_recall import RECALLS, ClassRows, num_recalls, precision_recall
 from vfm.statistics.resampling import ResampledScore, image_weights, mean_of_known
 
 Floats = NDArray[np.float64]
@@ -47,6 +48,55 @@ def test_matching_equals_the_plain_loops(seed: int, num_detections: int, num_obj
     for area in range(3):
         for level, threshold in enumerate(THRESHOLDS.tolist()):
             assert found[area, level].tolist() == match_plain(ious, ignored[area], crowd, threshold)
+
+
+@settings(max_examples=100)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 3))
+def test_all_groups_at_once_equal_one_after_the_other(seed: int, at_once: int) -> None:
+    rng = np.random.default_rng(seed)
+    num_objects = int(rng.integers(0, 12))
+    of_objects, of_detections = rng.integers(0, 4, num_objects), rng.integers(0, 4, int(rng.integers(0, 15)))
+    crowd = rng.random(num_objects) < 0.3
+    ignored = crowd | (rng.random((3, num_objects)) < 0.3)
+    detection, candidate = np.nonzero(of_detections[:, None] == of_objects)
+    ious = rng.choice([0.0, 0.4, 0.5, 0.55, 0.7, 0.9, 1.0], len(detection))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matching, "AT_ONCE", at_once)
+        found = match_pairs(Pairs(of_detections, detection, candidate, ious), ignored, crowd)
+    for group in range(4):
+        detections, objects = np.flatnonzero(of_detections == group), np.flatnonzero(of_objects == group)
+        table = ious[of_detections[detection] == group].reshape(len(detections), len(objects))
+        alone = match_detections(table, ignored[:, objects], crowd[objects])
+        assert (found[:, :, detections] == np.where(alone >= 0, np.append(objects, -1)[alone], -1)).all()
+
+
+@given(st.lists(st.tuples(st.integers(0, 400), st.integers(1, 400)), min_size=1))
+def test_recalls_are_counted_as_by_a_search(fractions: list[tuple[int, int]]) -> None:
+    reached = np.array([part / whole for part, whole in fractions])
+    for values in (reached, RECALLS, np.nextafter(RECALLS, -1).clip(0), np.nextafter(RECALLS, 2)):
+        assert (num_recalls(values) == np.searchsorted(RECALLS, values, side="right")).all()
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32 - 1))
+def test_areas_and_levels_are_scored_as_if_alone(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    parts = [rows_of(np.random.default_rng(seed), 5, int(rng.integers(0, 20)), 9)[0]] * 6
+    true = np.concatenate([part.true & (rng.random(part.true.shape) < 0.7) for part in parts]).reshape(2, 3, -1)
+    ignored = np.concatenate([part.ignored & (rng.random(part.true.shape) < 0.5) for part in parts]).reshape(2, 3, -1)
+    counts = rng.random((2, 9)) < 0.7
+    first = parts[0]
+    whole = ClassRows(first.image, true, ignored, first.rank, first.object_image, counts)
+    weights = rng.multinomial(5, [0.2] * 5, size=4)
+    found = precision_recall(whole, weights, 2)
+    for area, level in np.ndindex(2, 3):
+        pair = (slice(area, area + 1), slice(level, level + 1))
+        rows = ClassRows(
+            first.image, true[pair], ignored[pair], first.rank, first.object_image, counts[area : area + 1]
+        )
+        alone = precision_recall(rows, weights, 2)
+        np.testing.assert_array_equal(found.precision[:, area, level], alone.precision[:, 0, 0])
+        np.testing.assert_array_equal(found.recall[:, area, level], alone.recall[:, 0, 0])
 
 
 def precision_plain(scores: Floats, true: NDArray[np.bool_], ignored: NDArray[np.bool_], total: int) -> float:

@@ -9,13 +9,15 @@ each image, the numbers equal pycocotools and lvis-api.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 RECALLS = np.linspace(0.0, 1.0, 101)  # COCO's
+_NEXT_RECALLS = np.append(RECALLS[1:], np.inf)
 EPSILON = np.spacing(1)
-MAX_WEIGHTS = 8_000_000  # held at once
+MAX_VALUES = 100_000  # of an intermediate array, which then stays in a processor's cache
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class ClassRows:
     object_image: NDArray[np.int64]
     object_counts: NDArray[np.bool_]
 
+    @cached_property
+    def hits(self) -> Hits:
+        """The matched detections, collected once for all resamples."""
+        return Hits.of(self)
+
 
 @dataclass(frozen=True)
 class PrecisionRecall:
@@ -45,6 +52,57 @@ class PrecisionRecall:
 
     precision: NDArray[np.float64]  # (R, A, T)
     recall: NDArray[np.float64]  # (R, A, T)
+
+
+@dataclass(frozen=True)
+class Hits:
+    """The matched detections of each pair of a range of area and a threshold. Pairs with equal rows are stored once.
+
+    Attributes:
+        pair: number of the stored pair, (A, T); the last number is a pair without hits.
+        area: range of area of each stored pair, (U,).
+        counts: the sets of detections that count, (S, N'), up to the last hit.
+        start: first hit of each stored pair, (U,).
+        row: detection of each hit, (H,), pair by pair.
+        counted: set of each hit, (H,).
+    """
+
+    pair: NDArray[np.int64]
+    area: NDArray[np.int64]
+    counts: NDArray[np.bool_]
+    start: NDArray[np.int64]
+    row: NDArray[np.int64]
+    counted: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: ClassRows) -> Hits:
+        """Collect the hits of a class."""
+        right = rows.true & ~rows.ignored
+        any_hit = np.flatnonzero(right.any(axis=(0, 1)))
+        last = int(any_hit[-1]) + 1 if len(any_hit) else 0  # rows ranked after the last hit have no effect
+        pair = np.full(right.shape[:2], -1, dtype=np.int64)
+        sets: dict[bytes, int] = {}  # thresholds mostly ignore the same rows, and many match the same
+        pairs: dict[tuple[int, int, bytes], int] = {}
+        counts, areas, of_pairs, set_of_pairs = [], [], [], []
+        for area, level in zip(*np.nonzero(right.any(axis=2)), strict=True):
+            counting, hits = ~rows.ignored[area, level, :last], right[area, level, :last]
+            number = sets.setdefault(counting.tobytes(), len(sets))
+            if number == len(counts):
+                counts.append(counting)
+            pair[area, level] = pairs.setdefault((int(area), number, hits.tobytes()), len(pairs))
+            if pair[area, level] == len(of_pairs):
+                areas.append(area)
+                of_pairs.append(np.flatnonzero(hits))
+                set_of_pairs.append(number)
+        lengths = np.array([len(of_pair) for of_pair in of_pairs], dtype=np.int64)
+        return cls(
+            pair % (len(pairs) + 1),
+            np.array(areas, dtype=np.int64),
+            np.array(counts, dtype=bool).reshape(len(counts), last),
+            np.cumsum(lengths) - lengths,
+            np.concatenate([np.empty(0, dtype=np.int64), *of_pairs]),
+            np.repeat(np.array(set_of_pairs, dtype=np.int64), lengths),
+        )
 
 
 def precision_recall(rows: ClassRows, weights: NDArray[np.integer], max_rank: int | None = None) -> PrecisionRecall:
@@ -55,54 +113,60 @@ def precision_recall(rows: ClassRows, weights: NDArray[np.integer], max_rank: in
         weights: how often each image counts, (R, I).
         max_rank: number of detections of each image to use for the recall.
     """
-    num_areas, num_levels, _ = rows.true.shape
-    shape = (len(weights), num_areas, num_levels)
+    hits = rows.hits
+    shape = (*hits.pair.shape, len(weights))
     precision, recall = np.full(shape, np.nan), np.full(shape, np.nan)
-    hits = np.flatnonzero((rows.true & ~rows.ignored).any(axis=(0, 1)))
-    last = int(hits[-1]) + 1 if len(hits) else 0  # rows ranked after the last hit have no effect
-    step = max(1, MAX_WEIGHTS // max(1, last))
+    step = max(1, MAX_VALUES // max(1, hits.counts.size + len(hits.row)))
     for start in range(0, len(weights), step):
         part = slice(start, start + step)
-        counted = weights[part].astype(np.float64)
-        totals = counted[:, rows.object_image] @ rows.object_counts.T.astype(np.float64)  # (R, A)
-        of_rows = counted[:, rows.image[:last]]
-        for area in range(num_areas):
-            known = totals[:, area] > 0
-            precision[part, area], recall[part, area] = _of_area(rows, of_rows, totals[:, area], area, last, max_rank)
-            precision[part, area][~known] = np.nan
-            recall[part, area][~known] = np.nan
-    return PrecisionRecall(precision, recall)
+        # Resamples are the last axis, so that sums over detections run along contiguous memory.
+        counted = weights[part].T.astype(np.float64)
+        totals = rows.object_counts.astype(np.float64) @ counted[rows.object_image]  # (A, R)
+        scores = _of_hits(rows, counted, totals, max_rank)
+        for table, of_pairs in zip((precision, recall), scores, strict=True):
+            table[:, :, part] = np.where(totals[:, None] > 0, of_pairs[hits.pair], np.nan)
+    return PrecisionRecall(precision.transpose(2, 0, 1), recall.transpose(2, 0, 1))
 
 
-def _of_area(
-    rows: ClassRows,
-    counted: NDArray[np.float64],
-    total: NDArray[np.float64],
-    area: int,
-    last: int,
-    max_rank: int | None,
+def _of_hits(
+    rows: ClassRows, counted: NDArray[np.float64], totals: NDArray[np.float64], max_rank: int | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute average precision and recall by threshold, (R, T) each."""
-    num_levels = rows.true.shape[1]
-    precision, recall = (np.zeros((len(counted), num_levels)) for _ in range(2))
-    divisor = np.maximum(total, 1)[:, None]
-    seen: dict[bytes, NDArray[np.float64]] = {}  # thresholds mostly ignore the same rows
-    for level in range(num_levels):
-        counts = ~rows.ignored[area, level, :last]
-        places = np.flatnonzero(rows.true[area, level, :last] & counts)
-        if not len(places):
-            continue
-        key = counts.tobytes()
-        if key not in seen:
-            seen[key] = np.cumsum(counted * counts, axis=1)
-        of_hits = counted[:, places]
-        right = np.cumsum(of_hits, axis=1)
-        envelope = right / (seen[key][:, places] + EPSILON)
+    """Compute average precision and recall of each pair, (U + 1, R) each, the last without hits.
+
+    Args:
+        rows: detections of the class.
+        counted: how often each image counts, (I, R).
+        totals: number of true objects by range of area, (A, R).
+        max_rank: as for `precision_recall`.
+    """
+    hits = rows.hits
+    of_rows = counted[rows.image[: hits.counts.shape[1]]]
+    none = np.zeros((1, counted.shape[1]))
+    if not len(hits.row):
+        return none, none
+    lengths = np.diff(hits.start, append=len(hits.row))
+    divisor = np.maximum(totals, 1)[hits.area]  # (U, R)
+    of_hits = of_rows[hits.row]
+    right = np.cumsum(of_hits, axis=0)
+    right -= np.repeat(right[hits.start] - of_hits[hits.start], lengths, axis=0)
+    seen = np.cumsum(of_rows * hits.counts[:, :, None], axis=1)[hits.counted, hits.row]
+    envelope = right / (seen + EPSILON)
+    for start, length in zip(hits.start.tolist(), lengths.tolist(), strict=True):
         # The best precision at this recall or a higher one, as in COCO's rule.
-        envelope = np.maximum.accumulate(envelope[:, ::-1], axis=1)[:, ::-1]
-        reached = np.searchsorted(RECALLS, right / divisor, side="right")
-        gained = np.diff(reached, axis=1, prepend=0)
-        precision[:, level] = (envelope * gained).sum(axis=1) / len(RECALLS)
-        within = of_hits if max_rank is None else of_hits * (rows.rank[places] < max_rank)
-        recall[:, level] = within.sum(axis=1) / divisor[:, 0]
-    return precision, recall
+        falling = envelope[start : start + length][::-1]
+        np.maximum.accumulate(falling, axis=0, out=falling)
+    reached = num_recalls(right / np.repeat(divisor, lengths, axis=0))
+    gained = np.diff(reached, axis=0, prepend=0)
+    gained[hits.start] = reached[hits.start]
+    precision = np.add.reduceat(envelope * gained, hits.start, axis=0) / len(RECALLS)
+    if max_rank is not None:
+        of_hits = of_hits * (rows.rank[hits.row] < max_rank)[:, None]
+    recall = np.add.reduceat(of_hits, hits.start, axis=0) / divisor
+    return np.concatenate([precision, none]), np.concatenate([recall, none])
+
+
+def num_recalls(reached: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Count the recalls in `RECALLS` up to each value, as `np.searchsorted` with `side="right"` does, but faster."""
+    below = np.minimum(reached * (len(RECALLS) - 1), len(RECALLS) - 1).astype(np.int64)
+    # The product may be rounded across a recall, so both neighbours are compared.
+    return np.asarray(below + (RECALLS[below] <= reached) + (_NEXT_RECALLS[below] <= reached), dtype=np.int64)

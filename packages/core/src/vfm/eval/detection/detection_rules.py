@@ -22,7 +22,7 @@ from vfm.data.annotated.masks import as_rle, mask_area
 from vfm.data.annotated.source import AnnotatedSource
 from vfm.data.annotated.tables import ObjectArrays
 from vfm.eval.detection.detections import Detections
-from vfm.statistics.matching import THRESHOLDS, match_detections
+from vfm.statistics.matching import Pairs, match_pairs, ranks
 from vfm.statistics.precision_recall import ClassRows
 
 Rule = Literal["coco", "lvis", "lvis_fixed"]
@@ -101,54 +101,99 @@ def match_all(detections: Detections, truth: GroundTruth, shape: Shape, max_dets
     detections = select(detections, truth, max_dets)
     detections = detections[np.argsort(-detections.scores, kind="stable")]
     areas = _areas(detections, truth.source.sizes, shape)
-    if truth.rule != "coco":  # lvis-api selects annotations by an area above 0, so others are not even wrong
-        detections, areas = detections[areas > 0], areas[areas > 0]
-    limit = max_dets if truth.rule == "coco" else len(detections) + 1
-    detection_rows = rows_by_key(detections.labels)
+    groups = detections.labels * len(truth.source.sizes) + detections.image
+    rank = ranks(groups)
+    if truth.rule == "coco":
+        kept = rank < max_dets
+    else:
+        kept = areas > 0  # lvis-api selects annotations by an area above 0, so others are not even wrong
+    # By class and falling score. Equal scores keep the order of the images' ids, as in COCO's tools.
+    order = np.lexsort((rank, truth.order_of_images[detections.image], -detections.scores, detections.labels))
+    order = order[kept[order]]
+    detections = detections[order]
+    true, ignored, skipped = _match(detections, areas[order], groups[order], truth, shape)
+    rank = ranks(groups[order])
     object_rows = rows_by_key(truth.objects.labels)
     nothing = np.empty(0, dtype=np.int64)
+    ends = np.searchsorted(detections.labels, np.arange(truth.num_classes + 1))
     for label in range(truth.num_classes):
-        rows = detection_rows.get(label, nothing)
-        objects = truth.objects[object_rows.get(label, nothing)]
-        rows = rows[_ranks(detections.image[rows]) < limit]
-        yield _match_class(detections[rows], areas[rows], objects, label, truth, shape)
+        rows = slice(ends[label], ends[label + 1])
+        objects = object_rows.get(label, nothing)
+        yield ClassRows(
+            detections.image[rows],
+            true[..., rows],
+            ignored[..., rows],
+            rank[rows],
+            truth.objects.image[objects],
+            ~skipped[:, objects],
+        )
 
 
-def _match_class(
-    detections: Detections,
-    areas: NDArray[np.float64],
-    objects: ObjectArrays,
-    label: int,
-    truth: GroundTruth,
-    shape: Shape,
-) -> ClassRows:
-    """Match the detections of a class, by descending score, with its objects, image by image."""
+def _match(
+    detections: Detections, areas: NDArray[np.float64], groups: NDArray[np.int64], truth: GroundTruth, shape: Shape
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Match detections, by class and falling score, with the objects of their image and class.
+
+    Returns:
+        Whether each detection is right and whether it is ignored, (A, T, N), and whether an object is skipped, (A, P).
+    """
+    objects = truth.objects
     low, high = np.array(list(AREAS.values())).T[:, :, None]  # (A, 1) each
     skipped = (objects.crowd | objects.ignored) | (objects.areas < low) | (objects.areas > high)  # (A, P)
     # Unmatched detections outside a range of areas are ignored in it, neither right nor wrong.
     out_of_range = (areas < low) | (areas > high)  # (A, N)
     if truth.rule != "coco":
         # LVIS: in these images not all objects of the class are labelled, so an unmatched detection may be right.
-        is_partial = [label in truth.not_exhaustive[image] for image in detections.image.tolist()]
-        out_of_range |= np.array(is_partial, dtype=bool)
-    match = np.full((len(AREAS), len(THRESHOLDS), len(detections)), -1, dtype=np.int64)
-    detection_rows, object_rows = rows_by_key(detections.image), rows_by_key(objects.image)
-    for image in detection_rows.keys() & object_rows.keys():
-        rows, rows_of_objects = detection_rows[image], object_rows[image]
-        width, height = truth.source.sizes[image]
-        ious = ious_of(detections[rows], objects[rows_of_objects], shape, height, width)
-        of_image = match_detections(ious, skipped[:, rows_of_objects], objects.crowd[rows_of_objects])
-        match[:, :, rows] = np.where(of_image >= 0, rows_of_objects[of_image], -1)
+        pairs = zip(detections.image.tolist(), detections.labels.tolist(), strict=True)
+        out_of_range |= np.array([label in truth.not_exhaustive[image] for image, label in pairs], dtype=bool)
+    match = match_pairs(_pairs(detections, groups, truth, shape), skipped, objects.crowd)
     matched = match >= 0
     by_area = np.arange(len(AREAS))[:, None, None]
     # Padded by a column for -1, the match of detections without one.
     of_skipped = matched & np.pad(skipped, ((0, 0), (0, 1)))[by_area, match]
     ignored = of_skipped | (~matched & out_of_range[:, None, :])
-    rank = _ranks(detections.image)
-    # Equal scores keep the order of the images' ids, as in COCO's tools.
-    order = np.lexsort((rank, truth.order_of_images[detections.image], -detections.scores))
-    true = (matched & ~ignored)[..., order]
-    return ClassRows(detections.image[order], true, ignored[..., order], rank[order], objects.image, ~skipped)
+    return matched & ~ignored, ignored, skipped
+
+
+def _pairs(detections: Detections, groups: NDArray[np.int64], truth: GroundTruth, shape: Shape) -> Pairs:
+    """List the pairs of a detection and an object of the same image and class, with their IoUs."""
+    objects = truth.objects
+    groups_of_objects = objects.labels * len(truth.source.sizes) + objects.image
+    order = np.argsort(groups_of_objects, kind="stable")
+    first, end = (np.searchsorted(groups_of_objects[order], groups, side) for side in ("left", "right"))
+    counts = end - first
+    starts = np.cumsum(counts) - counts
+    detection = np.repeat(np.arange(len(groups)), counts)
+    object_of_pair = order[np.arange(len(detection)) + np.repeat(first - starts, counts)]
+    if shape == "boxes":
+        crowd = objects.crowd[object_of_pair]
+        ious = box_ious(detections.boxes[detection], objects.boxes[object_of_pair], crowd)
+        return Pairs(groups, detection, object_of_pair, ious)
+    ious = np.zeros(len(detection))
+    for rows in rows_by_key(groups).values():
+        of_group = object_of_pair[starts[rows[0]] + np.arange(counts[rows[0]])]
+        width, height = truth.source.sizes[int(detections.image[rows[0]])]
+        table = ious_of(detections[rows], objects[of_group], shape, height, width)
+        ious[starts[rows, None] + np.arange(len(of_group))] = table
+    return Pairs(groups, detection, object_of_pair, ious)
+
+
+def box_ious(boxes: NDArray[np.float64], others: NDArray[np.float64], crowd: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Compute the IoU of two boxes each, (P,), or the share of the first box inside a crowd, as COCO's tools do.
+
+    Args:
+        boxes: left, top, right, bottom, (P, 4).
+        others: as `boxes`.
+        crowd: whether the other box is a crowd, (P,).
+    """
+    sides, other_sides = (corners[:, 2:] - corners[:, :2] for corners in (boxes, others))
+    # From sides, as COCO's boxes have them, so that the last bit is the same.
+    ends = np.minimum(boxes[:, :2] + sides, others[:, :2] + other_sides)
+    common = (ends - np.maximum(boxes[:, :2], others[:, :2])).clip(0)
+    overlap = common[:, 0] * common[:, 1]
+    areas, other_areas = (lengths[:, 0] * lengths[:, 1] for lengths in (sides, other_sides))
+    union = np.where(crowd, areas, areas + other_areas - overlap)
+    return np.asarray(np.divide(overlap, union, out=np.zeros_like(overlap), where=overlap > 0), dtype=np.float64)
 
 
 def ious_of(
@@ -195,16 +240,7 @@ def rows_by_key(keys: NDArray[np.int64]) -> dict[int, NDArray[np.int64]]:
     return {int(keys[part[0]]): part for part in parts}
 
 
-def _ranks(keys: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Count the equal keys before each key, (N,)."""
-    order = np.argsort(keys, kind="stable")
-    starts = np.flatnonzero(np.diff(keys[order], prepend=-1) != 0)
-    rank = np.empty(len(keys), dtype=np.int64)
-    rank[order] = np.arange(len(keys)) - np.repeat(starts, np.diff(np.append(starts, len(keys))))
-    return rank
-
-
 def _best(scores: NDArray[np.float64], groups: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     """Select the rows with the `count` best scores of each group, the first ones among equal scores."""
     order = np.argsort(-scores, kind="stable")
-    return np.asarray(order[_ranks(groups[order]) < count], dtype=np.int64)
+    return np.asarray(order[ranks(groups[order]) < count], dtype=np.int64)

@@ -113,12 +113,12 @@ class DetectionScores:
         return self._resampled[seed]
 
     def _tables(self, weights: NDArray[np.int64]) -> PrecisionRecallTables:
-        shape = (len(weights), len(AREAS), len(THRESHOLDS), len(self.classes))
+        shape = (len(self.classes), len(weights), len(AREAS), len(THRESHOLDS))
         dtype = np.float64 if len(weights) == 1 else np.float32  # 500 resamples of 1,203 classes take 96 MB each
         precision, recall = np.full(shape, np.nan, dtype=dtype), np.full(shape, np.nan, dtype=dtype)
         for label, rows in enumerate(self.classes):
             if rows.object_counts.any():
                 of_class = precision_recall(rows, weights)
-                precision[..., label] = of_class.precision
-                recall[..., label] = of_class.recall
-        return PrecisionRecallTables(precision, recall)
+                precision[label] = of_class.precision
+                recall[label] = of_class.recall
+        return PrecisionRecallTables(precision.transpose(1, 2, 3, 0), recall.transpose(1, 2, 3, 0))
