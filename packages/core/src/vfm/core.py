@@ -57,5 +57,8 @@ STAGES = {
 
 @hookimpl
 def vfm_stages() -> Mapping[str, str]:
-    """List core's stage types by kind: data, synthetic shapes, pretrained models and evaluations."""
+    """List core's stage types by kind.
+
+    They import data, draw synthetic shapes, import pretrained models, and evaluate.
+    """
     return STAGES

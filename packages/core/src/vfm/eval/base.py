@@ -41,9 +41,13 @@ class ReadSettings:
     threads: int = 1
 
     def check_bad(self, bad: Counter[str], total: int, items: str = "samples", first: object = None) -> None:
-        """Check the number of bad samples of a dataset, counted by reason.
+        """Check the number of bad samples of a dataset.
 
-        The error names `first`, the first bad sample, if it is given.
+        Args:
+            bad: number of bad samples by reason.
+            total: number of all samples.
+            items: name of the samples in the message.
+            first: the first bad sample, for the message.
 
         Raises:
             UserError: If more than `max_bad_fraction` are bad, or all.
@@ -57,12 +61,13 @@ class ReadSettings:
 
 
 class ModelEvaluation(Evaluation):
-    """Evaluate models on one dataset: encode it with each model, score all on the same items, and write a report.
+    """Evaluate models on one dataset.
 
-    A subclass names its function in `evaluator`, or overrides `evaluate`. Scores, paired tests, predictions and result
-    files are written for it. It can also evaluate a model during training (`evaluation.tasks` of a training stage).
-    With `in_processes`, several processes share the encoding (`encode_dataset`, `encode_texts`). Only rank 0 then has
-    the features of all images, so `vfm.train.leave_to_first` leaves the scoring to it.
+    The dataset is encoded with each model, all models are scored on the same items, and a report is written. A subclass
+    names its function in `evaluator`, or overrides `evaluate`. Scores, paired tests, predictions and result files are
+    written for it. It can also evaluate a model during training (`evaluation.tasks` of a training stage). With
+    `in_processes`, several processes share the encoding (`encode_dataset`, `encode_texts`). Only rank 0 then has the
+    features of all images, so `vfm.train.leave_to_first` leaves the scoring to it.
     """
 
     version: ClassVar[int] = 3  # since checkpoint_sha256 covers the configuration too

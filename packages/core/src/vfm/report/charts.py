@@ -34,7 +34,7 @@ STYLE: dict[str, Any] = {
 
 
 def compact(value: float, position: int | None = None) -> str:
-    """Format a number for an axis: `1,000`, `20k`, `1.5M`, `0.01`, `1e-05`."""
+    """Format a number for an axis, such as `1,000`, `20k`, `1.5M`, `0.01` or `1e-05`."""
     # Up to 9,999 numbers are short enough without a letter.
     for least, size, letter in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if abs(value) >= least:

@@ -111,7 +111,7 @@ def _report(entry: StageEntry) -> Report | None:
 
 
 def _data_hash(directory: Path) -> str:
-    """Read the hash of the evaluated items. Empty if the report has none."""
+    """Read the hash of the evaluated items, if the report has one."""
     records = sorted((directory / "results").glob("*.json"))
     if not records:
         return ""
@@ -119,7 +119,7 @@ def _data_hash(directory: Path) -> str:
 
 
 def _paired(before: Accuracy | None, after: Accuracy | None, baseline: str, model: str) -> Comparison | None:
-    """Compute the paired test of two scores. None if their items are unknown or differ."""
+    """Compute the paired test of two scores, if their items are known and equal."""
     if before is None or after is None or len(before.correct) != len(after.correct):
         return None
     pairs = ((before.groups, after.groups), (before.classes, after.classes))
@@ -155,7 +155,10 @@ def settings_table(stages: Mapping[str, Entries], runs: Sequence[str]) -> TableP
 
 
 def _made_with(entry: StageEntry) -> Mapping[str, Any]:
-    """Read how an artifact was made, or is being made. Empty for a stage that has not begun."""
+    """Read how an artifact was made, or is being made.
+
+    A stage that has not begun has no settings.
+    """
     if entry.manifest:
         return entry.manifest
     try:
@@ -167,7 +170,11 @@ def _made_with(entry: StageEntry) -> Mapping[str, Any]:
 
 
 def _differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Collect the settings that differ from the first run: by dotted key, the value in each run."""
+    """Collect the settings that differ from the first run.
+
+    Returns:
+        The value in each run, by dotted key.
+    """
     (_, before), *others = settings.items()
     values: dict[str, dict[str, Any]] = {}
     for run, after in others:

@@ -43,17 +43,20 @@ class ReportedComparison:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the p-value, which must be corrected first, is small."""
+        """Whether the p-value is small. It must be corrected first."""
         return self.test.p_value <= ALPHA
 
     @property
     def is_known(self) -> bool:
-        """Whether there is a p-value, which is NaN if a score is NaN."""
+        """Whether there is a p-value. It is NaN if a score is NaN."""
         return not math.isnan(self.test.p_value)
 
     @property
     def kind(self) -> tuple[bool, bool]:
-        """Kind of the comparison: over seeds or on items, and main or further."""
+        """Kind of the comparison.
+
+        It is over seeds or on items, and main or further.
+        """
         return bool(self.num_seeds), self.main
 
 

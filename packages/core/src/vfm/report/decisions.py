@@ -16,7 +16,7 @@ def decisions(findings: Sequence[ReportedComparison]) -> list[str]:
     """Write sentences about comparisons with corrected p-values, the main metrics first.
 
     With several seeds, they are about the effect of a method, and the comparisons of single seeds are left out. With
-    one seed, they are about the items, which show no gain of a method.
+    one seed, they are about the items. Items show no gain of a method.
     """
     known = [finding for finding in findings if finding.is_known]
     over_seeds = [finding for finding in known if finding.num_seeds]

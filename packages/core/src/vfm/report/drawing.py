@@ -23,7 +23,10 @@ MAX_ROWS = 200  # of a table; all rows are in the panel's file
 
 @dataclass(frozen=True)
 class CurvesChart:
-    """An `<svg>`, and its legend: (name, colour, dash) of each curve. The legend is empty if the title is its name."""
+    """An `<svg>` and its legend.
+
+    The legend has (name, colour, dash) of each curve. It is empty if the title is its name.
+    """
 
     svg: str
     legend: list[tuple[str, str, str]]
@@ -51,7 +54,7 @@ class GridImage:
     """An image of a grid.
 
     Attributes:
-        url: data URL; empty if the file cannot be shown, which `title` then explains.
+        url: data URL. Empty if the file cannot be shown.
         title: the file, or the reason why it cannot be shown.
         sharp: whether to enlarge it without smoothing.
         right: as in `PanelImage`.
@@ -102,7 +105,13 @@ def draw_panels(directory: Path, salt: str) -> Iterator[Drawing]:
 
 
 def draw(panel: Panel, directory: Path, salt: str) -> Drawing:
-    """Prepare a panel for the page. Its images are in `directory`."""
+    """Prepare a panel for the page.
+
+    Args:
+        panel: the panel.
+        directory: folder of its images.
+        salt: part of the ids in its SVG.
+    """
     try:
         return Drawing(panel, _content(panel, directory, salt))
     except ValueError as error:
@@ -114,7 +123,7 @@ def _problem(error: ValueError) -> str:
 
 
 def _content(panel: Panel, directory: Path, salt: str) -> CurvesChart | Bars | Table | ImageGrid | None:
-    """Build the content of a panel. None for a text, and for an empty panel."""
+    """Build the content of a panel. A text, and an empty panel, have none."""
     match panel:
         case LinesPanel() if any(series.y.count(None) < len(series.y) for series in panel.series):
             legend = [(series.name, color(i), dash(i)) for i, series in enumerate(panel.series)]

@@ -19,7 +19,10 @@ TRAINING_AXIS = "step"  # x axis of the curves of training runs
 
 
 def main_results(tables: Sequence[ResultTable]) -> list[str]:
-    """Describe the main metric of the last tables, such as "zero_shot: top-1 accuracy 36.7 % (clip), n = 1,080"."""
+    """Describe the main metric of the last tables.
+
+    An example is "zero_shot: top-1 accuracy 36.7 % (clip), n = 1,080".
+    """
     lines = []
     for table in [table for table in tables if table.headline][-MAX_LINES:]:
         result = table.headline[0]

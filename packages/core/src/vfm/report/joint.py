@@ -71,7 +71,10 @@ def _each(parts: Parts) -> list[Series]:
 
 
 def _mean(name: str, parts: Sequence[LinesPanel]) -> Series | None:
-    """Compute the mean curve of several seeds. None if their points differ, or stages share a name."""
+    """Compute the mean curve of several seeds.
+
+    There is none if their points differ, or stages share a name.
+    """
     curves = [panel.series[0] for panel in parts]
     y = [[value for value in curve.y if value is not None] for curve in curves]
     same_points = len({len(curve.x) for curve in curves} | {len(values) for values in y}) == 1

@@ -147,7 +147,9 @@ def _slot(directory: Path, stage: str, log: RunLog) -> Slot:
 
 
 def present_summary(directory: Path) -> RunSummary:
-    """Summarize a run in its current state: running, finished, failed or stopped.
+    """Summarize a run in its current state.
+
+    It may be running, finished, failed or stopped.
 
     Raises:
         UserError: If it has not finished and has written no events, or a file is missing or damaged.
@@ -210,7 +212,7 @@ def _entry(directory: Path, name: str, log: RunLog, now: float, alive: bool) -> 
 
 
 def _charts(file: Path) -> list[LinesPanel]:
-    """Draw the charts of a running training stage. Empty if it has not written a complete line."""
+    """Draw the charts of a running training stage, once it has written a complete line."""
     try:
         return charts_of([json.loads(line) for line in file.read_bytes().rpartition(b"\n")[0].splitlines()])
     except (OSError, ValueError, KeyError):

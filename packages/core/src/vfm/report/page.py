@@ -58,7 +58,7 @@ class Section:
 
     @property
     def contents(self) -> str:
-        """Content of the folded section: "4 charts, 1 table, 16 images"."""
+        """Content of the folded section, such as "4 charts, 1 table, 16 images"."""
         counts = Counter({"table": int(bool(self.table and self.table.further))})
         for panel in (drawing.panel for drawing in self.drawings if drawing.panel):
             counts[NOUNS[panel.type]] += len(panel.pictures) if isinstance(panel, ImagesPanel) else 1

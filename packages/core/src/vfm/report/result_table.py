@@ -25,7 +25,10 @@ class ResultRow:
 
     @property
     def sign(self) -> str:
-        """Mark of a clear difference, by its corrected p-value: for two models, or its direction over seeds."""
+        """Mark of a clear difference, by its corrected p-value.
+
+        The difference is of two models, or its direction over seeds.
+        """
         if self.comparison is None or not self.comparison.p_value <= ALPHA:  # NaN is not clear
             return ""
         if not self.values:
@@ -112,11 +115,14 @@ class ResultTable:
 
 
 def report_table(entry: StageEntry, seeded: set[str]) -> ResultTable | None:
-    """Build the table of metrics of a stage that made a Report, else return None.
+    """Build the table of metrics of a stage.
 
     Args:
         entry: the stage.
-        seeded: stages with a table over seeds, which replaces their tables in the headline.
+        seeded: stages with a table over seeds. It replaces their tables in the headline.
+
+    Returns:
+        The table. None if the stage made no Report.
     """
     try:
         report = Artifact.load(entry.directory, verify=False)

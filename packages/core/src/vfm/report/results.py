@@ -81,7 +81,7 @@ def over_seeds(loaded: dict[str, Report]) -> list[SeedSummary]:
 def _difference(
     metric: str, model: str, by_seed: dict[str, float], first: str, of_first: dict[str, float]
 ) -> Comparison | None:
-    """Compare a model with the first one over the same seeds. None if their seeds differ."""
+    """Compare a model with the first one over the same seeds, if their seeds are equal."""
     if model == first or by_seed.keys() != of_first.keys():
         return None
     from vfm.statistics import paired_t  # needs scipy, an optional extra

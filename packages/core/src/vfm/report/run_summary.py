@@ -61,7 +61,7 @@ class StageEntry:
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """Keys of the manifest that the page does not show elsewhere: sources, seed, versions, commit, ..."""
+        """Keys of the manifest that the page does not show elsewhere, such as sources, seed, versions and commit."""
         return {key: value for key, value in self.manifest.items() if key not in SHOWN_ELSEWHERE}
 
 
@@ -130,9 +130,10 @@ def summary_of_run(directory: Path) -> RunSummary:
 
 @dataclass
 class EventLog:
-    """Facts from the events of a run's folder, which may be from several attempts.
+    """Facts from the events of a run's folder.
 
-    The facts are from the last attempt that made an artifact, like the record of the run.
+    The events may be from several attempts. The facts are from the last attempt that made an artifact, like the record
+    of the run.
 
     Attributes:
         status: status by stage.

@@ -33,10 +33,15 @@ class Scale:
 
 
 def calm_limits(low: float, high: float, smallest: float = SMALLEST_RANGE) -> tuple[float, float]:
-    """Choose the limits of an axis for values from `low` to `high`, without exaggerating small changes.
+    """Choose the limits of an axis without exaggerating small changes.
 
     The range is at least `smallest` times the largest absolute value: 0.4374 to 0.4375 is a flat line in the middle of
     0.4265 to 0.4484, while 2.3 to 0.4 keeps its limits. Zeros alone are drawn from 0 to 1.
+
+    Args:
+        low: smallest value.
+        high: largest value.
+        smallest: smallest range, as a fraction.
     """
     largest = max(abs(low), abs(high))
     if largest == 0:

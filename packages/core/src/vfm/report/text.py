@@ -6,7 +6,7 @@ from vfm.base import redacted, visible
 
 
 def shown(value: object) -> object:
-    """Convert a value for the page: text loses credentials and raw control characters."""
+    """Convert a value for the page. Texts lose credentials and raw control characters."""
     # Markup, a subtype of str, is written by the template, and has been converted already.
     if type(value) is not str:
         return value

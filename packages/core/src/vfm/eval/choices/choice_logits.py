@@ -71,6 +71,14 @@ def choice_logits(
 
     Items with a bad image are skipped, counted and reported.
 
+    Args:
+        ctx: context of the stage.
+        encoders: models by name.
+        data: the items.
+        prompt: template of a statement.
+        reading: batch size and tolerance of bad samples.
+        check: called with each item. It raises an error for items that cannot be scored.
+
     Raises:
         UserError: If too many items are bad, a logit is not finite, or `check` raises it.
     """
@@ -127,7 +135,7 @@ class _Chunk:
     logits: dict[str, list[NDArray[np.float32]]]
 
     def without_images(self) -> _Chunk:
-        """Drop the image bytes, which the other processes need neither for counts nor for progress."""
+        """Drop the image bytes. The other processes need them neither for counts nor for progress."""
         items = [item if isinstance(item, BadSample) else _without_images(item) for item in self.items]
         return _Chunk(items, self.logits)
 
@@ -180,11 +188,12 @@ def _split(features: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
 
 
 class ClassAndPatches:
-    """A CLIP model with the image feature that DIVA's authors use: the class token plus the mean of the patch tokens.
+    """A CLIP model with the image feature that DIVA's authors use.
 
-    The official rule uses the class token only. The authors' code draws 76 patches with replacement in every pass, so
-    its scores are random. This class uses all patches, which is the expected value of their draws. Source: DIVA
-    (arXiv:2407.20171), `condition/OpenAICLIP_for_clip_model.py` of the authors' code.
+    This feature is the class token plus the mean of the patch tokens. The official rule uses the class token only. The
+    authors' code draws 76 patches with replacement in every pass, so its scores are random. This class uses all
+    patches, the expected value of their draws. Source: DIVA (arXiv:2407.20171),
+    `condition/OpenAICLIP_for_clip_model.py` of the authors' code.
     """
 
     def __init__(self, model: ClipModel) -> None:

@@ -22,7 +22,13 @@ FLIPS_SHOWN = 8  # items per sheet
 
 
 def pattern_panel(ctx: Context, choices: ChoiceLogits, correct: Mapping[str, NDArray[np.bool_]]) -> None:
-    """Write a table with a row per model and a column per pattern, as in the papers."""
+    """Write a table with a row per model and a column per pattern, as in the papers.
+
+    Args:
+        ctx: context of the stage.
+        choices: the items.
+        correct: whether each item is right, by model.
+    """
     masks = [choices.patterns == number for number in range(len(choices.names))]
     counts = [int(mask.sum()) for mask in masks]
     rows: list[list[str | float | int | None]] = [["items", *counts, len(choices.items)]]
@@ -36,7 +42,14 @@ def pattern_panel(ctx: Context, choices: ChoiceLogits, correct: Mapping[str, NDA
 def flip_panels(
     ctx: Context, data: ChoiceDataset, choices: ChoiceLogits, rights: Mapping[str, NDArray[np.bool_]]
 ) -> None:
-    """Write a sheet for each model after the first, with the items that only one of the two got right."""
+    """Write a sheet for each model after the first, with the items that only one of the two got right.
+
+    Args:
+        ctx: context of the stage.
+        data: dataset with the images.
+        choices: the items.
+        rights: whether each item is right, by model.
+    """
     (baseline, before), *others = rights.items()
     for name, after in others:
         gained, lost = won_and_lost(before.all(axis=1), after.all(axis=1))

@@ -36,14 +36,15 @@ class MmvpResult:
 
 
 def mmvp_vlm(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> MmvpResult:
-    """Score pairs by the official MMVP-VLM rule: each statement chooses one of the pair's two images.
+    """Score pairs by the official MMVP-VLM rule.
 
-    A statement chooses the first image if softmax over the two images gives it more than one half. Otherwise,
-    including ties and NaN, it chooses the second. A pair counts only if both statements are right, so guessing scores
-    25 % and a constant answer 0 %. The direction from image to text is not scored.
+    Each statement chooses one of the pair's two images. It chooses the first image if softmax over the two images gives
+    it more than one half. Otherwise, including ties and NaN, it chooses the second. A pair counts only if both
+    statements are right, so guessing scores 25 % and a constant answer 0 %. The direction from image to text is not
+    scored.
 
     `aligned` reveals a signal that the rule hides when a model prefers one image. It requires that the correct logits
-    have a larger sum than the wrong ones, which for embeddings means (e0 - e1).(i0 - i1) > 0. Guessing scores 50 %.
+    have a larger sum than the wrong ones. For embeddings this means (e0 - e1).(i0 - i1) > 0. Guessing scores 50 %.
 
     Args:
         logits: logit of each statement for each image, with the model's temperature, (P, 2 statements, 2 images).
@@ -67,9 +68,10 @@ def mmvp_vlm(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> MmvpResul
 
 @dataclass(frozen=True)
 class ChoiceResult:
-    """Outcome of each item, (P,): `text` chooses the statement of each image, `image` the reverse, `group` is both.
+    """Outcome of each item, (P,).
 
-    An item with one image has no image to choose, so its `image` outcome is always True.
+    `text` chooses the statement of each image, `image` the reverse, and `group` is both. An item with one image has no
+    image to choose, so its `image` outcome is always True.
     """
 
     text: NDArray[np.bool_]
@@ -78,9 +80,10 @@ class ChoiceResult:
 
 
 def choose(scores: NDArray[np.floating], right: NDArray[np.bool_]) -> ChoiceResult:
-    """Score caption choice of any shape: each image's correct statement must beat all wrong ones, and the reverse.
+    """Score caption choice of any shape by Winoground's rule.
 
-    A tie or a NaN is wrong, so a model that cannot distinguish the items scores 0.
+    Each image's correct statement must beat all wrong ones, and the reverse. A tie or a NaN is wrong, so a model that
+    cannot distinguish the items scores 0.
 
     Args:
         scores: score of each statement for each image, (P, S, I).

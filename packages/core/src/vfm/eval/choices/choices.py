@@ -46,8 +46,14 @@ def score_mmvp_vlm(
 ) -> Evaluated:
     """Score models on pairs by the official MMVP-VLM rule (`mmvp_vlm`).
 
-    With `diva_scoring`, all models are also scored with DIVA's image feature (`ClassAndPatches`) as
-    `diva_pair_accuracy`. DIVA's authors scored their models this way, but the models they compared with officially.
+    Args:
+        ctx: context of the stage.
+        encoders: models by name.
+        data: the pairs.
+        prompt: template of a statement.
+        diva_scoring: also score all models with DIVA's image feature (`ClassAndPatches`) as `diva_pair_accuracy`.
+            DIVA's authors scored their models this way, but the models they compared with officially.
+        reading: batch size and tolerance of bad samples.
 
     Raises:
         UserError: If an item is not two images and two statements, or diva_scoring is set for a model without patches.
@@ -104,7 +110,15 @@ def score_choices(
     prompt: str,
     reading: ReadSettings = ReadSettings(),  # noqa: B008 (frozen)
 ) -> Evaluated:
-    """Score models on items of any shape with Winoground's rule (`choose`)."""
+    """Score models on items of any shape with Winoground's rule (`choose`).
+
+    Args:
+        ctx: context of the stage.
+        encoders: models by name.
+        data: the items.
+        prompt: template of a statement.
+        reading: batch size and tolerance of bad samples.
+    """
     choices = choice_logits(ctx, encoders, data, prompt, reading)
     rights = [np.array(item.truth)[:, None] == np.arange(len(item.images)) for item in choices.items]  # (S, I) each
     text_chance, image_chance, group_chance = np.array([_chances(right) for right in rights]).T
@@ -175,7 +189,7 @@ def _chances(right: NDArray[np.bool_]) -> tuple[float, float, float]:
 
 
 def _mean(chances: NDArray[np.float64]) -> float | None:
-    """Average the chances, None if one of them is unknown."""
+    """Average the chances. The mean is None if one of them is unknown."""
     if np.isnan(chances).any():
         return None
     return float(chances.mean())

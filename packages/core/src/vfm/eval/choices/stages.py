@@ -11,9 +11,10 @@ from vfm.interfaces import ChoiceDataset, Ref
 
 
 class MmvpVlm(EncodedEvaluation):
-    """Evaluate MMVP-VLM by its official rule: a statement chooses one of two images, a pair counts if both are right.
+    """Evaluate MMVP-VLM by its official rule.
 
-    `aligned_pairs` also counts pairs whose correct logits have the larger sum.
+    A statement chooses one of two images, and a pair counts if both statements are right. `aligned_pairs` also counts
+    pairs whose correct logits have the larger sum.
     """
 
     version: ClassVar[int] = 4  # since aligned_pairs is reported

@@ -57,7 +57,12 @@ def check_zero_shot_classes(config: ZeroShot, data: LabeledDataset | TaggedImage
 
 
 def check_same_types(config: FeatureEvaluation, train: type[Artifact], data: type[Artifact]) -> None:
-    """Check that both sets have one class per image or both have several labels, and that the solver supports it.
+    """Check that both sets have one class per image, or both have several labels.
+
+    Args:
+        config: settings of the evaluation.
+        train: type of the training set.
+        data: type of the test set.
 
     Raises:
         UserError: If the types differ, or the solver only supports one class per image.
@@ -73,6 +78,11 @@ def check_same_classes(
     config: FeatureEvaluation, train: LabeledDataset | TaggedImages, data: LabeledDataset | TaggedImages
 ) -> None:
     """Check that both sets have the same classes.
+
+    Args:
+        config: settings of the evaluation.
+        train: training set.
+        data: test set.
 
     Raises:
         UserError: If types or class names differ, or class names are empty or used twice.

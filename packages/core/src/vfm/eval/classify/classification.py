@@ -32,9 +32,19 @@ def encode_with_targets(
     reading: ReadSettings,
     files: Mapping[str, RowFile] | None = None,
 ) -> tuple[Encoded, Tensor]:
-    """Encode a dataset and read the target of each image: its class, (N,), or its labels, (N, C) bool.
+    """Encode a dataset and read the target of each image.
 
     Classes without any image are reported in a warning.
+
+    Args:
+        ctx: context of the stage.
+        encoders: models by name.
+        data: the dataset.
+        reading: batch size and tolerance of bad samples.
+        files: files for the features of a model. Default: they are in memory.
+
+    Returns:
+        Features, and classes (N,), or labels (N, C) bool.
     """
     if isinstance(data, LabeledDataset):
         images = encode_labeled(ctx, encoders, data, reading, files)
@@ -62,13 +72,13 @@ def result_from_scores(
     prefix: str,
     details: Mapping[str, object],
 ) -> ModelResult:
-    """Build the result of a model from its scores for all images and classes or labels, (N, C).
+    """Build the result of a model from its scores for all images and classes or labels.
 
     Args:
         scores: (N, C).
         targets: classes, (N,), or labels, (N, C) bool.
         keys: keys of the images.
-        data: the dataset, which has the class names.
+        data: the dataset. It has the class names.
         prefix: prefix of the metric names, such as `lp_`.
         details: additional entries for the result file.
     """
@@ -97,9 +107,17 @@ def result_from_ranks(
     *,
     num_answers: int | None = None,
 ) -> ModelResult:
-    """Build the result of a model from the rank of each image's true class, (N,), and its predicted class, (N,).
+    """Build the result of a model from the ranks of the true classes.
 
-    `num_answers` is the number of classes that could be predicted, for the chance level. By default it is all classes.
+    Args:
+        ranks: rank of each image's true class, (N,).
+        predicted: predicted class of each image, (N,).
+        labels: true class of each image, (N,).
+        keys: keys of the images.
+        data: the dataset. It has the class names.
+        prefix: prefix of the metric names, such as `lp_`.
+        details: additional entries for the result file.
+        num_answers: number of classes that could be predicted, for the chance level. Default: all classes.
     """
     top1 = hits_at(ranks, 1)
     among = num_answers or len(data.class_names)

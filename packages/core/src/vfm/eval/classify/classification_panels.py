@@ -90,7 +90,15 @@ def _add_changed_panel(
 
 
 def hardest_panel(data: ClassDataset, targets: Tensor, results: Mapping[str, ModelResult]) -> TablePanel:
-    """Build a table of the classes with the lowest recall by the last model, or of the precision of every label."""
+    """Build a table of the classes with the lowest recall by the last model.
+
+    For several labels per image, it has the precision of every label.
+
+    Args:
+        data: the dataset.
+        targets: classes, (N,), or labels, (N, C) bool.
+        results: results by model.
+    """
     if isinstance(data, LabeledDataset):
         return _hardest_classes(data.class_names, targets.numpy(), results)
     positives = targets.numpy()

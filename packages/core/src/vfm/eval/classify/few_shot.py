@@ -47,7 +47,7 @@ class FewShotSettings:
     draws: number of draws of the training images, with the seeds seed, seed + 1, ...
     words: whether to start from the text tower's classifier.
     penalty: strength of the pull towards the start.
-    templates: prompts of the text tower's classifier, None for the templates of the test set.
+    templates: prompts of the text tower's classifier. Default: the templates of the test set.
     seed: seed of the first draw.
     """
 
@@ -80,8 +80,16 @@ def score_few_shot(
 ) -> Evaluated:
     """Score features by classifiers from few images, with the same draws for all models.
 
-    A score is the mean over the draws. Its interval is over the test images, which all draws share. `by_draw` in the
-    result file shows how much the draws differ.
+    A score is the mean over the draws. All draws share the test images, and the interval is over these images.
+    `by_draw` in the result file shows how much the draws differ.
+
+    Args:
+        ctx: context of the stage.
+        encoders: models by name.
+        train: images to draw from.
+        data: test images.
+        settings: numbers of images and draws.
+        reading: batch size and tolerance of bad samples.
 
     Raises:
         UserError: If `words` is set for a model without a text tower, or a class has no training image.
@@ -193,7 +201,16 @@ def _columns(keys: Sequence[str], labels: NDArray[np.int64], trials: Mapping[int
 
 
 def draw_shots(labels: NDArray[np.integer], shots: int, seed: int) -> NDArray[np.int64]:
-    """Draw `shots` images of each class, or all if it has fewer, and return their indices in ascending order."""
+    """Draw some images of each class.
+
+    Args:
+        labels: class of each image, (N,).
+        shots: number of images of a class. A class with fewer gives all.
+        seed: seed of the draw.
+
+    Returns:
+        Indices of the images in ascending order.
+    """
     generator = np.random.default_rng([seed, shots])  # the draws for one number of shots do not depend on the others
     drawn = [generator.permutation(np.flatnonzero(labels == label))[:shots] for label in np.unique(labels)]
     return np.sort(np.concatenate(drawn))

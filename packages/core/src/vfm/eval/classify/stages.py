@@ -70,9 +70,9 @@ class LinearProbe(FeatureEvaluation):
 
 
 class AttentiveProbe(FeatureEvaluation):
-    """Train an attentive probe: cross-attention of a query over frozen patch tokens, then a linear layer.
+    """Train an attentive probe.
 
-    Images may have several labels.
+    It is a cross-attention of a query over frozen patch tokens, then a linear layer. Images may have several labels.
     """
 
     kind: Literal["eval.attentive_probe"] = "eval.attentive_probe"
@@ -168,9 +168,10 @@ class Classify(ModelEvaluation):
 
 
 class ZeroShot(EncodedEvaluation):
-    """Classify images zero-shot: top-1, top-5 and mean per class recall, or mean average precision for several labels.
+    """Classify images zero-shot.
 
-    The classifier is an ensemble of prompt templates, each filled with the class name, or of sentences for each class.
+    The scores are top-1, top-5 and mean per class recall, or mean average precision for several labels. The classifier
+    is an ensemble of prompt templates, each filled with the class name, or of sentences for each class.
     """
 
     kind: Literal["eval.zero_shot"] = "eval.zero_shot"

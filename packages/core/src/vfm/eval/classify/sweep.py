@@ -36,10 +36,18 @@ LRS: dict[Solver, tuple[float, ...]] = {
 
 
 def split_validation(labels: NDArray[np.integer], fraction: float, seed: int) -> tuple[Rows, Rows]:
-    """Split images into training and validation, and return the indices of both.
+    """Split images into training and validation.
 
     A `fraction` of each class (rounded down) is held out, but at least one image if the class has two or more. The only
     image of a class is used for training.
+
+    Args:
+        labels: class of each image, (N,).
+        fraction: share of the images to hold out.
+        seed: seed of the split.
+
+    Returns:
+        Indices of the training and of the validation images.
 
     Raises:
         UserError: If no class has a second image.
@@ -136,7 +144,16 @@ def train_heads(
     rows: Rows,
     schedule: ProbeSchedule,
 ) -> None:
-    """Train each head with its rate, in place. All get the same batches, and their gradients do not mix."""
+    """Train each head with its rate, in place. All get the same batches, and their gradients do not mix.
+
+    Args:
+        heads: heads to train.
+        lrs: peak learning rate of each head.
+        features: features of all images.
+        targets: targets of all images.
+        rows: images to train on.
+        schedule: steps, batch size and weight decay.
+    """
     optimizers = [_optimizer(schedule.solver, head) for head in heads]
     device = next(heads[0].parameters()).device
     generator = np.random.default_rng(schedule.seed)
@@ -161,7 +178,17 @@ def train_heads(
 
 @torch.no_grad()
 def head_scores(head: nn.Module, features: Tensor, rows: Rows, batch_size: int = 1024) -> NDArray[np.float32]:
-    """Compute the scores of a head for the images in `rows`, (len(rows), C)."""
+    """Compute the scores of a head.
+
+    Args:
+        head: trained head.
+        features: features of all images.
+        rows: images to score.
+        batch_size: images of a forward pass.
+
+    Returns:
+        (len(rows), C).
+    """
     head.eval()
     device = next(head.parameters()).device
     parts = []
@@ -212,7 +239,10 @@ def _lars(params: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def _rate_factor(step: int, num_steps: int) -> float:
-    """Compute the fraction of the peak rate: linear over the first tenth, then half a cosine to 0."""
+    """Compute the fraction of the peak rate.
+
+    It is linear over the first tenth, then half a cosine to 0.
+    """
     warmup = max(1, num_steps // 10)
     if step < warmup:
         return (step + 1) / warmup

@@ -72,6 +72,15 @@ def score_trained_probe(
 ) -> Evaluated:
     """Score features by a probe, with the same split into training and validation for all models.
 
+    Args:
+        ctx: context of the stage.
+        encoders: models by name.
+        train: training images.
+        data: test images.
+        settings: kind and training of the probe.
+        device: device of the training.
+        reading: batch size and tolerance of bad samples.
+
     Raises:
         UserError: If no image can be held out, a linear probe has only one training image, the tokens need more disk
             space than `max_cache_gib`, or a score is not finite.
@@ -117,7 +126,10 @@ def _encode(
     reading: ReadSettings,
     opened: ExitStack,
 ) -> tuple[Encoded, Tensor, dict[str, Tensor]]:
-    """Compute the input of the probe: pooled features, or patch tokens mapped from a file that `opened` removes."""
+    """Compute the input of the probe.
+
+    It is pooled features, or patch tokens mapped from a file that `opened` removes.
+    """
     if settings.probe == "linear":
         images, targets = encode_with_targets(ctx, encoders, data, reading)
         return images, targets, images.features

@@ -43,7 +43,7 @@ NUM_DIGITS = 10
 class Prompts:
     """How class names become texts.
 
-    templates: prompts with a {} for the class name, None for the templates of the dataset.
+    templates: prompts with a {} for the class name. Default: the templates of the dataset.
     sentences: file with the sentences of each class, instead of templates (`read_sentences`).
     class_names: names by label that replace the dataset's names, for example in another language.
     only_present: predict only classes that have images. For several labels per image it has no effect, since labels
@@ -73,7 +73,16 @@ def score_zero_shot(
     prompts: Prompts = Prompts(),
     reading: ReadSettings = ReadSettings(),  # noqa: B008 (frozen)
 ) -> Evaluated:
-    """Score models by class names in prompts: by the class of each image, or by the ranking of images for each label.
+    """Score models by class names in prompts.
+
+    Images with one class are classified. For several labels per image, the images are ranked for each label.
+
+    Args:
+        ctx: context of the stage.
+        encoders: models by name.
+        data: the images.
+        prompts: how class names become texts.
+        reading: batch size and tolerance of bad samples.
 
     Raises:
         UserError: If there is not one class name per label, sentences do not fit the names, or fewer than two classes
@@ -132,10 +141,20 @@ def zero_shot_classifier(
     batch_size: int,
     name: str = "the model",
 ) -> Tensor:
-    """Compute one unit vector per class, (C, D), as the ensemble of its prompts.
+    """Compute one unit vector per class, as the ensemble of its prompts.
+
+    Args:
+        model: text encoder.
+        class_names: names of C classes.
+        templates: prompts with a place for the class name.
+        batch_size: texts encoded at a time.
+        name: name of the model, for the error.
+
+    Returns:
+        (C, D).
 
     Raises:
-        UserError: If a feature is not finite. The message has the model's `name`.
+        UserError: If a feature is not finite.
     """
     prompts = fill_templates(class_names, templates)
     features = encode_texts(model, prompts, batch_size, name)
@@ -145,10 +164,19 @@ def zero_shot_classifier(
 def sentence_classifier(
     model: TextImageEncoder, sentences: Sequence[Sequence[str]], batch_size: int, name: str = "the model"
 ) -> Tensor:
-    """Compute one unit vector per class, (C, D), as the ensemble of any number of sentences about it.
+    """Compute one unit vector per class, as the ensemble of any number of sentences about it.
+
+    Args:
+        model: text encoder.
+        sentences: sentences of each of C classes.
+        batch_size: texts encoded at a time.
+        name: name of the model, for the error.
+
+    Returns:
+        (C, D).
 
     Raises:
-        UserError: If a feature is not finite. The message has the model's `name`.
+        UserError: If a feature is not finite.
     """
     features = encode_texts(model, list(chain.from_iterable(sentences)), batch_size, name)
     parts = features.split([len(group) for group in sentences])  # type: ignore[no-untyped-call]  # of (P, D)
@@ -156,9 +184,9 @@ def sentence_classifier(
 
 
 def fill_templates(class_names: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Fill every template with every class name, class by class, which gives C x T prompts.
+    """Fill every template with every class name, class by class.
 
-    A template has a `{}` or `{c}` (as in CLIP_benchmark) for the class name.
+    This gives C x T prompts. A template has a `{}` or `{c}` (as in CLIP_benchmark) for the class name.
 
     Raises:
         UserError: If a template has no place for the class name.
@@ -197,6 +225,15 @@ def true_class_ranks(
 
 
 def predicted_classes(image_features: Tensor, classifier: Tensor, *, max_scores: int = MAX_SCORES) -> NDArray[np.int64]:
-    """Predict the class of each image, (N,). Among equal scores the first class wins."""
+    """Predict the class of each image. Among equal scores the first class wins.
+
+    Args:
+        image_features: (N, D).
+        classifier: (C, D).
+        max_scores: number of scores held at once.
+
+    Returns:
+        (N,).
+    """
     blocks = row_blocks(len(image_features), len(classifier), max_scores)
     return np.concatenate([(image_features[b] @ classifier.T).argmax(dim=1).cpu().numpy() for b in blocks])

@@ -48,7 +48,10 @@ def compare_curves(config: CurveComparison, ctx: Context) -> Report:
 
 @dataclass
 class TrainingCurves:
-    """Curves from the `metrics.jsonl` of a training run: the loss by step, and evaluation scores by samples seen."""
+    """Curves from the `metrics.jsonl` of a training run.
+
+    They are the loss by step, and evaluation scores by samples seen.
+    """
 
     steps: list[int] = field(default_factory=list)
     samples: list[int] = field(default_factory=list)
@@ -95,7 +98,10 @@ def loss_spikes(loss: ArrayLike, *, window: int, num_mads: float) -> NDArray[np.
 
 
 def samples_to_reach(curve: Sequence[tuple[int, float]], goal: float) -> float | None:
-    """Interpolate the number of samples at which a score first reached `goal`, None if it never did."""
+    """Interpolate the number of samples at which a score first reached `goal`.
+
+    A score that never did gives None.
+    """
     before: tuple[int, float] | None = None
     for samples, score in curve:
         if score >= goal:

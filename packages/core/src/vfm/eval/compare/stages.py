@@ -68,7 +68,10 @@ class ReportSummary(Stage):
 
 
 class AblationStep(Config):
-    """A step of a pipeline: one evaluation of a model without it and of a model with it."""
+    """A step of a pipeline.
+
+    It has one evaluation of a model without the step, and of a model with it.
+    """
 
     title: str = Field(description="what the step does, such as 'balanced by MetaCLIP'")
     report: Ref[Report] = Field(
@@ -80,7 +83,10 @@ class AblationStep(Config):
 
 
 class Ablation(Stage):
-    """Show what each step of a pipeline adds, at the top of the page: in words, as a chart, and on example images."""
+    """Show the gain of each step of a pipeline at the top of the page.
+
+    The gains are in words, as a chart, and on example images.
+    """
 
     kind: Literal["eval.ablation"] = "eval.ablation"
     makes: ClassVar[type[Artifact]] = Report

@@ -121,7 +121,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class ReportScore:
-    """The score in one report: the value of each model, and the gain of each later model over the first."""
+    """The score in one report.
+
+    It has the value of each model, and the gain of each later model over the first.
+    """
 
     dataset: str
     metric: str
@@ -210,7 +213,10 @@ def _left_out(config: ReportSummary) -> TablePanel:
 def _table(
     rows: Sequence[tuple[str, str, ReportScore]], means: Sequence[Metric], tests: Sequence[Comparison]
 ) -> TablePanel:
-    """Build the table: rows for reports, then means; columns for models, then their gains over the first one."""
+    """Build the table of reports and means.
+
+    It has rows for reports, then means, and columns for models, then their gains over the first one.
+    """
     # Begin with the reports of most models, since only a report of all models has them in the order of the recipe.
     by_size = sorted((scored for _, _, scored in rows), key=lambda scored: -len(scored.values))
     models = list(dict.fromkeys(chain.from_iterable(scored.values for scored in by_size)))
@@ -249,7 +255,7 @@ def _table(
 def _corrected(
     rows: Sequence[tuple[str, str, ReportScore]], tests: Sequence[Comparison]
 ) -> tuple[list[tuple[str, str, ReportScore]], list[Comparison], int]:
-    """Correct the p-values of the rows and of the means for the number of tests, which is returned too."""
+    """Correct the p-values of the rows and of the means for the number of tests. Also return this number."""
     raw: list[float] = []
     for _, _, scored in rows:
         raw += scored.p_values.values()

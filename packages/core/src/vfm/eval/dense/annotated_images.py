@@ -27,10 +27,16 @@ def each_image(
     compute: Callable[[int], T],
     for_others: Callable[[T], T] | None = None,
 ) -> Iterator[tuple[int, T]]:
-    """Yield the number of each usable image and the result of `compute`, which may raise BadSample.
+    """Yield the number of each usable image and the result of `compute`.
 
-    If several processes share the evaluation, each computes every N-th image. All processes but the first get the
-    results after `for_others`, if it is given.
+    If several processes share the evaluation, each computes every N-th image.
+
+    Args:
+        source: annotated images.
+        reading: tolerance of bad samples.
+        ctx: context of the stage.
+        compute: computes the result of an image. It may raise BadSample.
+        for_others: reduces a result for all processes but the first.
 
     Raises:
         UserError: If too many images are bad.

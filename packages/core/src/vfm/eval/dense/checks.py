@@ -48,7 +48,14 @@ def check_dense_model(
     data: AnnotatedImages | None,
     name: str,
 ) -> None:
-    """Check that a model has a task that is evaluated, and the dataset's classes if both are known.
+    """Check that a model has a task that is evaluated, and the dataset's classes.
+
+    Args:
+        config: settings of the evaluation.
+        tasks: tasks of the model.
+        class_names: classes of the model, if they are known.
+        data: the dataset, if it exists.
+        name: name of the model, for the error.
 
     Raises:
         UserError: If the task or the classes do not fit.
@@ -65,13 +72,13 @@ def check_dense_model(
 def check_dense_evaluations(
     config: Training, tasks: Sequence[str], class_names: list[str] | None, known: Callable[[Ref[Any]], Any]
 ) -> None:
-    """Check that a model in training fits its evaluations: their tasks, and the classes of their data.
+    """Check that a model in training fits the tasks of its evaluations, and the classes of their data.
 
     Args:
         config: the training stage.
         tasks: tasks of the model.
-        class_names: classes of the training data, None if they are not known yet.
-        known: looks up an input, None if it does not exist yet (`Preflight.artifact` or `Context.load`).
+        class_names: classes of the training data, if they are known.
+        known: looks up an input, if it exists (`Preflight.artifact` or `Context.load`).
 
     Raises:
         UserError: If the tasks or the classes do not fit.
@@ -91,6 +98,11 @@ def check_dense_probe(config: DenseProbe, ctx: Preflight) -> None:
 
 def check_semantic(config: DenseProbe, data: AnnotatedImages, train: AnnotatedImages | None) -> None:
     """Check that both sets have images with semantic labels, and the same classes.
+
+    Args:
+        config: settings of the evaluation.
+        data: test set.
+        train: training set. None: the test set is split.
 
     Raises:
         UserError: If images or labels are missing, or the classes differ.

@@ -28,7 +28,15 @@ def add_map_panels(
     truth: Sequence[NDArray[np.integer]],
     predicted: Mapping[str, Sequence[NDArray[np.integer]]],
 ) -> None:
-    """Write the images with the lowest share of right pixels by the first model, with truth and each model's map."""
+    """Write the images with the lowest share of right pixels by the first model, with truth and each model's map.
+
+    Args:
+        ctx: context of the stage.
+        source: annotated images.
+        numbers: numbers of the images.
+        truth: label map of each image.
+        predicted: predicted maps by model.
+    """
     first = next(iter(predicted.values()))
     shares = [share_right(true_map, first_map) for true_map, first_map in zip(truth, first, strict=True)]
     colours = palette(len(source.dataset.class_names))
@@ -60,7 +68,14 @@ def add_map_panels(
 def with_legend(
     sheet: Image.Image, labels: NDArray[np.integer], source: AnnotatedSource, colours: NDArray[np.uint8]
 ) -> Image.Image:
-    """Add the names of some classes below an image, on their colours. Negative labels are skipped."""
+    """Add the names of some classes below an image, on their colours.
+
+    Args:
+        sheet: the image.
+        labels: classes to name. Negative labels are skipped.
+        source: dataset with the names.
+        colours: colour of each class.
+    """
     font = ImageFont.load_default(size=LEGEND_TEXT)
     pen = ImageDraw.Draw(sheet)
     positions: list[tuple[int, int, int]] = []

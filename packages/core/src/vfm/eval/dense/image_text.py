@@ -21,7 +21,15 @@ def text_size(pen: ImageDraw.ImageDraw, text: str, font: Font) -> tuple[int, int
 def write_name(
     pen: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, colour: NDArray[np.uint8], font: Font
 ) -> None:
-    """Write a name in black or white, whichever has more contrast, on a background with top left `corner`."""
+    """Write a name in black or white, by contrast, on a coloured background.
+
+    Args:
+        pen: pen of the image.
+        corner: left and top of the background.
+        text: the name.
+        colour: colour of the background.
+        font: font of the name.
+    """
     left, top = pen.textbbox((0, 0), text, font=font)[0], pen.textbbox((0, 0), ALL_HEIGHTS, font=font)[1]
     width, height = text_size(pen, text, font)
     x, y = corner

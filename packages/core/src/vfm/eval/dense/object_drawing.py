@@ -37,7 +37,7 @@ def draw_objects(
         image: RGB.
         labels: class of each object, (N,).
         boxes: left, top, right, bottom in pixels, (N, 4).
-        counts: masks in COCO's compressed form, None for objects without a mask.
+        counts: masks in COCO's compressed form. Objects without a mask have None.
         class_names: names of all classes.
         scores: (N,), written after the names.
     """

@@ -28,8 +28,8 @@ class Instances:
         labels: class of each object, (N,).
         scores: confidence, (N,).
         boxes: left, top, right, bottom in pixels of the image, (N, 4).
-        masks: (N, H, W), None if the model only predicts boxes.
-        maskness: mean probability inside the mask, (N,), None if it is unknown.
+        masks: (N, H, W), if the model predicts masks.
+        maskness: mean probability inside the mask, (N,), if it is known.
     """
 
     labels: NDArray[np.int64]

@@ -39,6 +39,12 @@ CLASSES_SHOWN = 60  # LVIS has 1,203
 def evaluate_detection(config: Detection, ctx: Context, source: AnnotatedSource, models: Predictors) -> Evaluated:
     """Evaluate models and results files on all images of a dataset.
 
+    Args:
+        config: settings of the evaluation.
+        ctx: context of the stage.
+        source: annotated images.
+        models: loaded models by name.
+
     Raises:
         UserError: If a file does not fit the dataset, or masks or objects to compare are missing.
     """
@@ -91,6 +97,12 @@ def predict(config: Detection, ctx: Context, source: AnnotatedSource, models: Pr
     """Detect objects in all images with each model, decoding each image once.
 
     If several processes share the evaluation, only the first one gets the detections.
+
+    Args:
+        config: settings of the evaluation.
+        ctx: context of the stage.
+        source: annotated images.
+        models: loaded models by name.
     """
 
     def detect(batch: list[tuple[int, Image.Image]]) -> list[dict[str, list[Row]]]:
@@ -145,11 +157,11 @@ def _add_panels(
 
 
 def choose_rule(config: Detection, data: AnnotatedImages) -> Rule:
-    """Choose the rule, by default LVIS' for federated labels and COCO's for others.
+    """Choose the rule of matching, by default LVIS' for federated labels and COCO's for others.
 
     Raises:
         UserError: If LVIS' rule is set for images without lists of absent classes. It would drop every detection of a
-            class that an image lacks, which raised AP from 47.5 to 67.5 % on synthetic scenes of 120 classes.
+            class that an image lacks. This raised AP from 47.5 to 67.5 % on synthetic scenes of 120 classes.
     """
     if config.rule == "auto":
         return "lvis" if data.federated else "coco"
@@ -164,7 +176,15 @@ def choose_rule(config: Detection, data: AnnotatedImages) -> Rule:
 def choose_shapes(
     config: Detection, data: AnnotatedImages, predicted: Mapping[str, Detections], models: Predictors
 ) -> list[Shape]:
-    """Choose the shapes to compare: boxes, and also masks if the dataset and every model and file have them.
+    """Choose the shapes to compare.
+
+    Boxes are compared, and also masks if the dataset and every model and file have them.
+
+    Args:
+        config: settings of the evaluation.
+        data: the dataset.
+        predicted: detections by model or file.
+        models: loaded models by name.
 
     Raises:
         UserError: If masks are requested, but a model has none.
@@ -263,7 +283,14 @@ def _class_panel(data: AnnotatedImages, scored: Mapping[str, DetectionScores]) -
 def add_detection_panels(
     ctx: Context, source: AnnotatedSource, predicted: Mapping[str, Detections], errors: Mapping[int, Counter[str]]
 ) -> None:
-    """Write the images with the most errors by the first model, with the true objects and each model's objects."""
+    """Write the images with the most errors by the first model, with the true objects and each model's objects.
+
+    Args:
+        ctx: context of the stage.
+        source: annotated images.
+        predicted: detections by model.
+        errors: errors of the first model by image.
+    """
     entries: list[PanelImage] = []
     class_names = source.dataset.class_names
     for number in worst_images(errors)[:NUM_IMAGES]:

@@ -23,6 +23,12 @@ def detection_confusions(
 
     The background has the number after the last class. It is the prediction for missed objects, and the true class of
     detections without an object. Objects that do not count are left out, and so are detections on them.
+
+    Args:
+        detections: detections of all images.
+        truth: objects of all images.
+        shape: shape by which detections are matched.
+        min_score: lowest score of a detection that counts.
     """
     true: list[int] = []
     predicted: list[int] = []
@@ -65,7 +71,14 @@ def match_by_iou(ious: NDArray[np.float64]) -> dict[int, int]:
 
 
 def detection_confusion_panel(detections: Detections, truth: GroundTruth, shape: Shape, model: str) -> TablePanel:
-    """Build the confusion matrix of a detector, or of many classes the most frequent confusions."""
+    """Build the confusion matrix of a detector. With many classes, it has the most frequent confusions.
+
+    Args:
+        detections: detections of all images.
+        truth: objects of all images.
+        shape: shape by which detections are matched.
+        model: name of the model.
+    """
     true, predicted = detection_confusions(detections, truth, shape)
     note = f"Detections with a score of {MIN_SCORE} or more, matched with objects from an IoU of {FOREGROUND} on."
     names = [*truth.source.dataset.class_names, "background"]

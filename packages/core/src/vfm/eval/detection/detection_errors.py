@@ -26,7 +26,14 @@ MIN_SCORE = 0.3  # detections with lower scores are rarely shown or used
 def errors_by_image(
     detections: Detections, truth: GroundTruth, shape: Shape, min_score: float = MIN_SCORE
 ) -> dict[int, Counter[str]]:
-    """Count the detections of each kind, and the missed objects, in each image that has any."""
+    """Count the detections of each kind, and the missed objects, in each image that has any.
+
+    Args:
+        detections: detections of all images.
+        truth: objects of all images.
+        shape: shape by which detections are matched.
+        min_score: lowest score of a detection that counts.
+    """
     return {
         image: classify_errors(ious, labels, objects.labels, objects.crowd | objects.ignored)
         for image, labels, objects, ious in confident_by_image(detections, truth, shape, min_score)
@@ -36,13 +43,17 @@ def errors_by_image(
 def confident_by_image(
     detections: Detections, truth: GroundTruth, shape: Shape, min_score: float
 ) -> Iterator[tuple[int, NDArray[np.int64], ObjectArrays, NDArray[np.float64]]]:
-    """Yield the images with detections or objects: number, classes of confident detections, best first, objects, IoUs.
+    """Yield the images with detections or objects.
 
     Args:
-        detections: the detections of all images.
-        truth: the objects of all images.
+        detections: detections of all images.
+        truth: objects of all images.
         shape: what the IoUs compare.
         min_score: lowest score of a detection that counts.
+
+    Yields:
+        Number of the image, classes of its confident detections, best first, its objects, and IoUs of detections with
+        objects.
     """
     confident = detections[detections.scores >= min_score]
     confident = confident[np.argsort(-confident.scores, kind="stable")]

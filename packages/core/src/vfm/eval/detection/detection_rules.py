@@ -48,7 +48,13 @@ class GroundTruth:
 
     @classmethod
     def of(cls, source: AnnotatedSource, rule: Rule, *, agnostic: bool = False) -> GroundTruth:
-        """Collect the ground truth of a dataset. With `agnostic`, all classes are treated as one."""
+        """Collect the ground truth of a dataset.
+
+        Args:
+            source: annotated images.
+            rule: rule of matching.
+            agnostic: treat all classes as one.
+        """
         things = np.array(source.dataset.things, dtype=bool)
         objects = source.tables.all
         objects = objects[things[objects.labels]]
@@ -65,9 +71,15 @@ class GroundTruth:
 
 
 def select(detections: Detections, truth: GroundTruth, max_dets: int) -> Detections:
-    """Select the detections that count: within the limit and, for LVIS, of classes that the image is labelled for.
+    """Select the detections that count.
 
-    The limit comes first, as in lvis-api.
+    They are within the limit and, for LVIS, of classes that the image is labelled for. The limit comes first, as in
+    lvis-api.
+
+    Args:
+        detections: detections of all images.
+        truth: objects of all images.
+        max_dets: largest number of detections in an image.
     """
     groups: dict[Rule, NDArray[np.int64]] = {"lvis": detections.image, "lvis_fixed": detections.labels}
     if truth.rule in groups:
@@ -199,7 +211,20 @@ def box_ious(boxes: NDArray[np.float64], others: NDArray[np.float64], crowd: NDA
 def ious_of(
     detections: Detections | ObjectArrays, objects: ObjectArrays, shape: Shape, height: int, width: int
 ) -> NDArray[np.float64]:
-    """Compute the IoU of each detection with each object, (D, G), or the share of the detection inside a crowd."""
+    """Compute the IoU of each detection with each object.
+
+    For a crowd, it is the share of the detection inside.
+
+    Args:
+        detections: D detections of an image.
+        objects: G objects of the image.
+        shape: boxes or masks.
+        height: height of the image.
+        width: width of the image.
+
+    Returns:
+        (D, G).
+    """
     if not len(detections) or not len(objects):
         return np.zeros((len(detections), len(objects)))
     detected = _coco_shapes(detections.boxes, detections.counts, shape, height, width)

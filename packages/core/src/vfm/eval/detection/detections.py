@@ -41,7 +41,7 @@ class Detections:
         labels: class of each object, (N,).
         scores: confidence, (N,).
         boxes: left, top, right, bottom, (N, 4).
-        counts: masks as run lengths, None for objects without a mask.
+        counts: masks as run lengths. Objects without a mask have None.
         maskness: mean probability inside the mask, (N,), 1 where it is unknown.
     """
 
@@ -160,7 +160,7 @@ def _row(
 
 
 def _is_number(value: Any) -> bool:
-    """Check whether a value is a number of usable size, which excludes NaN and infinity."""
+    """Check whether a value is a number of usable size. NaN and infinity are not."""
     return isinstance(value, int | float) and abs(value) <= LARGEST
 
 

@@ -38,7 +38,12 @@ class BadSamples:
         self.ctx.skip(problem.reason, problem.where)
 
     def check(self, reading: ReadSettings, total: int, items: str = "samples") -> None:
-        """Check that few of `total` samples are bad.
+        """Check that few samples are bad.
+
+        Args:
+            reading: tolerance of bad samples.
+            total: number of all samples.
+            items: name of the samples in the message.
 
         Raises:
             UserError: If more samples are bad than `reading` tolerates, or all of them.

@@ -84,16 +84,19 @@ def logit_scale(model: TextImageEncoder) -> float:
 
 
 def encode_texts(model: TextImageEncoder, texts: Sequence[str], batch_size: int, name: str = "the model") -> Tensor:
-    """Encode texts as unit vectors, (M, D).
+    """Encode texts as unit vectors.
 
-    Repeated texts, which are common among web captions, are encoded once. If several processes share the evaluation,
-    each encodes a part and all of them get all features.
+    Repeated texts are common among web captions, and are encoded once. If several processes share the evaluation, each
+    encodes a part and all of them get all features.
 
     Args:
         model: the encoder.
         texts: M texts.
         batch_size: number of texts encoded at a time.
         name: the model's name, for the error.
+
+    Returns:
+        (M, D).
 
     Raises:
         UserError: If a feature is not finite.

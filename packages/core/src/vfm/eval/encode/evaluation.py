@@ -57,7 +57,7 @@ class ReportSettings(Protocol):
 
     @property
     def resize_mode(self) -> str | None:
-        """How images are resized, None for the mode that each model was trained with."""
+        """How images are resized. None is the mode that each model was trained with."""
         ...
 
 

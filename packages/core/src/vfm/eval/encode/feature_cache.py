@@ -60,7 +60,13 @@ class FeatureCache:
         return FeatureCache(None, self.numbers, self.digests, without_values(self.vectors))
 
     def update(self, numbers: Sequence[int], digests: Sequence[bytes], vectors: Tensor) -> None:
-        """Add samples that are not cached yet, and write the file."""
+        """Add samples that are not cached yet, and write the file.
+
+        Args:
+            numbers: numbers of the samples.
+            digests: hash of each sample.
+            vectors: features, (N, D).
+        """
         rows = np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1)
         everything = np.concatenate([self.numbers, np.array(numbers, np.int64)])
         order = np.argsort(everything)

@@ -200,7 +200,17 @@ def encode_labeled(
     reading: ReadSettings,
     files: Mapping[str, RowFile] | None = None,
 ) -> Encoded:
-    """Encode all images of a labelled dataset with `encode_dataset`. A sample without a label is a bad one."""
+    """Encode all images of a labelled dataset with `encode_dataset`.
+
+    A sample without a label is a bad one.
+
+    Args:
+        ctx: as in `encode_dataset`.
+        encoders: as in `encode_dataset`.
+        data: labelled images.
+        reading: as in `encode_dataset`.
+        files: as in `encode_dataset`.
+    """
 
     def check(sample: Sample) -> None:
         if sample.label is None:
@@ -225,9 +235,16 @@ def decoded_batches(
     *,
     fits: frozenset[Preprocess] = frozenset(),
 ) -> Iterator[list[tuple[int, Decoded]]]:
-    """Yield batches of (number, (sample, image, digest)) for all samples, or for `numbers`.
+    """Yield batches of (number, (sample, image, digest)).
 
-    The next batch is decoded while the caller works on the current one, and resized where `fits` says how.
+    The next batch is decoded while the caller works on the current one.
+
+    Args:
+        source: the samples.
+        reading: batch size of the evaluation.
+        check: raises BadSample for a sample that cannot be used.
+        numbers: samples to read. Default: all.
+        fits: preprocessings for which images are resized here.
     """
 
     def submit(number: int) -> Future[Decoded] | BadSample:

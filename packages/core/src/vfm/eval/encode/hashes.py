@@ -13,7 +13,12 @@ from vfm.interfaces import Artifact
 
 
 def item_digest(facts: Any, images: Sequence[bytes]) -> bytes:
-    """Hash one item with sha256: its facts (key, texts, label; anything that JSON can hold) and its image files."""
+    """Hash one item with sha256.
+
+    Args:
+        facts: key, texts, label, or anything that JSON can hold.
+        images: its image files.
+    """
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for image in images:
         digest.update(hashlib.sha256(image).digest())

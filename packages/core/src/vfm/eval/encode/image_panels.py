@@ -18,7 +18,10 @@ WIDTH = 128  # CSS pixels on the page, where six images fit in a row
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """An image, the text under it, and whether the model answered it correctly, None if it is not an answer."""
+    """An image, the text under it, and whether the model answered it correctly.
+
+    An image that is not an answer has None.
+    """
 
     image: Image.Image
     caption: str
@@ -28,7 +31,16 @@ class CaptionedImage:
 def images_panel(
     directory: Path, slug: str, title: str, images: Iterable[CaptionedImage], *, order: int, note: str = ""
 ) -> ImagesPanel:
-    """Write small copies of the images into `directory/pictures/`, and build their panel."""
+    """Write small copies of images into `directory/pictures/`, and build their panel.
+
+    Args:
+        directory: folder of the artifact.
+        slug: beginning of the file names.
+        title: title of the panel.
+        images: images with their captions.
+        order: place of the panel on the page.
+        note: text under the title.
+    """
     folder = directory / "pictures"
     folder.mkdir(exist_ok=True)
     entries = []

@@ -69,7 +69,15 @@ def enlarge(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def labelled(image: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
-    """Add a white strip with the name above an image (S, S, 3), which gives (S + LABEL_HEIGHT, S, 3)."""
+    """Add a white strip with a name above an image.
+
+    Args:
+        image: (S, S, 3).
+        name: the name.
+
+    Returns:
+        (S + LABEL_HEIGHT, S, 3).
+    """
     strip = Image.new("RGB", (image.shape[1], LABEL_HEIGHT), "white")
     font = ImageFont.load_default(size=LABEL_TEXT)
     ImageDraw.Draw(strip).text((image.shape[1] / 2, LABEL_HEIGHT / 2), name, fill="black", font=font, anchor="mm")

@@ -25,7 +25,13 @@ def tie_width(width: int) -> float:
 
 
 def row_blocks(num_rows: int, num_columns: int, max_scores: int = MAX_SCORES) -> Iterator[slice]:
-    """Yield slices of rows whose (rows, num_columns) block has at most `max_scores` numbers, or is one row."""
+    """Yield slices of rows whose block fits into memory.
+
+    Args:
+        num_rows: number of rows.
+        num_columns: number of columns.
+        max_scores: largest number of numbers in a block. A block has at least one row.
+    """
     rows = max(1, max_scores // max(1, num_columns))
     return (slice(start, min(start + rows, num_rows)) for start in range(0, num_rows, rows))
 

@@ -20,6 +20,11 @@ TITLE = "By"  # of the table, before the column
 def open_groups(ctx: Context, data: object, column: str) -> Source:
     """Open the dataset of an evaluation whose scores are reported by a column.
 
+    Args:
+        ctx: context of the stage.
+        data: the dataset.
+        column: column of the samples.
+
     Raises:
         UserError: If the samples have no such column.
     """
@@ -106,7 +111,7 @@ def _scores_of_groups(
 
 
 def _keys(result: ModelResult, score: Accuracy) -> list[str] | None:
-    """Find the keys of a score's items, by the table with as many rows. None for a score of some of the items."""
+    """Find the keys of a score's items, by the table with as many rows. A score of some of the items has none."""
     for table in result.predictions.values():
         keys = table.get("key")
         if keys is not None and len(keys) == len(score.correct):

@@ -22,7 +22,13 @@ CropLogits = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 def window_starts(length: int, side: int, step: int) -> list[int]:
-    """Compute where windows begin along a side: every `step` pixels, the last at the end. A short side has one."""
+    """Compute where windows begin along a side.
+
+    Args:
+        length: length of the side. A side that is shorter than a window has one start.
+        side: side of a window.
+        step: pixels between windows. The last window is at the end.
+    """
     if length <= side:
         return [0]
     return [min(start, length - side) for start in range(0, length - side + step, step)]
@@ -74,7 +80,12 @@ class WindowMean:
         self._count = torch.zeros(size[0], size[1])
 
     def add(self, places: Sequence[tuple[int, int]], scores: Tensor) -> None:
-        """Add the scores of windows, (B, K, h, w), which are enlarged to side S with bilinear interpolation."""
+        """Add the scores of windows. They are enlarged to side S with bilinear interpolation.
+
+        Args:
+            places: top and left of each window.
+            scores: (B, K, h, w).
+        """
         enlarged = F.interpolate(scores, size=(self.side, self.side), mode="bilinear", align_corners=False)
         if self._total is None:
             self._total = enlarged.new_zeros(enlarged.shape[1], *self._count.shape)
@@ -103,9 +114,19 @@ def predict_labels(
     flip: bool = False,
     batch_size: int = 8,
 ) -> NDArray[np.int64]:
-    """Predict the class of each pixel, (H, W), from the largest mean probability over scales and flips.
+    """Predict the class of each pixel, from the largest mean probability over scales and flips.
 
-    At scale 1 the shorter side of the image is as long as a window.
+    Args:
+        image: the image.
+        logits: computes the logits of crops.
+        side: side of a window. At scale 1 the shorter side of the image is as long.
+        stride: step between windows, as a fraction of their side.
+        scales: factors of the image's size.
+        flip: also predict the mirrored image.
+        batch_size: windows of a forward pass.
+
+    Returns:
+        (H, W).
     """
     size = (image.height, image.width)
     total: Tensor | float = 0.0

@@ -30,7 +30,10 @@ _TRAINING_KEYS = {
 
 
 def interpolate_checkpoints(config: Interpolate, ctx: Context) -> ClipCheckpoint:
-    """Run `models.interpolate`: evaluate models along the line if there are tasks, and save the model at `alpha`."""
+    """Run `models.interpolate`.
+
+    If there are tasks, models along the line are evaluated. The model at `alpha` is saved.
+    """
     start, end = load_clip(ctx.load(config.start)), load_clip(ctx.load(config.end))
     if config.evaluation.tasks:
         evaluate_line(config, ctx, lambda alpha: interpolate(start, end, alpha))

@@ -22,7 +22,10 @@ Scores = Mapping[str, Score | float]
 
 @dataclass(frozen=True)
 class Point:
-    """A score of a model, and its gain over the first model of the line: (difference, low, high), paired by items."""
+    """A score of a model, and its gain over the first model of the line.
+
+    The gain is (difference, low, high), paired by items.
+    """
 
     value: float
     gain: tuple[float, float, float] | None = None

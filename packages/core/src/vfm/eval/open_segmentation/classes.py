@@ -132,7 +132,10 @@ def evaluated_classes(config: OpenSegmentation, data: AnnotatedImages) -> Evalua
 
 
 def short_side_of(config: OpenSegmentation, window: int) -> int:
-    """Choose the shorter side of the images in pixels: the configured one, the convention's, or 1.5 windows."""
+    """Choose the shorter side of the images in pixels.
+
+    It is the configured one, the convention's, or 1.5 windows.
+    """
     if config.short_side:
         return config.short_side
     if not config.convention:

@@ -61,9 +61,10 @@ def decide(
 
 @dataclass(frozen=True)
 class ThresholdCounts:
-    """Pixel counts of an image by class and threshold: right and predicted (T, K), true (K,).
+    """Pixel counts of an image by class and threshold.
 
-    They are int32 to save memory, since a dataset has many images.
+    Right and predicted pixels are (T, K), true ones (K,). They are int32 to save memory, since a dataset has many
+    images.
     """
 
     right: NDArray[np.int32]
@@ -80,7 +81,7 @@ def counts_by_threshold(
         truth: class of each pixel, -1 if ignored, (H, W).
         guess: predictions for the same pixels.
         thresholds: T thresholds in ascending order.
-        background: class of pixels below the threshold, None if there is none and thresholds have no effect.
+        background: class of pixels below the threshold. Without one, thresholds have no effect.
         num_classes: number of classes, K.
     """
     known = truth >= 0

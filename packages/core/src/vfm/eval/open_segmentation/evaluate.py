@@ -74,7 +74,13 @@ class Method:
         return [threshold]
 
     def guesses(self, model: str, image: Image.Image, key: str) -> Iterator[tuple[str, Guess]]:
-        """Segment an image, and yield each rule with the best class of each pixel."""
+        """Segment an image, and yield each rule with the best class of each pixel.
+
+        Args:
+            model: name of the model.
+            image: the image.
+            key: key of the image, for messages.
+        """
         segmenter = self.segmenters[model]
         background = self.classes.background
         owners = torch.from_numpy(self.classes.owners).to(segmenter.classifier.device)
@@ -86,7 +92,10 @@ class Method:
 
 @dataclass
 class Scored:
-    """Results of a model with a rule: the index of each image's threshold, (I,), and the counts of all images."""
+    """Results of a model with a rule.
+
+    They are the index of each image's threshold, (I,), and the counts of all images.
+    """
 
     chosen: NDArray[np.int64]
     counts: MeanIou

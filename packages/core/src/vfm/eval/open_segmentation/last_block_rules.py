@@ -11,9 +11,10 @@ from vfm.interfaces import ClipCheckpoint, Ref, VisionCheckpoint
 
 
 class LastBlockRule(Part):
-    """How the last block computes patch features: its attention, and whether residual and MLP are used.
+    """How the last block computes patch features.
 
-    `build(load)` creates a `vfm.eval.open_segmentation.rules.Rule`, where `load` loads the model of a Ref.
+    It has the attention, and whether residual and MLP are used. `build(load)` creates a
+    `vfm.eval.open_segmentation.rules.Rule`, where `load` loads the model of a Ref.
     """
 
     label: str = Field("", description="name in the results; default: the type")

@@ -49,7 +49,7 @@ def refine_scores(scores: Tensor, image: Tensor, steps: int = STEPS) -> Tensor:
 
 
 def _offsets() -> list[tuple[int, int]]:
-    """List the offsets of the local window, which has the centre once for each dilation."""
+    """List the offsets of the local window. The centre occurs once for each dilation."""
     return [(step * y, step * x) for step, (y, x) in product(DILATIONS, NEIGHBOURS)]
 
 

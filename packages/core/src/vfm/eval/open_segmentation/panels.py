@@ -53,7 +53,13 @@ def scale_panel(counts: MeanIou, ceilings: Mapping[str, MeanIou]) -> TablePanel:
 
 
 def class_panel(names: Sequence[str], totals: Mapping[Pair, MeanIou], rule: str) -> TablePanel:
-    """Build the table of the IoU of each class with one rule."""
+    """Build the table of the IoU of each class with one rule.
+
+    Args:
+        names: names of the classes.
+        totals: IoU by model and rule.
+        rule: name of the rule.
+    """
     of_rule = {model: counts for (model, name), counts in totals.items() if name == rule}
     panel = iou_panel(names, of_rule)
     return panel.model_copy(update={"title": f"Classes by IoU, rule {rule}"})
@@ -66,7 +72,15 @@ def add_maps(
     classes: EvaluatedClasses,
     maps: Mapping[Pair, Sequence[NDArray[np.int64]]],
 ) -> None:
-    """Write some images with their labels and the maps of every rule, one row for each model."""
+    """Write some images with their labels and the maps of every rule, one row for each model.
+
+    Args:
+        ctx: context of the stage.
+        source: annotated images.
+        numbers: numbers of the images.
+        classes: the evaluated classes.
+        maps: maps of the images by model and rule.
+    """
     colours = palette(len(classes.names))
     models = list(dict.fromkeys(pair[0] for pair in maps))
     rules = list(dict.fromkeys(pair[1] for pair in maps))

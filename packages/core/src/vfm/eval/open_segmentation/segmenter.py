@@ -27,7 +27,7 @@ class SlidingWindowSettings:
     """How images are resized and cut into windows.
 
     short_side: shorter side of the resized images in pixels.
-    side: side of the windows in pixels, None for the whole image at once.
+    side: side of the windows in pixels. Default: the whole image at once.
     stride: step between windows, as a fraction of their side.
     batch_size: number of windows per forward pass.
     refine: whether to smooth the scores along edges.
@@ -42,7 +42,7 @@ class SlidingWindowSettings:
 
 @dataclass(frozen=True)
 class ImageWindows:
-    """The windows of an image, which may have been padded.
+    """The windows of an image. The image may have been padded.
 
     size: height and width of the image without padding.
     corners: top and left of each window.
@@ -160,10 +160,15 @@ def resized(image: Image.Image, short_side: int) -> NDArray[np.uint8]:
 def padded_to_patches(
     pixels: NDArray[np.uint8], patch_size: tuple[int, int], colour: tuple[int, ...]
 ) -> NDArray[np.uint8]:
-    """Pad pixels, (H, W, 3), with a colour below and to the right to sides that are multiples of the patch.
+    """Pad pixels below and to the right to sides that are multiples of the patch.
 
     Without padding, the patch convolution would cut off the rest, and the map of the other pixels would be stretched
     over the whole image.
+
+    Args:
+        pixels: (H, W, 3).
+        patch_size: height and width of a patch.
+        colour: colour of the padding.
     """
     height, width = (step * -(-side // step) for side, step in zip(pixels.shape[:2], patch_size, strict=True))
     padded = np.broadcast_to(np.array(colour, dtype=np.uint8), (height, width, 3)).copy()

@@ -52,6 +52,14 @@ def score_retrieval(
 ) -> Evaluated:
     """Score models by recall at k, from images to captions and from captions to images.
 
+    Args:
+        ctx: context of the stage.
+        encoders: models by name.
+        data: images with captions.
+        language: language of the captions.
+        recall_k: numbers of first results in which a right one counts.
+        reading: batch size and tolerance of bad samples.
+
     Raises:
         UserError: If all captions are the same.
     """
@@ -101,7 +109,13 @@ class CaptionIndex:
 
 
 def recall_scores(ranks: RetrievalRanks, image_of_text: NDArray[np.int64], recall_k: Sequence[int]) -> list[Accuracy]:
-    """Compute recall at each k with its chance level, first of images by captions, then of captions by images."""
+    """Compute recall at each k with its chance level, first of images by captions, then of captions by images.
+
+    Args:
+        ranks: ranks in both directions.
+        image_of_text: index of the image of each text, (M,).
+        recall_k: values of k.
+    """
     counts = np.bincount(image_of_text)
     num_images = len(counts)
     num_texts = len(image_of_text)

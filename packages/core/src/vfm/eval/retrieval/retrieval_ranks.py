@@ -39,10 +39,10 @@ def retrieval_ranks(
 ) -> RetrievalRanks:
     """Rank each image's best caption among all captions, and each caption's image among all images.
 
-    Ties count against the query and a NaN is ranked last, as in `ranking.best_ranks`, which implements one direction
-    without tiles. Here each score is computed once, in tiles, and counted in both directions. The scores of the M
-    correct pairs are computed first, so each tile can be compared with them at once. Besides the features, memory is
-    a few numbers per query and a few times `max_scores`.
+    Ties count against the query and a NaN is ranked last, as in `ranking.best_ranks`. That function implements one
+    direction without tiles. Here each score is computed once, in tiles, and counted in both directions. The scores of
+    the M correct pairs are computed first, so each tile can be compared with them at once. Besides the features, memory
+    is a few numbers per query and a few times `max_scores`.
 
     Args:
         image_features: (N, D), normalised or not.
@@ -84,7 +84,17 @@ def retrieval_ranks(
 def own_cosines(
     image_features: Tensor, text_features: Tensor, image_of_text: Tensor, *, max_numbers: int = TILE_SCORES
 ) -> Tensor:
-    """Compute the cosine of each text with its image, (M,), in blocks of at most `max_numbers` numbers."""
+    """Compute the cosine of each text with its image, in blocks.
+
+    Args:
+        image_features: (N, D).
+        text_features: (M, D).
+        image_of_text: index of the image of each text, (M,).
+        max_numbers: largest number of numbers in a block.
+
+    Returns:
+        (M,).
+    """
     cosines = []
     for rows in row_blocks(len(text_features), text_features.shape[1], max_numbers):
         cosines.append(F.cosine_similarity(image_features[image_of_text[rows]], text_features[rows], dim=-1))
@@ -92,7 +102,17 @@ def own_cosines(
 
 
 def nearest(queries: Tensor, items: Tensor, k: int, *, max_scores: int = MAX_SCORES) -> NDArray[np.int64]:
-    """Find the `k` items with the highest cosine for each query, (N, k), best first."""
+    """Find the items with the highest cosine for each query.
+
+    Args:
+        queries: (N, D).
+        items: (M, D).
+        k: number of items for each query.
+        max_scores: number of scores held at once.
+
+    Returns:
+        Indices (N, k), best first.
+    """
     # Divide by the lengths instead of normalising a copy of the items, which could be large.
     length = items.norm(dim=-1).clamp_min(torch.finfo(items.dtype).tiny)
     count = min(k, len(items))

@@ -95,6 +95,11 @@ class TrainedProbe:
 def evaluate_dense_probe(config: DenseProbe, ctx: Context, encoders: Mapping[str, Any]) -> Evaluated:
     """Evaluate encoders by mean IoU with `train_head` or `remember_patches`, all on the same images.
 
+    Args:
+        config: settings of the evaluation.
+        ctx: context of the stage.
+        encoders: models by name.
+
     Raises:
         UserError: If an encoder has no patch tokens, the classes of `train` differ, there are too few images, or no
             pixel is labelled.
@@ -284,14 +289,17 @@ class _EncodedImage:
 def encode_maps(
     encoder: Any, images: list[Image.Image], layers: list[int], image_size: int | None, device: torch.device
 ) -> Tensor:
-    """Compute the normalised patch tokens of some blocks as maps, (N, D, h, w), concatenated along D.
+    """Compute the normalised patch tokens of some blocks as maps, concatenated along D.
 
     Args:
         encoder: a `ClipModel` or `PooledVision`.
-        images: images of any size, which are squashed.
+        images: images of any size. They are squashed.
         layers: indices of the blocks.
-        image_size: side of the square in pixels; default: the encoder's image size.
+        image_size: side of the square in pixels. Default: the encoder's image size.
         device: device of the encoder.
+
+    Returns:
+        (N, D, h, w).
 
     Raises:
         UserError: If the encoder has no patch tokens, no such block, or cannot take images of this size.

@@ -34,6 +34,12 @@ Predict = Callable[[int, Image.Image | None], Segments]
 def evaluate_panoptic(config: Panoptic, ctx: Context, source: AnnotatedSource, models: Predictors) -> Evaluated:
     """Evaluate models and panoptic files on all images of a dataset.
 
+    Args:
+        config: settings of the evaluation.
+        ctx: context of the stage.
+        source: annotated images.
+        models: loaded models by name.
+
     Raises:
         UserError: If a file does not fit the dataset.
     """

@@ -40,7 +40,10 @@ class PatchHead(nn.Module):
 
 @dataclass(frozen=True)
 class HeadTraining:
-    """Training settings of a head: AdamW, with warm-up over a tenth of the steps, then half a cosine to 0."""
+    """Training settings of a head.
+
+    It is trained by AdamW, with warm-up over a tenth of the steps, then half a cosine to 0.
+    """
 
     steps: int
     batch_size: int

@@ -35,6 +35,12 @@ Predict = Callable[[int, Image.Image | None], NDArray[np.integer]]
 def evaluate_segmentation(config: Segmentation, ctx: Context, source: AnnotatedSource, models: Predictors) -> Evaluated:
     """Evaluate models and folders of label maps on all images of a dataset.
 
+    Args:
+        config: settings of the evaluation.
+        ctx: context of the stage.
+        source: annotated images.
+        models: loaded models by name.
+
     Raises:
         UserError: If a map is missing or does not fit its image, or no pixel is labelled.
     """

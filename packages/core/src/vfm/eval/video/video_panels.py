@@ -19,7 +19,14 @@ NUM_STRIPS = 6  # videos of the panel
 def add_class_panel(
     ctx: Context, data: VideoDataset, labels: NDArray[np.int64], results: Mapping[str, ModelResult]
 ) -> None:
-    """Add a table of the classes with the lowest recall by the last model, with their most frequent confusion."""
+    """Add a table of the classes with the lowest recall by the last model, with their most frequent confusion.
+
+    Args:
+        ctx: context of the stage.
+        data: the videos.
+        labels: class of each video, (N,).
+        results: results by model.
+    """
     predicted = {}
     recall = {}
     present = np.unique(labels)
@@ -52,7 +59,17 @@ def add_strips(
     model: str,
     result: ModelResult,
 ) -> None:
-    """Add film strips of videos that a model recognises or misclassifies, the most confident first."""
+    """Add film strips of videos that a model recognises or misclassifies, the most confident first.
+
+    Args:
+        ctx: context of the stage.
+        source: the videos.
+        numbers: numbers of the videos.
+        labels: class of each video, (N,).
+        data: dataset with the class names.
+        model: name of the model.
+        result: result of the model.
+    """
     table = result.predictions["videos"]
     predicted = np.asarray(table["predicted"])
     sure = np.asarray(table["probability"])

@@ -41,12 +41,15 @@ class TestViews:
     clip_rule: ClipRule = "parts"
 
     def read(self, sample: VideoSample, number: int, model: VideoPredictor) -> NDArray[np.uint8]:
-        """Read the views of a video in the size that a model takes, (V, T, S, S, 3).
+        """Read the views of a video in the size that a model takes.
 
         Args:
             sample: the video.
-            number: index of the video, which seeds shuffled frames.
+            number: index of the video. It seeds shuffled frames.
             model: provides the image size and the sampling.
+
+        Returns:
+            (V, T, S, S, 3).
 
         Raises:
             BadSample: If the video cannot be read.

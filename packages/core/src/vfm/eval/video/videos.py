@@ -138,7 +138,7 @@ def check_clip_rule(config: VideoEvaluation, models: Mapping[str, VideoPredictor
 def _without_views(
     classified: tuple[int, BadSample | list[NDArray[np.float64]]],
 ) -> tuple[int, BadSample | list[NDArray[np.float64]]]:
-    """Drop the probabilities, which the other processes need neither for counts nor for progress."""
+    """Drop the probabilities. The other processes need them neither for counts nor for progress."""
     number, outcome = classified
     if isinstance(outcome, BadSample):
         return number, outcome
@@ -198,7 +198,19 @@ def embed_videos(
     ctx: Context, source: VideoSource, class_names: list[str], model: VideoPredictor, writer: Writer,
     reading: ReadSettings, views: TestViews,
 ) -> Counter[str]:  # fmt: skip
-    """Write a unit vector for each video, the mean over its views, and count bad videos by reason.
+    """Write a unit vector for each video, the mean over its views.
+
+    Args:
+        ctx: context of the call.
+        source: the videos.
+        class_names: names of the classes.
+        model: the classifier.
+        writer: file to write to.
+        reading: batch size and tolerance of bad samples.
+        views: views of a video.
+
+    Returns:
+        Number of bad videos by reason.
 
     Raises:
         UserError: If too many videos cannot be read, or an embedding is not finite.
@@ -229,7 +241,15 @@ def embed_videos(
 
 
 def predict_videos(model: VideoPredictor, samples: list[Any], views: TestViews) -> NDArray[np.float64]:
-    """Compute the probability of each class for videos, (N, C), averaged over their views.
+    """Compute the probability of each class for videos, averaged over their views.
+
+    Args:
+        model: the classifier.
+        samples: the videos.
+        views: views of a video.
+
+    Returns:
+        (N, C).
 
     Raises:
         BadSample: a video cannot be read.

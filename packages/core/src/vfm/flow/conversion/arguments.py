@@ -18,11 +18,11 @@ TRUE = ("true", "yes", "1")
 
 @dataclass(frozen=True)
 class Option:
-    """An option: its names without dashes, the first being the usual one, and how many values follow it.
+    """An option of another tool's command.
 
     Attributes:
-        names: its names.
-        values: `1`, `!` for none, `?` for at most one, `*` for any number.
+        names: its names without dashes, the usual one first.
+        values: number of values. `1`, `!` for none, `?` for at most one, `*` for any number.
     """
 
     names: tuple[str, ...]

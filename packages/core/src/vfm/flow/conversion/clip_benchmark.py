@@ -177,7 +177,10 @@ def _path(draft: Draft, dataset: str) -> str:
 
 
 def _images(draft: Draft, dataset: str, path: str) -> Fields:
-    """Choose the fields of a dataset with classes: CLIP_benchmark's tars, or a dataset of torchvision."""
+    """Choose the fields of a dataset with classes.
+
+    It is in CLIP_benchmark's tars, or a dataset of torchvision.
+    """
     plain = dataset.removeprefix("wds/")
     short = plain.rsplit("/", 1)[-1]
     kind = "data.tagged" if plain.endswith("multilabel") else "data.labeled"

@@ -37,7 +37,13 @@ class Draft:
     lost: list[str] = field(default_factory=list)
 
     def add(self, kind: str, name: str, **fields: Any) -> str:
-        """Add a stage and return its name. Empty fields are left out, but not null, which may replace a default."""
+        """Add a stage and return its name.
+
+        Args:
+            kind: kind of the stage.
+            name: wanted name.
+            **fields: its fields. Empty ones are left out, but not null, because it may replace a default.
+        """
         given = {key: value for key, value in fields.items() if value not in ("", [], {})}
         self.stages.append({"kind": kind, "name": name, **given})
         return name

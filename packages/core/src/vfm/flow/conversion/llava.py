@@ -144,7 +144,7 @@ def _inputs(draft: Draft) -> Fields:
 
 
 def _length(draft: Draft) -> Fields:
-    """Choose the batch, which the Trainer has for each process, and the length."""
+    """Choose the batch and the length. The Trainer's batch is for each process."""
     arguments = draft.arguments
     command = draft.command
     batch = arguments.count("per_device_train_batch_size", 8)

@@ -140,7 +140,10 @@ def convert_validate(draft: Draft) -> None:
 
 
 def _images(draft: Draft, split: str) -> Fields:
-    """Choose the fields of `data.labeled`: the folder of a split below the data's, or the folder itself."""
+    """Choose the fields of `data.labeled`.
+
+    The path is the folder of a split below the data's, or the folder itself.
+    """
     arguments = draft.arguments
     kind, _, name = arguments.text("dataset").rpartition("/")
     root = (arguments.text("data-dir") or next(iter(arguments.positional), "")).rstrip("/")
@@ -168,7 +171,7 @@ def _pool(draft: Draft) -> str:
 
 
 def _length(draft: Draft) -> Fields:
-    """Choose the batch, which timm gives for each process, and the length."""
+    """Choose the batch and the length. timm's batch is for each process."""
     arguments = draft.arguments
     command = draft.command
     batch = arguments.count("batch-size", 128)

@@ -22,10 +22,13 @@ class Devices:
         self.free = list(self.all)
 
     def take(self, stage: Stage) -> list[str] | None:
-        """Take the GPUs that a stage needs. None if they are not free yet.
+        """Take the GPUs that a stage needs.
 
         A stage that names a GPU by number takes this GPU. A stage that needs more GPUs than exist takes all, and fails
         later.
+
+        Returns:
+            The GPUs. None if they are not free yet.
         """
         kind, _, number = stage.runtime.device.partition(":")
         if not self.all or not stage.on_device or kind not in ("auto", "cuda"):
@@ -46,7 +49,10 @@ class Devices:
 
 
 def environment_of(stage: Stage, gpus: list[str]) -> dict[str, str]:
-    """Set the variables of a step for its GPUs. Empty if `runtime.device` has a number, which counts all GPUs."""
+    """Set the variables of a step for its GPUs.
+
+    None are set if `runtime.device` has a number, because the number counts all GPUs.
+    """
     named = ":" in stage.runtime.device
     if not gpus or named:
         return {}

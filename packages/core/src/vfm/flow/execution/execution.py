@@ -110,9 +110,9 @@ def execute(step: Step, send: Send, lock_descriptor: int, job: Job | None = None
     Args:
         step: the step.
         send: receives the events of the stage.
-        lock_descriptor: file descriptor of the lock, which subprocesses inherit.
-        job: run in a subprocess, concurrently with other steps; None: run in this process. A stage in several processes
-            always runs under torchrun.
+        lock_descriptor: file descriptor of the lock. Subprocesses inherit it.
+        job: run in a subprocess, concurrently with other steps. Default: run in this process. A stage in several
+            processes always runs under torchrun.
     """
     work = write_step(step)
     words = ["step", str(work), "--events", "json"]

@@ -35,7 +35,7 @@ FILES = 4  # of a request: standard output and error, the lock, and the pipe for
 
 
 def can_fork() -> bool:
-    """Check whether this system has handles of processes: Linux from 5.3 on, outside some sandboxes."""
+    """Check whether this system has handles of processes. Linux has them from 5.3 on, outside some sandboxes."""
     try:
         os.close(os.pidfd_open(os.getpid()))
     except (AttributeError, OSError):
@@ -94,7 +94,10 @@ class ForkedProcess:
 
 
 class ForkServers:
-    """Starts the servers of a run: one for each number of threads, since libraries read OMP_NUM_THREADS on loading."""
+    """Starts the servers of a run.
+
+    There is one for each number of threads, since libraries read OMP_NUM_THREADS on loading.
+    """
 
     def __init__(self) -> None:
         self._servers: dict[str | None, tuple[subprocess.Popen[bytes], socket.socket]] = {}
@@ -120,7 +123,11 @@ class ForkServers:
         return start_subprocess(command, environment, errors=errors, lock=lock)
 
     def _fork(self, request: bytes, environment: Mapping[str, str], errors: int, lock: int) -> ForkedProcess | None:
-        """Send a request to a server. Return None if the server has ended, and forget it."""
+        """Send a request to a server.
+
+        Returns:
+            The process. None if the server has ended. It is then forgotten.
+        """
         output, output_end = os.pipe()
         status, status_end = os.pipe()
         with self._lock:  # requests are answered one after another
@@ -177,7 +184,7 @@ class ForkServers:
 
 
 def _end(process: subprocess.Popen[bytes], control: socket.socket) -> None:
-    """End a server, which waits for the processes that it has forked."""
+    """End a server. It waits for the processes that it has forked."""
     with contextlib.suppress(OSError):  # it has ended
         control.shutdown(socket.SHUT_RDWR)  # unlike closing, also if a process forked here has a copy of the socket
     control.close()

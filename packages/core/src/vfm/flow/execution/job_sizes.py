@@ -54,9 +54,10 @@ def size_of(stage: Stage, cost: Cost | None) -> dict[str, Any]:
 
 
 def chosen_for(stage: Stage, parameters: Settings) -> dict[str, Any]:
-    """Select the user's parameters for a stage. Later ones in this order count: KEY, cpu.KEY or gpu.KEY, STAGE.KEY.
+    """Select the user's parameters for a stage.
 
-    Without a scope, numbers of machines and GPUs only count for stages that use them.
+    KEY counts less than cpu.KEY or gpu.KEY, and these less than STAGE.KEY. Without a scope, numbers of machines and
+    GPUs only count for stages that use them.
     """
     scopes: list[dict[str, Any]] = [{}, {}, {}]
     order = ["", "gpu" if uses_gpu(stage) else "cpu", without_seed(stage.name)]

@@ -85,7 +85,13 @@ def submit(arguments: Sequence[str], folder: Path, cluster: Cluster, settings: M
 def submit_array(
     commands: Sequence[Sequence[str]], folder: Path, cluster: Cluster, settings: Mapping[str, Any]
 ) -> list[Submitted]:
-    """Submit `vfm` commands, several as the tasks of an array. The arguments are those of `submit`.
+    """Submit `vfm` commands, several as the tasks of an array.
+
+    Args:
+        commands: words of each command.
+        folder: as in `submit`.
+        cluster: as in `submit`.
+        settings: as in `submit`.
 
     Raises:
         UserError: If there is no such scheduler here, or no such parameter.

@@ -164,7 +164,10 @@ class _Queue:
             self.send(event)
 
     def _next_end(self) -> tuple[str, bool | BaseException] | None:
-        """Wait for the next step to end. None if the remaining steps wait for locks, and may not start."""
+        """Wait for the next step to end.
+
+        The result is None if the remaining steps wait for locks, and may not start.
+        """
         while True:
             try:
                 return self.ended.get(timeout=1)
@@ -201,7 +204,10 @@ class _Queue:
 
 
 def _needs(steps: Sequence[Step]) -> dict[str, set[str]]:
-    """Find the steps that must end before each step: its inputs, and an earlier step that makes the same artifact."""
+    """Find the steps that must end before each step.
+
+    They are its inputs, and an earlier step that makes the same artifact.
+    """
     names = {step.stage.name for step in steps}
     first: dict[str, str] = {}
     needs = {}

@@ -12,7 +12,7 @@ from vfm.flow.execution.subprocesses import python_command
 
 
 class Node:
-    """A Ray actor that runs one step as a separate process, which a signal can reach."""
+    """A Ray actor that runs one step as a separate process. A signal can reach this process."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None

@@ -102,9 +102,10 @@ class Job:
 
 
 def python_command(*options: str) -> list[str]:
-    """Build the words that start Python without the working folder on its path, which may have a stray `torch.py`.
+    """Build the words that start Python without the working folder on its path.
 
-    Unlike `-P`, the variable also reaches processes that this one starts, such as torchrun's.
+    The folder may have a stray `torch.py`. Unlike `-P`, the variable also reaches processes that this one starts, such
+    as torchrun's.
 
     Args:
         options: options of `env`.

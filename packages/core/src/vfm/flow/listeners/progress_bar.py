@@ -45,7 +45,7 @@ class Pace:
         return (after - before) / (end - start)
 
     def remaining(self, total: int) -> float | None:
-        """Estimate the seconds until the end, which decrease between updates. None if the rate is not known."""
+        """Estimate the seconds until the end, if the rate is known. They decrease between updates."""
         if not self.rate:
             return None
         moment, done = self.updates[-1]
@@ -110,7 +110,7 @@ class ProgressLine(ProgressColumn):
 
 
 def short(value: float) -> str:
-    """Format a rate with three digits: `0.0123`, `4.56`, `1,234`."""
+    """Format a rate with three digits, such as `0.0123`, `4.56` or `1,234`."""
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"

@@ -27,7 +27,7 @@ class SentSteps:
     A line that was cut off by a crash is ignored: its step is sent again.
 
     Args:
-        file: the file, which is created by the first write.
+        file: the file. The first write creates it.
     """
 
     def __init__(self, file: Path) -> None:
@@ -39,7 +39,13 @@ class SentSteps:
                 self.last[record["run"]].update(dict.fromkeys(record["metrics"], int(record["step"])))
 
     def without_sent(self, run: str, values: Mapping[str, float], step: int) -> dict[str, float]:
-        """Select the values whose metric was last sent at an earlier step."""
+        """Select the values whose metric was last sent at an earlier step.
+
+        Args:
+            run: id of the tracker's run.
+            values: values by metric.
+            step: the step.
+        """
         last = self.last[run]
         return {name: value for name, value in values.items() if last.get(name, -1) < step}
 
@@ -50,7 +56,7 @@ class SentSteps:
         self.last[run].update(dict.fromkeys(names, step))
 
     def forget(self, run: str) -> None:
-        """Forget a run, which starts again from its first step."""
+        """Forget a run. It starts again from its first step."""
         if self.last[run]:
             self._write(run, list(self.last.pop(run)), -1)
 
@@ -224,6 +230,11 @@ TRACKERS: dict[str, type[Tracker]] = {kind.extra: kind for kind in (TensorBoard,
 
 def open_tracker(name: str, directory: Path, recipe: str) -> Tracker:
     """Open the tracker of a name.
+
+    Args:
+        name: name of the tracker.
+        directory: folder of the run.
+        recipe: name of the recipe.
 
     Raises:
         UserError: If there is no such tracker, or its package is not installed.

@@ -23,7 +23,7 @@ def training_commands(
 
     Args:
         fields: fields of the stage that imports it.
-        val: fields for the validation images next to it; None if there are none.
+        val: fields for the validation images next to it, if there are any.
         cures: fields that the user must confirm.
         has_images: whether the samples have images, and are not captions alone.
     """

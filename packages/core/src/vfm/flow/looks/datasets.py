@@ -37,6 +37,12 @@ LAYOUTS = {"webdataset": "tars", "folder": "a folder", "table": "a table", "parq
 def look_at_data(path: str, known: Mapping[str, type[Stage]], folder: Path, send: Callable[[Event], None]) -> Look:
     """Import the first samples of a dataset into a folder, and describe them.
 
+    Args:
+        path: the user's path.
+        known: stage types by kind.
+        folder: an empty folder.
+        send: receives progress.
+
     Raises:
         UserError: If the path has no supported format.
     """
@@ -93,7 +99,10 @@ def _cures(fields: Fields, look: Look) -> dict[str, Any]:
 def _summary(
     fields: Fields, known: Mapping[str, type[Stage]], folder: Path, send: Callable[[Event], None], look: Look
 ) -> DatasetSummary | None:
-    """Import a dataset, or else only its images. None if neither can be used, which is a problem."""
+    """Import a dataset, or else only its images.
+
+    If neither can be used, this is a problem of the look, and the result is None.
+    """
     for name in ("data", "images"):
         (folder / name).mkdir()
     try:

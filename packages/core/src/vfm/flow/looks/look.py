@@ -80,7 +80,7 @@ def _look_at_recipe(path: str, known: Mapping[str, type[Stage]]) -> Look:
 
 
 def _look_at_onnx(path: str) -> Look:
-    """Describe a program of ONNX, which is not trained. The command shows its inputs and outputs."""
+    """Describe a program of ONNX. It is not trained. The command shows its inputs and outputs."""
     script = (
         f"import onnxruntime; s = onnxruntime.InferenceSession({path!r});"
         " print([(i.name, i.shape) for i in (*s.get_inputs(), *s.get_outputs())])"

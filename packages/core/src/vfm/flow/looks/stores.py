@@ -13,7 +13,7 @@ NUM_NAMES = 10  # runs and stages that are shown
 
 
 def look_at_store(path: str) -> Look | None:
-    """Describe a store, or a run in it. None for any other folder."""
+    """Describe a store, or a run in it. Any other folder gives None."""
     folder = Path(path)
     word = shlex.quote(path)
     if (folder / RUN_FILE).is_file():

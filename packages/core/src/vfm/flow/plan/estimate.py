@@ -55,7 +55,16 @@ def estimate_costs(recipe: Recipe, artifacts: Mapping[str, Path]) -> dict[str, C
 
 
 def known_costs(recipe: Recipe, store: Store, names: Collection[str]) -> dict[str, Cost]:
-    """Estimate the costs of some stages, by name, without those for which that is not possible here."""
+    """Estimate the costs of some stages, as far as that is possible here.
+
+    Args:
+        recipe: the recipe.
+        store: store of the artifacts.
+        names: names of the stages.
+
+    Returns:
+        Costs by name.
+    """
     artifacts, _ = known_artifacts(recipe, store)
     costs = {}
     with suppress(UserError):  # the preflight reports mistakes

@@ -36,7 +36,10 @@ class Step:
 
     @property
     def status(self) -> str:
-        """Current status: `cached`, `resume` or `new`. A result of other inputs than the present ones is `new`."""
+        """Current status, `cached`, `resume` or `new`.
+
+        A result of other inputs than the present ones is `new`.
+        """
         status = self.slot.status
         if status == "cached" and self.changed_inputs():
             return "new"
@@ -56,11 +59,16 @@ class Step:
 
 
 def make_plan(recipe: Recipe, store: Store, announce: Callable[[str], None] = lambda line: None) -> list[Step]:
-    """List the steps of a recipe in order. `announce` is called with a line before many bytes are read.
+    """List the steps of a recipe in order.
 
     The identity of a step is a hash of kind, version, configuration (without incidental settings), the identities of
     its inputs and the contents of outside files. For a report, the names of its inputs are included, since it shows
     them. Equal identities mean equal results, so a published artifact is never made again.
+
+    Args:
+        recipe: the recipe.
+        store: store of the artifacts.
+        announce: called with a line before many bytes are read.
 
     Raises:
         UserError: If an outside file is missing or cannot be read, a published artifact lacks files, belongs to another
@@ -227,7 +235,7 @@ def _with_identities(value: Any, inputs: Mapping[str, str], named: Mapping[str, 
 
 
 def _paths(value: str, known: Mapping[str, Any]) -> list[str]:
-    """List the outside files that a setting refers to, as a path or a pattern. Empty for any other setting."""
+    """List the outside files that a setting refers to, as a path or a pattern. Any other setting has none."""
     # Most settings are not paths, so only a text with a mark is looked up on the disk or a server.
     if value in known or not known or not any(mark in value for mark in PATTERN_MARKS):
         return [value] if value in known else []

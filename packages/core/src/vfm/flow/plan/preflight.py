@@ -42,7 +42,9 @@ def preflight(steps: Sequence[Step], *, fresh: bool = False) -> None:
 
 
 def check_files(steps: Sequence[Step]) -> None:
-    """Run the part of `preflight` that needs no torch: folders of benchmarks, and the inputs of training stages.
+    """Run the part of `preflight` that needs no torch.
+
+    It checks folders of benchmarks, and the inputs of training stages.
 
     Raises:
         UserError: If there are mistakes. The message has one line for each.

@@ -35,7 +35,9 @@ PANELS = "panels/"
 
 
 def root_of(manifest: Mapping[str, Any], file: Path) -> str:
-    """Compute the root of an artifact from its manifest. Empty for an older version, without hashes of files.
+    """Compute the root of an artifact from its manifest.
+
+    An artifact of an older version, without hashes of files, has none ("").
 
     Args:
         manifest: the manifest.
@@ -95,7 +97,7 @@ def origin_of(folder: Path) -> Origin:
 
 
 def _state(file: Path) -> tuple[int, ...]:
-    """Collect size, times and inode of a file, which change when it is written. Empty if it does not exist."""
+    """Collect size, times and inode of a file, if it exists. They change when it is written."""
     try:
         status = os.stat(file)
     except OSError:

@@ -68,7 +68,7 @@ class Slot:
 
     @property
     def status(self) -> str:
-        """Current status: `cached`, `resume` or `new`."""
+        """Current status, `cached`, `resume` or `new`."""
         if self.artifact.is_dir():
             return "cached"
         if self.work.is_dir() and any(self.work.iterdir()):
@@ -172,11 +172,14 @@ class Store:
 
     @property
     def runs(self) -> Path:
-        """Folder of the runs, which `vfm.flow.records.runs` describes."""
+        """Folder of the runs. `vfm.flow.records.runs` describes it."""
         return self.root / "runs"
 
     def run_directory(self, name: str) -> Path:
-        """Build the path of a run's folder: `NAME` for the run that was started last, `NAME@NUMBER` for any run."""
+        """Build the path of a run's folder.
+
+        `NAME` is the run that was started last, `NAME@NUMBER` any run.
+        """
         return self.runs / name
 
     def artifacts(self) -> list[Path]:
@@ -214,7 +217,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _names_in(folder: Path) -> set[str]:
-    """List the names in a folder, which may be missing."""
+    """List the names in a folder. It may be missing."""
     try:
         return set(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):

@@ -269,7 +269,7 @@ def _check_inputs(stages: Sequence[Stage], mistakes: Mistakes) -> None:
 
 
 def _misfit(ref: Ref[Any], types: Mapping[str, type[Artifact]], names: Sequence[str]) -> str | None:
-    """Explain why an input does not fit, or return None if it does."""
+    """Explain why an input does not fit. A fitting one gives None."""
     if ref in types:
         return None if ref.accepts(types[ref]) else f"expected a {ref.expected}; '{ref}' makes a {types[ref].__name__}"
     if ref in names:

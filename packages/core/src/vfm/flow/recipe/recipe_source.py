@@ -159,7 +159,7 @@ def _merge(
     path: KeyPath,
     source: RecipeSource,
 ) -> None:
-    """Merge `item`, at `path` of `source`, into `values`, which are at `base_path` of `base`."""
+    """Merge `item`, at `path` of `source`, into `values`, at `base_path` of `base`."""
     for key, value in item.items():
         old = values.get(key)
         if isinstance(old, dict) and isinstance(value, dict) and value.get("type") in (None, old.get("type")):
@@ -230,7 +230,13 @@ class Mistakes:
     lines: dict[str, tuple[bool, int]] = field(default_factory=dict)  # line -> its sort key
 
     def add(self, path: KeyPath, key: str, message: str) -> None:
-        """Add a mistake with the `--set` option or nearest known line of its key. `key` is its name for the user."""
+        """Add a mistake with the `--set` option or nearest known line of its key.
+
+        Args:
+            path: path of the value.
+            key: its name for the user.
+            message: the mistake.
+        """
         source = self.source
         place = path
         option = next((text for at, text in source.overridden.items() if path[: len(at)] == at), None)

@@ -14,10 +14,10 @@ MAX_BYTES = 200  # file systems allow 255, and a number is appended
 
 
 def run_name(stem: str) -> str:
-    """Convert a recipe's file name without suffix to a name of runs: letters and digits of any script, `_` and `-`.
+    """Convert a recipe's file name without suffix to a name of runs.
 
-    The name is in Unicode's form NFC, since some file systems decompose names and others do not. It does not begin with
-    `-`, so that it cannot be mistaken for an option.
+    It has letters and digits of any script, `_` and `-`. The name is in Unicode's form NFC, since some file systems
+    decompose names and others do not. It does not begin with `-`, so that it cannot be mistaken for an option.
     """
     text = unicodedata.normalize("NFC", stem)
     name = re.sub("\0+", "-", "".join(char if _is_kept(char) else "\0" for char in text))
@@ -32,7 +32,7 @@ def owner_of(file: Path | None, name: str, store: Path) -> str:
     """Identify the recipe of a run.
 
     Args:
-        file: file of the recipe, None if it has none.
+        file: file of the recipe, if it has one.
         name: name of the recipe.
         store: folder of the store. A path relative to it stays valid if a project is moved with its store.
     """
@@ -46,12 +46,14 @@ def owner_of(file: Path | None, name: str, store: Path) -> str:
 
 
 def own_name(name: str, owner: str, taken: Iterable[tuple[str, str | None]]) -> str:
-    """Choose the name of a recipe's runs: as in its earlier runs, else its name, with a number if another owns it.
+    """Choose the name of a recipe's runs.
+
+    It is the name of its earlier runs, else the recipe's name, with a number if another recipe owns it.
 
     Args:
         name: name of the recipe.
         owner: identity of the recipe, from `owner_of`.
-        taken: name and owner of each run in the store; None: the owner is unknown, so any recipe may continue it.
+        taken: name and owner of each run in the store. Any recipe may continue a run with an unknown owner (None).
     """
     owners: dict[str, set[str]] = {}
     for used, other in taken:

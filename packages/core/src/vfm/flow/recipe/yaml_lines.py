@@ -63,7 +63,7 @@ class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
     def ignore_aliases(self, data: Any) -> bool:
-        """Return True: anchors and aliases are hard to read."""
+        """Return True, because anchors and aliases are hard to read."""
         return True
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
@@ -116,9 +116,10 @@ def _unshared(value: Any) -> Any:
 
 
 def parse_value(text: str, where: str) -> Any:
-    """Parse a value from the command line as YAML: `5e-4` is a float, `null` is None, `[a, b]` is a list.
+    """Parse a value from the command line as YAML.
 
-    Text that is not valid YAML is a string, such as the brace pattern `{000..009}.tar`.
+    `5e-4` is a float, `null` is None, and `[a, b]` is a list. Text that is not valid YAML is a string, such as the
+    brace pattern `{000..009}.tar`.
     """
     try:
         return parse(text, where)[0]

@@ -20,7 +20,7 @@ SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation")}
 
 
 def annotated_fields(path: str) -> dict[str, Any] | None:
-    """Choose the fields of `data.annotated` for a folder, COCO's json, or YOLO's yaml. None for other files."""
+    """Choose the fields of `data.annotated` for a folder, COCO's json, or YOLO's yaml. Other files give None."""
     if path.endswith(YAML):
         return _yolo_fields(path)
     if holds_objects(path):
@@ -44,7 +44,7 @@ def annotated_fields(path: str) -> dict[str, Any] | None:
 
 
 def validation_fields(fields: dict[str, Any]) -> dict[str, Any] | None:
-    """Find the other split of annotated images that are used for training. None if there is none."""
+    """Find the other split of annotated images that are used for training, if there is one."""
     split = fields.get("split", "train")
     annotations = fields.get("annotations", "")
     if "train" in annotations:
@@ -94,7 +94,10 @@ def _instances(folder: str) -> list[str]:
 
 
 def _json_fields(path: str) -> dict[str, Any]:
-    """Choose the fields for COCO's json: the folder with the images, and the split that the file's name ends in."""
+    """Choose the fields for COCO's json.
+
+    They have the folder with the images, and the split that the file's name ends in.
+    """
     folder, _, name = path.rpartition("/")
     root = folder or "."
     if root.rsplit("/", 1)[-1] == "annotations":
@@ -108,7 +111,7 @@ def _json_fields(path: str) -> dict[str, Any]:
 
 
 def _yolo_fields(path: str) -> dict[str, Any] | None:
-    """Choose the fields for a dataset that Ultralytics' yaml describes. None if it has no class names."""
+    """Choose the fields for a dataset that Ultralytics' yaml describes, if it has class names."""
     record = _read_yaml(path)
     if "names" not in record:
         return None

@@ -110,6 +110,6 @@ def tar_fields(path: str) -> dict[str, Any]:
 
 
 def _caption_field(record: dict[str, Any], path: str) -> str:
-    """Find the field of a json record with captions, by the usual names. Empty if it has none."""
+    """Find the field of a json record with captions, if it has one of the usual names."""
     named = [name for name in CAPTION_COLUMNS if name in record]
     return next((name for name in named if clean_captions(record[name], path)), "")

@@ -19,9 +19,10 @@ NUM_FOLDERS = 50  # folders in the table's folder that are looked into
 
 
 def image_location(path: str) -> str | None:
-    """Find the column of images: of bytes, with a usual name, or with names of image files.
+    """Find the column of images.
 
-    For names without an extension, find the template that completes them, such as `{image_id}.jpg`.
+    It has bytes, a usual name, or names of image files. For names without an extension, the template that completes
+    them is found, such as `{image_id}.jpg`.
     """
     columns = table_columns(path)
     if any(map(is_image, columns)):  # a list of images without a header, whose reader needs no column
@@ -45,9 +46,12 @@ def image_location(path: str) -> str | None:
 
 
 def image_root(path: str, location: str | None = None) -> str | None:
-    """Find the folder that the paths in a table are relative to, if it is not the table's. None if it is, or unknown.
+    """Find the folder that the paths in a table are relative to.
 
     It tries `/` for absolute paths, the folders in and around the table's folder, and the working folder.
+
+    Returns:
+        The folder. None if it is the table's, or unknown.
     """
     if table_kind(path) == LIST_EXTENSION or files.is_remote(path):
         return None

@@ -81,7 +81,9 @@ class InputCheck:
         self.recorded = 0  # number of large files whose SHA-256 is new
 
     def check(self, source: OutsideInput, on_bytes: Callable[[int], None]) -> str:
-        """Describe how an input has changed since, in one line. Empty if it has not changed.
+        """Describe how an input has changed since, in one line.
+
+        The line is empty if it has not changed.
 
         Args:
             source: the input.

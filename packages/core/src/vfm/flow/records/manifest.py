@@ -87,7 +87,16 @@ def build_manifest(
     seconds: float,
     roots: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Build the manifest of an artifact that a step has made in `seconds` from inputs with these roots."""
+    """Build the manifest of an artifact.
+
+    Args:
+        step: step that made it.
+        artifact: the artifact.
+        context: context of the stage.
+        notes: notes from its events.
+        seconds: duration of the stage.
+        roots: roots of its inputs.
+    """
     units: dict[str, str] = {}
     if isinstance(artifact, Report):
         named = {f"{metric.model} {metric.name}".strip(): metric for metric in artifact.metrics}

@@ -25,7 +25,13 @@ MAX_CHARACTERS = 40  # maximum length of a value
 
 
 def reasons(recipe: Recipe, steps: Sequence[Step], store: Store) -> dict[str, str]:
-    """Explain why stages of a recipe's plan are new, in one line each, such as `lr 0.0005 -> 0.001`."""
+    """Explain why stages of a recipe's plan are new, in one line each, such as `lr 0.0005 -> 0.001`.
+
+    Args:
+        recipe: the recipe.
+        steps: its planned steps.
+        store: store of the artifacts.
+    """
     new = [step for step in steps if step.status == "new"]
     owner = owner_of(recipe.file, recipe.name, store.root)
     runs = [run for run in reversed(kept_runs(store)) if run.owner == owner] if new else []
@@ -50,6 +56,11 @@ def differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, A
     """Yield (dotted key, value before, value after) for each difference between two configurations.
 
     A key that one of them lacks is None there. Of parts of different types, only the type is compared.
+
+    Args:
+        before: earlier configuration.
+        after: present configuration.
+        key: beginning of the keys.
     """
     if not (isinstance(before, Mapping) and isinstance(after, Mapping)):
         if before != after:

@@ -19,9 +19,10 @@ TAIL_BYTES = 64 << 10  # bytes to read at the end of an event file, since the ev
 
 
 def is_running(directory: Path) -> bool:
-    """Check whether a process works on a run: it writes the run's events, or makes the artifact of a stage.
+    """Check whether a process works on a run.
 
-    A training stage prepared by `vfm run --prepare` is run by a process that does not write events of the run.
+    It writes the run's events, or makes the artifact of a stage. A training stage prepared by `vfm run --prepare` is
+    run by a process that does not write events of the run.
 
     Raises:
         UserError: If the file of events, or a lock, is not a regular file.
@@ -37,7 +38,9 @@ def is_running(directory: Path) -> bool:
 
 
 def state_of(directory: Path, record: Mapping[str, Any]) -> State:
-    """Determine the state of a run. `stopped`: a signal ended it, or it waits for `vfm step`.
+    """Determine the state of a run.
+
+    It is `stopped` if a signal ended it, or it waits for `vfm step`.
 
     Args:
         directory: folder of the run.
@@ -54,7 +57,10 @@ def state_of(directory: Path, record: Mapping[str, Any]) -> State:
 
 
 def failure_of(directory: Path) -> str:
-    """Read why a run failed in its last attempt. Empty if it did not fail, or was interrupted."""
+    """Read why a run failed in its last attempt.
+
+    The text is empty if it did not fail, or was interrupted.
+    """
     file = directory / EVENTS_FILE
     if not file.is_file():
         return ""

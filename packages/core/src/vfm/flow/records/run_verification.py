@@ -38,7 +38,7 @@ def wrong_events(file: Path, mark: Any) -> Iterator[str]:
 
     Args:
         file: the file.
-        mark: number and hash of an event, which the record of the run has.
+        mark: number and hash of an event, from the record of the run.
     """
     if os.path.lexists(file) and (file.is_symlink() or not file.is_file()):
         yield f"{file}: expected a regular file"

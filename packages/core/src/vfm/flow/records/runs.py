@@ -57,7 +57,7 @@ class KeptRun:
 
     @property
     def owner(self) -> str | None:
-        """Identity of its recipe (`owner_of`). None if it is not known."""
+        """Identity of its recipe (`owner_of`), if it is known."""
         file = self.record.get("file")
         if isinstance(file, str):
             return file
@@ -99,12 +99,12 @@ def kept_runs(store: Store) -> list[KeptRun]:
 
 
 def hash_of_record(directory: Path) -> str:
-    """Hash the record of a run, which commits to everything that the run made."""
+    """Hash the record of a run. It commits to everything that the run made."""
     return hash_file(directory / RUN_FILE)
 
 
 def find_run(word: str, store: Store) -> Path | None:
-    """Find the folder of a run. None if there is no such run.
+    """Find the folder of a run, if there is such a run.
 
     Args:
         word: the folder, `NAME@NUMBER`, `NAME` for the run started last, or a recipe as an argument of `vfm run`.
@@ -125,6 +125,11 @@ def open_run(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:
     The links exist from the start, so that `vfm clean` does not remove the partial results of an interrupted run. A
     link dangles until its artifact is published. If the store is not writable and all artifacts exist, the folder is a
     temporary one outside the store.
+
+    Args:
+        recipe: the recipe.
+        steps: its planned steps.
+        store: store of the artifacts.
 
     Raises:
         UserError: If the store is not writable, and an artifact is missing.
@@ -184,7 +189,7 @@ def _owner(recipe: Recipe, store: Store) -> str:
 
 
 def _fill(directory: Path, recipe: Recipe, steps: Sequence[Step], store: Store, to_store: Path) -> None:
-    """Write the links, the recipe and the record of a new run, which is marked as unfinished."""
+    """Write the links, the recipe and the record of a new run. The record marks it as unfinished."""
     links = directory / LINKS
     links.mkdir()
     for step in steps:

@@ -23,6 +23,11 @@ _PURPOSE = b"vfm root\n"  # so that a signature of a root is none of anything el
 def sign_root(store: Path, root: str, key: Path) -> Path:
     """Sign a root with a private key, and keep the signature in the store.
 
+    Args:
+        store: folder of the store.
+        root: root of an artifact or a run.
+        key: file of the private key.
+
     Raises:
         UserError: If the file is not a private ed25519 key.
     """
@@ -36,6 +41,11 @@ def sign_root(store: Path, root: str, key: Path) -> Path:
 
 def check_signature(store: Path, root: str, key: Path) -> None:
     """Check that the owner of a public key has signed a root.
+
+    Args:
+        store: folder of the store.
+        root: root of an artifact or a run.
+        key: file of the public key.
 
     Raises:
         UserError: If the file is not a public ed25519 key, or has not signed the root.
@@ -56,7 +66,7 @@ def _file(store: Path, root: str, key: Ed25519PublicKey) -> Path:
 
 
 def _key(file: Path, *, secret: bool) -> object:
-    """Read a private or public key. Only ed25519 is accepted, which has no parameters that could be weak."""
+    """Read a private or public key. Only ed25519 is accepted. It has no parameters that could be weak."""
     expected = Ed25519PrivateKey if secret else Ed25519PublicKey
     wrong = f"{file}: expected {'a private' if secret else 'a public'} ed25519 key of openssl or ssh-keygen"
     try:

@@ -25,11 +25,11 @@ CHECKPOINTS = ".*.work/**/step-[0-9]*"
 
 @dataclass(frozen=True)
 class Place:
-    """A folder to verify, which is an artifact or a checkpoint of an unfinished training stage.
+    """A folder to verify. It is an artifact or a checkpoint of an unfinished training stage.
 
     Attributes:
         folder: the folder.
-        known: sizes and hashes of its files; None: it is of an older version, without hashes.
+        known: sizes and hashes of its files. A folder of an older version has no hashes (None).
         problems: problems found before reading the files, one line each.
         proven: whether it records the roots that it was computed from. Artifacts of older versions do not.
     """

@@ -124,7 +124,9 @@ def _checked(fields: Fields, options: Mapping[str, Any], known: Mapping[str, typ
 
 
 def _class_names(datasets: list[Fields]) -> list[str]:
-    """Find the classes of both sets, if they must be given: they differ, or are numbers without names.
+    """Find the classes of both sets, if they must be given.
+
+    They must be if they differ, or are numbers without names.
 
     Raises:
         UserError: If the second set has a class that the first lacks.

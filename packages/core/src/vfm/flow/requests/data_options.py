@@ -43,7 +43,12 @@ def read_data_options(words: Sequence[str]) -> Fields:
 
 
 def with_data_options(fields: Fields, options: Mapping[str, Any], known: Mapping[str, type[Stage]]) -> Fields:
-    """Add options to the fields of the stage that imports a path. Captions or labels among them choose its kind.
+    """Add options to the fields of the stage that imports a path.
+
+    Args:
+        fields: fields of the stage.
+        options: further fields. Captions or labels among them choose the kind of the stage.
+        known: stage types by kind.
 
     Raises:
         UserError: If the stage has no such field.

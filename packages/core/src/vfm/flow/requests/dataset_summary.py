@@ -112,7 +112,7 @@ class DatasetSummary:
         return self.dataset.class_names if isinstance(self.dataset, LabeledDataset) else []
 
     def sheet(self, count: int) -> Image.Image | None:
-        """Draw the first images with their captions on one sheet. None if the stage shows no images."""
+        """Draw the first images with their captions on one sheet, if the stage shows images."""
         shown: list[PanelImage] = []
         for panel in load_panels(self.dataset.path):
             if isinstance(panel, ImagesPanel):
@@ -146,13 +146,13 @@ def summarize_dataset(
     """Import a dataset into a folder, however many of its samples are bad, and summarize it.
 
     Args:
-        path: the user's files, or the folder of a saved artifact, which is not imported again.
+        path: the user's files, or the folder of a saved artifact. An artifact is not imported again.
         known: stage types by kind.
         folder: an empty folder for the index and the images.
         send: receives progress.
-        kind: kind of the stage that imports it; empty: the one that fits the files.
+        kind: kind of the stage that imports it. Default: the one that fits the files.
         options: further fields of that stage.
-        num_samples: number of samples to read; None: all.
+        num_samples: number of samples to read. Default: all.
 
     Raises:
         UserError: If the path does not exist, its format is not supported, or none of its samples can be used.
@@ -200,6 +200,13 @@ def import_summary(
     fields: Fields, known: Mapping[str, type[Stage]], folder: Path, send: Callable[[Event], None], limit: int | None
 ) -> DatasetSummary:
     """Run the stage with these fields in a folder, however many of its samples are bad.
+
+    Args:
+        fields: fields of the stage.
+        known: stage types by kind.
+        folder: an empty folder for the index and the images.
+        send: receives progress.
+        limit: number of samples to read.
 
     Raises:
         UserError: If a field is wrong, or no sample can be used.

@@ -51,12 +51,14 @@ class EvaluationDataset:
 def dataset_at(
     word: str, known: Mapping[str, type[Stage]], train: str | None = None, options: Mapping[str, Any] | None = None
 ) -> EvaluationDataset:
-    """Resolve a dataset that a user names as `[NAME=]PATH`: a saved artifact or the user's files.
+    """Resolve a dataset that a user names as `[NAME=]PATH`.
+
+    The path is a saved artifact or the user's files.
 
     Args:
         word: the user's argument.
         known: stage types by kind.
-        train: path of training images; default: the folder or split `train` next to the data.
+        train: path of training images. Default: the folder or split `train` next to the data.
         options: further fields of the stages that import the data and the training images.
 
     Raises:

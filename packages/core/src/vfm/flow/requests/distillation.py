@@ -107,7 +107,10 @@ def _has_patches(student: str | Input) -> bool:
 
 
 def student_input(word: str) -> str | Input:
-    """Resolve a student: a timm name stays as it is, anything else is an encoder with weights."""
+    """Resolve a student.
+
+    A timm name stays as it is. Anything else is an encoder with weights.
+    """
     name, rest = split_name(word)
     has_weights = name or saved_artifact(rest) or Path(rest).exists() or ":" in rest or "." in rest
     return model_input(word) if has_weights else word

@@ -159,7 +159,10 @@ def _non_empty(fields: Fields) -> Fields:
 
 
 def _misfit(dataset: EvaluationDataset, kind: type[Stage]) -> str:
-    """Explain why a task does not fit a dataset. Empty if it fits."""
+    """Explain why a task does not fit a dataset.
+
+    The text is empty if it fits.
+    """
     task = kind.kind_name().removeprefix("eval.")
     data = _input_ref(kind, "data")
     if not data.accepts(dataset.data.makes):

@@ -40,7 +40,7 @@ class Input:
     Attributes:
         ref: name of a stage, or path of a saved artifact.
         makes: type of the artifact.
-        stage: fields of the stage that imports it; None for a saved artifact.
+        stage: fields of the stage that imports it. A saved artifact has none.
         given_name: the user's name for a saved artifact.
         predicts: what a detector or segmenter predicts, such as boxes; empty for other inputs.
     """
@@ -65,13 +65,16 @@ def split_name(word: str) -> tuple[str | None, str]:
 
 
 def stage_name(word: str) -> str:
-    """Convert a word to a valid stage name: letters, digits, `_` and `-`, with a letter first."""
+    """Convert a word to a valid stage name.
+
+    It has letters, digits, `_` and `-`, with a letter first.
+    """
     slug = re.sub(r"[^A-Za-z0-9_-]+", "-", word).strip("-")
     return slug if slug[:1].isalpha() else f"set-{slug}"
 
 
 def saved_artifact(path: str) -> Artifact | None:
-    """Load the artifact in a folder. None if there is none."""
+    """Load the artifact in a folder, if there is one."""
     return Artifact.load(path) if (Path(path) / FACTS_FILE).is_file() else None
 
 
@@ -132,7 +135,13 @@ def _predictions(source: str) -> tuple[str, ...]:
 
 
 def named_apart(model: Input, taken: Collection[str], name: str) -> Input:
-    """Rename a model whose name in results is taken: a saved one is imported as `name`."""
+    """Rename a model whose name in results is taken.
+
+    Args:
+        model: the model. A saved one is imported under the new name.
+        taken: names in use.
+        name: the new name.
+    """
     if model.stage is None and model.name in taken:
         return model_input(f"{name}={model.ref}")
     return model
@@ -147,7 +156,10 @@ def _is_encoder(source: str, tag: str | None) -> bool:
 
 
 def open_clip_configuration(name: str) -> dict[str, Any]:
-    """Read open_clip's configuration of a model without importing it. Empty if open_clip or the model is missing."""
+    """Read open_clip's configuration of a model without importing it.
+
+    It is empty if open_clip or the model is missing.
+    """
     package = find_spec("open_clip")
     for folder in (package.submodule_search_locations if package else None) or ():
         file = Path(folder) / f"model_configs/{name.replace('/', '-')}.json"
@@ -158,5 +170,11 @@ def open_clip_configuration(name: str) -> dict[str, Any]:
 
 
 def dataset_input(name: str, fields: Mapping[str, Any], known: Mapping[str, type[Stage]]) -> Input:
-    """Describe the dataset that a stage with these fields imports. `known` has the stage types by kind."""
+    """Describe the dataset that a stage with these fields imports.
+
+    Args:
+        name: name of the stage.
+        fields: its fields.
+        known: stage types by kind.
+    """
     return Input(name, known[fields["kind"]].makes, {"kind": fields["kind"], "name": name, **fields})

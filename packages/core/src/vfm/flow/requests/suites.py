@@ -51,7 +51,10 @@ class SuiteDataset(Config):
 
     @property
     def folders(self) -> list[str]:
-        """Possible names of its folder: the hub's, DataComp's, and the plain name."""
+        """Possible names of its folder.
+
+        They are the hub's, DataComp's, and the plain name.
+        """
         cleaned = self.name.replace("/", "-")
         short = self.name.rsplit("/", 1)[-1]
         folders: list[str] = []
@@ -125,7 +128,16 @@ def _check_kinds(suite: Suite, file: Path, known: Mapping[str, type[Stage]]) -> 
 def find_datasets(
     suite: Suite, root: str, known: Mapping[str, type[Stage]]
 ) -> tuple[list[EvaluationDataset], list[SkippedDataset]]:
-    """Split the datasets of a suite into those under `root` and missing ones, with how to download them."""
+    """Split the datasets of a suite into present and missing ones.
+
+    Args:
+        suite: the suite.
+        root: folder of the datasets.
+        known: stage types by kind.
+
+    Returns:
+        Datasets under `root`, and missing ones with how to download them.
+    """
     present = []
     left_out = []
     for entry in suite.sets:
@@ -163,7 +175,12 @@ def _how_to_get(entry: SuiteDataset, hub: str) -> str:
 
 
 def shipped_dataset(name: str, root: str, known: Mapping[str, type[Stage]]) -> EvaluationDataset | None:
-    """Find the dataset of this name in any shipped suite. None if no suite has it.
+    """Find the dataset of this name in any shipped suite, if a suite has it.
+
+    Args:
+        name: name of the dataset.
+        root: folder of the datasets.
+        known: stage types by kind.
 
     Raises:
         UserError: If a suite has it, but it is not under `root`.
@@ -187,7 +204,10 @@ def shipped_names() -> set[str]:
 
 
 def _fields(entry: SuiteDataset, root: str) -> tuple[Fields, Fields | None] | None:
-    """Choose the fields of the stages that import a dataset and its training images. None if it is not under `root`."""
+    """Choose the fields of the stages that import a dataset and its training images.
+
+    A dataset that is not under `root` has none.
+    """
     base = root.rstrip("/")
     if entry.data is not None:
         data = dict(entry.data)
