@@ -37,7 +37,9 @@ PLACE = ("row", "language", "text_index")  # of a text in its shard
 
 
 def check_filters(config: FilterPool, ctx: Preflight) -> None:
-    """Check each filter: languages exist, heads fit their models, bounds can be reached, packages are installed.
+    """Check that each filter can run.
+
+    Languages must exist, heads must fit their models, bounds must be in reach, and packages must be installed.
 
     Raises:
         UserError: One line for each mistake.

@@ -35,19 +35,20 @@ WAVES = np.cos(np.pi / SIDE * np.outer(np.arange(LOW), np.arange(SIDE) + 0.5))
 
 
 def phash(image: Image.Image) -> int:
-    """Compute 64 bits of an image: whether each of its lowest frequencies is above their median, lowest first.
+    """Compute a perceptual hash of 64 bits.
 
-    Images that look alike differ in few bits. All images of a single colour have the same hash. The bits are equal to
-    the ones from the package `imagehash`.
+    A bit says whether one of the lowest frequencies is above their median, lowest first. Images that look alike differ
+    in few bits. All images of a single colour have the same hash. The bits are equal to the ones from the package
+    `imagehash`.
     """
     return _bits(_waves(image.convert("L")))
 
 
 def variant_hashes(image: Image.Image) -> list[int]:
-    """Hash the forms that a copy may have: the image turned or mirrored (7), or cut (6).
+    """Hash the forms that a copy may have.
 
-    A flip of the image changes the signs of half of its frequencies and a transposition exchanges their axes, so the
-    eight orientations need one transform.
+    The image is turned or mirrored (7), or cut (6). A flip of the image changes the signs of half of its frequencies
+    and a transposition exchanges their axes, so the eight orientations need one transform.
     """
     grey = image.convert("L")
     waves = _waves(grey)
@@ -71,9 +72,12 @@ def _waves(grey: Image.Image, cut: Sequence[float] = (0, 0, 0, 0)) -> Floats:
 
 
 def pdq(image: Image.Image) -> bytes | None:
-    """Compute Meta's PDQ, 256 bits as 32 bytes. None for an image of too little detail, whose hash means nothing.
+    """Compute Meta's PDQ, 256 bits as 32 bytes.
 
-    Source: Facebook 2019, PDQ and TMK + PDQF, github.com/facebook/ThreatExchange, which sets the least quality to 50.
+    Source: Facebook 2019, PDQ and TMK + PDQF, github.com/facebook/ThreatExchange. It sets the least quality to 50.
+
+    Returns:
+        The hash. None for an image of too little detail, because its hash means nothing.
     """
     bits, quality = import_module("pdqhash").compute(np.asarray(image.convert("RGB")))
     return np.packbits(bits).tobytes() if quality >= LEAST_QUALITY else None

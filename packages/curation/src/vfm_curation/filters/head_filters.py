@@ -15,7 +15,7 @@ from vfm_curation.filters.stages import Filter, Measure, Unit
 
 
 class MlpScore(HeadScore):
-    """Keep images by a small network on their embeddings, which have unit length.
+    """Keep images by a small network on their embeddings. The embeddings have unit length.
 
     LAION's improved aesthetic predictor is such a head, without activations between its layers. Its NSFW detectors have
     ReLU between the layers and a sigmoid at the end.

@@ -12,7 +12,10 @@ from vfm_curation.filters.linear_head import shapes_in
 
 @dataclass(frozen=True)
 class Layer:
-    """A linear layer of a file: names of its tensors, and numbers of input and output features."""
+    """A linear layer of a file.
+
+    It has the names of its tensors, and the numbers of input and output features.
+    """
 
     weight: str
     bias: str | None

@@ -43,7 +43,13 @@ class ImageJob:
 def remaining_samples(
     dataset: Path, survivors: Survivors | None, shard: int
 ) -> Iterator[tuple[int, Sample | BadSample]]:
-    """Yield the samples of a shard with their rows, ascending: samples with a remaining text, or all."""
+    """Yield the remaining samples of a shard with their rows, ascending.
+
+    Args:
+        dataset: folder of the pool.
+        survivors: texts that remain. A sample remains if one of its texts does. Default: all.
+        shard: number of the shard.
+    """
     source = opened(dataset)
     end = int(source.shard_sizes[: shard + 1].sum())
     remaining = set(survivors.rows(shard).tolist()) if survivors else None
@@ -57,9 +63,10 @@ def remaining_samples(
 
 
 def measure_images(job: ImageJob, shard: int) -> TaskSummary:
-    """Write for each image: row, `bad` (the reason if unusable), `width` and `height` from its header, `num_bytes`.
+    """Measure the images of a shard, and write a row for each.
 
-    The job may list further columns. `image` and `url` stand for two halves each of a hash of the file and of the URL.
+    The columns are row, `bad` (the reason if unusable), `width` and `height` from its header, and `num_bytes`. The job
+    may list further columns. `image` and `url` stand for two halves each of a hash of the file and of the URL.
     `address` is the URL itself, `sha256` the hash of the file in hexadecimal digits. `phash`, `variants` (hashes of the
     forms that a copy may have), `pdq` and `points` (local features) decode the image. If the pool has no images, only
     the URL is measured.
@@ -99,6 +106,11 @@ def _urls(job: ImageJob, shard: int) -> Iterator[dict[str, Any]]:
 
 def measure(sample: Sample | BadSample, columns: frozenset[str], shard: str) -> dict[str, Any]:
     """Measure an image.
+
+    Args:
+        sample: the sample.
+        columns: columns to measure.
+        shard: path of its shard, for the error.
 
     Raises:
         BadSample: the image is unusable.

@@ -33,8 +33,8 @@ class ListFilter(RowFilter):
 class BlockedUrls(ListFilter):
     """Drop images by the host of their URL, or by the beginning of its path.
 
-    An item is a host (`example.com`, which includes `img.example.com`), a host with the beginning of a path
-    (`example.com/ads/`), or a line of a hosts file (`0.0.0.0 example.com`). Images without a URL pass.
+    An item is a host, a host with the beginning of a path (`example.com/ads/`), or a line of a hosts file (`0.0.0.0
+    example.com`). The host `example.com` includes `img.example.com`. Images without a URL pass.
     """
 
     type: Literal["blocked_urls"] = Field("blocked_urls", description="a URL of a blocked host or folder")

@@ -61,7 +61,10 @@ def points_of(image: Image.Image) -> Points:
 
 
 def signature(descriptors: NDArray[np.float32]) -> Words:
-    """Compute the bits of descriptors, (num_points, 4): two words, and two of the mirrored descriptor."""
+    """Compute the bits of descriptors, (num_points, 4).
+
+    They are two words, and two of the mirrored descriptor.
+    """
     roots = _roots(descriptors)
     sides = [roots @ _projections(), mirrored(roots) @ _projections()]
     bits: Words = np.packbits(np.concatenate(sides, axis=1) > 0, axis=1).view("<u8")
@@ -69,7 +72,10 @@ def signature(descriptors: NDArray[np.float32]) -> Words:
 
 
 def mirrored(descriptors: Floats) -> Floats:
-    """Convert descriptors to the ones of the mirrored image: rows and angles of the histograms in reverse order."""
+    """Convert descriptors to the ones of the mirrored image.
+
+    Rows and angles of the histograms are in reverse order.
+    """
     rows = descriptors.reshape(-1, 4, 4, 8)[:, ::-1]
     return rows[..., -np.arange(8) % 8].reshape(-1, NUM_BITS)
 

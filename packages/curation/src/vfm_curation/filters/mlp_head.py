@@ -35,7 +35,16 @@ def mlp_score_passes(config: MlpScore, run: FilterRun) -> Iterator[NDArray[np.bo
 
 
 def network_scores(network: nn.Sequential, vectors: Tensor, head: str) -> NDArray[np.float32]:
-    """Compute the score of each embedding, (N,)."""
+    """Compute the score of each embedding.
+
+    Args:
+        network: layers of the head.
+        vectors: embeddings, (N, D).
+        head: name of the head, for the error.
+
+    Returns:
+        (N,).
+    """
     first = network[0]
     assert isinstance(first, nn.Linear)
     if vectors.shape[1] != first.in_features:

@@ -163,11 +163,12 @@ class LinearScore(HeadScore):
 
 
 class Decontaminate(Filter):
-    """Drop images near to an image of the reference sets: by perceptual hash, and by cosine if `clip` is given.
+    """Drop images near to an image of the reference sets.
 
-    The hash of an image, or of a variant (mirrored, turned by 90 degrees, or cut), is near to the other image's hash.
-    With `thorough: true` local features are compared too, whatever part of the one image is in the other. Memory holds
-    about 2 kB for each image of the sets, and its embedding if `clip` is given.
+    Images are compared by perceptual hash, and by cosine if `clip` is given. The hash of an image, or of a variant
+    (mirrored, turned by 90 degrees, or cut), is near to the other image's hash. With `thorough: true` local features
+    are compared too, whatever part of the one image is in the other. Memory holds about 2 kB for each image of the
+    sets, and its embedding if `clip` is given.
     """
 
     type: Literal["decontaminate"] = Field("decontaminate", description="an image near to one of an evaluation set")
@@ -201,7 +202,7 @@ class Decontaminate(Filter):
 
     @property
     def measures(self) -> tuple[Measure, ...]:  # type: ignore[override]
-        """Measurements to make: images for their hashes, and embeddings if a model is given."""
+        """Measurements to make. They are images for their hashes, and embeddings if a model is given."""
         if self.clip:
             return ("images", "embeddings")
         return ("images",)

@@ -35,7 +35,10 @@ class OutcomeJob:
 
 @dataclass
 class OutcomeSummary(TaskSummary):
-    """Counts of a shard: `texts` are all texts, `index` holds rows of core's index of the subset."""
+    """Counts of a shard.
+
+    `texts` are all texts, `index` holds rows of core's index of the subset.
+    """
 
     num_kept: int = 0
     index: list[dict[str, Any]] = field(default_factory=list)

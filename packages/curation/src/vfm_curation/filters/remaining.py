@@ -36,7 +36,10 @@ class Remaining:
         return table.append_column("unit", pa.array(places, pa.int32()))
 
     def identities(self, shard: int) -> pa.Table:
-        """Read the remaining images: shard, unit, uid, and the user's own columns that filters read."""
+        """Read the remaining images of a shard.
+
+        The columns are shard, unit, uid, and the user's own columns that filters read.
+        """
         table = self.texts(shard)
         rows, first = np.unique(table["row"].to_numpy(), return_index=True)
         stored = [name for name in table.column_names if name.startswith("stored.")]
@@ -82,7 +85,15 @@ def filter_rows(job: RowJob, shard: int) -> CodesSummary:
 
 
 def write_codes(survivors: Survivors, folder: Path, shard: int, unit: Unit, codes_of_units: Codes) -> CodesSummary:
-    """Give each remaining unit of a shard its code, and write the codes of all texts of the shard."""
+    """Give each remaining unit of a shard its code, and write the codes of all texts of the shard.
+
+    Args:
+        survivors: texts that remain so far.
+        folder: folder for the file.
+        shard: number of the shard.
+        unit: texts, or images with their texts.
+        codes_of_units: code of each remaining unit.
+    """
     codes = survivors.codes_of(shard)
     places = survivors.places(shard)
     table = pq.read_table(shard_file(survivors.texts, shard), columns=["row"], page_checksum_verification=True)

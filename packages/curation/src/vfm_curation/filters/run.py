@@ -58,7 +58,7 @@ class FilterRun:
         runtime: settings for running the tasks.
         num_shards: number of shards of the pool.
         scratch: folder for the files of a filter, such as `Buckets`. It is emptied before and after each filter.
-        details: a panel as JSON, which a filter may set at its end for the report.
+        details: a panel as JSON. A filter may set it at its end for the report.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class FilterRun:
         return map(self.remaining.texts, range(self.num_shards))
 
     def identities(self) -> Iterator[pa.Table]:
-        """Yield for each shard the remaining images: shard, unit, uid."""
+        """Yield the remaining images of each shard with shard, unit and uid."""
         return map(self.remaining.identities, range(self.num_shards))
 
     def images(self) -> Iterator[pa.Table]:
@@ -164,7 +164,7 @@ class FilterRun:
 
     @property
     def _alone(self) -> CurationRuntime:
-        """Runtime for tasks with a model: several processes would each load it, perhaps onto one GPU."""
+        """Runtime for tasks with a model. Several processes would each load it, perhaps onto one GPU."""
         return self.runtime.model_copy(update={"workers": max(1, self.runtime.workers)})
 
     def _measure(self, measure: str, clip: Ref[ClipCheckpoint] | None) -> None:
@@ -191,7 +191,10 @@ class FilterRun:
             self._pass("readable images", partial(self._codes, "image", self._unusable(folder)))
 
     def _unusable(self, folder: Path) -> Iterator[Codes]:
-        """Yield for each shard the codes of its images: the reader's reason if an image is unusable, else 0."""
+        """Yield the codes of the images of each shard.
+
+        An unusable image has the reader's reason, others have 0.
+        """
         for shard, table in enumerate(self.identities()):
             measured = pq.read_table(shard_file(folder, shard), columns=["row", "bad"], page_checksum_verification=True)
             at = np.searchsorted(measured["row"].to_numpy(), table["unit"].to_numpy())
@@ -284,5 +287,5 @@ def _clip_tasks() -> ModuleType:
 
 
 def _slug(ref: str) -> str:
-    """Convert a ref, which may be a path, to a part of a file name."""
+    """Convert a ref to a part of a file name. A ref may be a path."""
     return ref.replace("/", "+")

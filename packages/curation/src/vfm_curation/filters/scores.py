@@ -117,7 +117,10 @@ def _bin_of(
 
 
 def _ordered_bits(scores: Scores) -> NDArray[np.uint32]:
-    """Convert scores to integers of the same order: the bits of a float, inverted if it is negative."""
+    """Convert scores to integers of the same order.
+
+    They are the bits of a float, inverted if it is negative.
+    """
     bits = (scores + np.float32(0)).view(np.uint32)  # -0 becomes 0
     return np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(1 << 31))
 

@@ -34,7 +34,10 @@ THOROUGH: Any = Field(
 
 
 def copy_columns(*, variants: bool, thorough: bool) -> frozenset[str]:
-    """List the columns that a filter of copies reads: perceptual hashes, and points if it is thorough."""
+    """List the columns that a filter of copies reads.
+
+    They are perceptual hashes, and points if it is thorough.
+    """
     columns = {"phash": True, "variants": variants, "points": thorough}
     return frozenset(name for name, is_read in columns.items() if is_read)
 
@@ -62,7 +65,7 @@ class Filter(Part):
 
     @property
     def reads_images(self) -> bool:
-        """Whether the filter needs the images themselves, which a table of links does not have."""
+        """Whether the filter needs the images themselves. A table of links does not have them."""
         return bool(self.measures)
 
     @property
@@ -184,14 +187,14 @@ class Duplicates(Filter):
 
     @property
     def unit(self) -> Unit:  # type: ignore[override]
-        """Unit of the filter: texts, or images with their texts."""
+        """Unit of the filter, texts or images with their texts."""
         if self.of == "text":
             return "text"
         return "image"
 
     @property
     def measures(self) -> tuple[Measure, ...]:  # type: ignore[override]
-        """Measurements to make: images, unless texts are compared."""
+        """Measurements to make. They are of images, unless texts are compared."""
         if self.of == "text":
             return ()
         return ("images",)
@@ -208,10 +211,11 @@ class Duplicates(Filter):
 
 
 class Placeholders(Filter):
-    """Drop an image file that stands for many images: an error page, a logo, "image not available".
+    """Drop an image file that stands for many images.
 
-    The mark is the number of different captions of files that are equal byte for byte. All of them are dropped, where
-    `duplicates` would keep one. A panel lists the most frequent ones.
+    Such files are an error page, a logo, or "image not available". The mark is the number of different captions of
+    files that are equal byte for byte. All of them are dropped, where `duplicates` would keep one. A panel lists the
+    most frequent ones.
     """
 
     type: Literal["placeholders"] = Field("placeholders", description="a file under too many different captions")

@@ -23,7 +23,10 @@ def shard_file(folder: Path, shard: int, suffix: str = "parquet") -> Path:
 
 @dataclass(frozen=True)
 class Survivors:
-    """Paths of the measured texts and of their codes (None: all 0). It is small, so any process can receive it."""
+    """Paths of the measured texts and of their codes (None: all 0).
+
+    It is small, so any process can receive it.
+    """
 
     texts: Path
     codes: Path | None = None

@@ -42,10 +42,11 @@ def opened(dataset: Path) -> Source:
 
 
 def measure_texts(job: TextJob, shard: int) -> TaskSummary:
-    """Write the shard's texts: identity, `characters`, `words` and the further columns of the job.
+    """Measure the texts of a shard, and write a row for each.
 
-    `caption` is the text itself. `text` stands for `text_high` and `text_low`, 128 bits of a hash. `detected` is the
-    detected language, with `detected_score`. `stored.NAME` is the user's own column NAME of the job's `values`.
+    The columns are the identity, `characters`, `words` and the further columns of the job. `caption` is the text
+    itself. `text` stands for `text_high` and `text_low`, 128 bits of a hash. `detected` is the detected language, with
+    `detected_score`. `stored.NAME` is the user's own column NAME of the job's `values`.
     """
     source = opened(job.dataset)
     file = shard_file(job.folder, shard)

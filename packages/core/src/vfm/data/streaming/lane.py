@@ -36,9 +36,10 @@ class Tars:
 
 
 class Lane:
-    """Reads the entries of a lane by their positions, which should ascend, and requests the bytes that follow.
+    """Reads the entries of a lane by their positions, and requests the bytes that follow.
 
-    An entry is a row of a tar, or a sample that is lost with a damaged header or a repeated key.
+    Positions should ascend. An entry is a row of a tar, or a sample that is lost with a damaged header or a repeated
+    key.
     """
 
     def __init__(self, number: int, lanes: Lanes, tars: Tars) -> None:
@@ -124,13 +125,15 @@ class Lane:
 
 
 class OpenGroup:
-    """Reads the tars of a group together, a block of rows of each at a time, which is requested from all at once.
+    """Reads the tars of a group together, a block of rows of each at a time.
+
+    A block is requested from all tars at once.
 
     Args:
         group: numbers of the tars.
         lanes: sizes and orders of the blocks.
         tars: the tars by their numbers.
-        bytes_of_block: expected bytes of the first block in a tar, which are requested.
+        bytes_of_block: expected bytes of the first block in a tar. They are requested together.
     """
 
     def __init__(self, group: Group, lanes: Lanes, tars: dict[int, StreamedTar], bytes_of_block: int = 1) -> None:

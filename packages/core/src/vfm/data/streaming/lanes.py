@@ -21,7 +21,10 @@ _LANES = 5  # separates the draws of blocks from the draws of groups
 
 @dataclass(frozen=True)
 class Group:
-    """Tars that a lane reads together: their numbers, the epoch, and the number of the group in the epoch."""
+    """Tars that a lane reads together.
+
+    It has their numbers, the epoch, and the number of the group in the epoch.
+    """
 
     epoch: int
     number: int
@@ -71,7 +74,13 @@ class Lanes:
         return FIRST_ROWS + (block - 1) * ROWS if block else 0
 
     def shuffled(self, group: Group, block: int, size: int) -> NDArray[np.int64]:
-        """Draw the order of the entries of a block."""
+        """Draw the order of the entries of a block.
+
+        Args:
+            group: the group.
+            block: number of the block.
+            size: number of its entries.
+        """
         return np.random.default_rng((self.seed, group.epoch, _LANES, group.number, block)).permutation(size)
 
     def place(self, position: int) -> tuple[int, int]:
@@ -85,7 +94,7 @@ class Lanes:
 
         Args:
             processes: number of training processes.
-            workers: number of workers of each process, which take its micro-batches in turn.
+            workers: number of workers of each process. They take its micro-batches in turn.
             micro_batch: samples of a micro-batch.
             per_step: micro-batches of a process in each step.
         """
@@ -102,7 +111,10 @@ class Lanes:
 
 @dataclass(frozen=True)
 class StreamOrder:
-    """The endless stream of sample numbers: the position in a lane, and the lane. The seed stands for the epoch."""
+    """The endless stream of sample numbers.
+
+    A number has the position in a lane, and the lane. The seed stands for the epoch.
+    """
 
     lanes: Lanes
 

@@ -19,7 +19,15 @@ HEAD = 64  # samples of a stream that are shown
 
 
 def open_samples(artifact: ImageDataset, config: Training, ctx: Context) -> Source | TarStream:
-    """Open the samples of a training, from an index or from a list of tars as they arrive."""
+    """Open the samples of a training.
+
+    They are read by an index, or from a list of tars as they arrive.
+
+    Args:
+        artifact: the dataset.
+        config: settings of the training.
+        ctx: context of the stage.
+    """
     if not isinstance(artifact, TarList):
         return open_dataset(artifact)
     stream = open_stream(artifact)
@@ -35,7 +43,13 @@ def open_head(artifact: ImageDataset) -> Source:
 
 
 def warn_of_readers(source: Samples, config: Training, ctx: Context) -> None:
-    """Warn if several workers of a training read the same tars of a stream."""
+    """Warn if several workers of a training read the same tars of a stream.
+
+    Args:
+        source: samples of the training.
+        config: settings of the training.
+        ctx: context of the stage.
+    """
     readers = source.readers(config) if isinstance(source, TarStream) else 1
     if readers > 1:
         ctx.warn(
@@ -75,7 +89,7 @@ class TarStream:
         return type(self), (self.directory, self.lanes, self.run)
 
     def __len__(self) -> int:
-        """Give a number larger than any that is needed: samples are not counted, and a stream has no end."""
+        """Give a number larger than any that is needed. Samples are not counted, and a stream has no end."""
         return UNCOUNTED
 
     def __getitem__(self, index: int) -> Sample:

@@ -14,7 +14,7 @@ from vfm.storage.files import expand_paths
 
 
 class Stream(Stage):
-    """List tars of image-text pairs, which a training then reads in whole, without an index of their samples."""
+    """List tars of image-text pairs. A training then reads them in whole, without an index of their samples."""
 
     kind: Literal["data.stream"] = "data.stream"
     path: str | Annotated[list[str], Field(min_length=1)] = Field(

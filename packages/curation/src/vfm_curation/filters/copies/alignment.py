@@ -32,7 +32,10 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Alignment:
-    """Transformation from the first image to the second: mirrored or not, rotated by degrees, scaled, and moved."""
+    """Transformation from the first image to the second.
+
+    The image is mirrored or not, rotated by degrees, scaled, and moved.
+    """
 
     num_points: int
     coverage: float

@@ -42,7 +42,7 @@ class Buckets:
             self._flush()
 
     def read(self, bucket: int) -> pa.Table | None:
-        """Read the rows of a bucket in the order they were added. Return None if there are none."""
+        """Read the rows of a bucket in the order they were added, if there are any."""
         self._flush()
         file = self.folder / str(bucket)
         if not file.exists():

@@ -68,7 +68,16 @@ def near_earlier(vectors: Tensor, min_cosine: float) -> NDArray[np.bool_]:
 
 
 def near_any(vectors: Tensor, references: Tensor, min_cosine: float) -> NDArray[np.bool_]:
-    """Check whether each vector's cosine with any reference is at least `min_cosine`, (N,)."""
+    """Check whether each vector is near to any reference.
+
+    Args:
+        vectors: unit vectors, (N, D).
+        references: unit vectors, (M, D).
+        min_cosine: smallest cosine of near vectors.
+
+    Returns:
+        (N,).
+    """
     is_near = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
     for block in torch.split(references, BLOCK):
         is_near |= (vectors @ block.T >= min(min_cosine, EQUAL)).any(dim=1)
@@ -78,7 +87,14 @@ def near_any(vectors: Tensor, references: Tensor, min_cosine: float) -> NDArray[
 def near_references(
     shards: Iterable[NDArray[np.float32]], references: NDArray[np.float32], min_cosine: float, runtime: Runtime
 ) -> Iterator[NDArray[np.bool_]]:
-    """Yield a mask for each shard: vectors whose cosine with any reference is at least `min_cosine`."""
+    """Yield a mask of the vectors in each shard that are near to any reference.
+
+    Args:
+        shards: unit vectors of each shard.
+        references: unit vectors, (M, D).
+        min_cosine: smallest cosine of near vectors.
+        runtime: device of the computation.
+    """
     device = prepare_device(runtime)
     on_device = torch.from_numpy(references).to(device)
     for vectors in shards:

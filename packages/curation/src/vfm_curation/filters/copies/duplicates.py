@@ -52,7 +52,16 @@ def first_copies(config: Duplicates, run: FilterRun) -> Iterator[Bools]:
 def first_of_each(
     table: pa.Table, keys: list[str], order: Sequence[tuple[str, str]] = BY_UID
 ) -> tuple[pa.Table, pa.Table]:
-    """Split rows into the first of each group with equal keys, and the others. Both are sorted by keys and order."""
+    """Split rows into the first of each group with equal keys, and the others.
+
+    Args:
+        table: the rows.
+        keys: columns of the keys.
+        order: columns that decide which row is the first.
+
+    Returns:
+        The first rows and the others, both sorted by keys and order.
+    """
     table = table.sort_by([*((key, "ascending") for key in keys), *order])
     columns = [table[key].to_numpy() for key in keys]
     later = np.zeros(len(table), dtype=np.bool_)

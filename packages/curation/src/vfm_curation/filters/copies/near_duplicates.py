@@ -27,7 +27,10 @@ MANY_ROWS = 1000  # rows for each image, above which the user is warned of the c
 
 
 def distinct_images(config: NearDuplicates, run: FilterRun) -> Iterator[Bools]:
-    """Yield a mask of images without a better near image: more pixels, then a larger file, then a smaller uid."""
+    """Yield a mask of images without a better near image.
+
+    The better image has more pixels, then a larger file, then a smaller uid.
+    """
     ordered = _best_first(run)
     ranks = np.empty(len(ordered), dtype=np.int64)
     ranks[ordered["index"].to_numpy()] = np.arange(len(ordered))
@@ -42,7 +45,10 @@ def distinct_images(config: NearDuplicates, run: FilterRun) -> Iterator[Bools]:
 
 
 def _best_first(run: FilterRun) -> pa.Table:
-    """Sort all images, the best first: uid, shard, unit, and `index`, the position in the order of shards."""
+    """Sort all images, the best first.
+
+    The columns are uid, shard, unit, and `index`, the position in the order of shards.
+    """
     columns = ["width", "height", "num_bytes", "uid", "shard", "unit"]
     tables = [table.select(columns) for table in run.images()]
     table = pa.concat_tables(tables)

@@ -87,11 +87,16 @@ def runs_of(text: str, ngram: int) -> frozenset[str]:
 
 
 def near_first(table: pa.Table, config: NearDuplicateTexts) -> NDArray[np.bool_]:
-    """Mark near-duplicates: texts similar to an earlier text of their group that was not marked, (N,).
+    """Mark near-duplicates.
+
+    A near-duplicate is similar to an earlier text of its group that was not marked.
 
     Args:
         table: table with the columns `group`, ascending, and `caption`, (N,).
         config: smallest similarity, and length of runs.
+
+    Returns:
+        (N,).
     """
     runs = functools.lru_cache(1 << 14)(lambda text: runs_of(text, config.ngram))
     is_near = np.zeros(len(table), dtype=np.bool_)

@@ -32,13 +32,16 @@ Floats = NDArray[np.float32]
 def candidate_pairs(
     images: Iterable[tuple[Integers, pa.ChunkedArray]], num_images: int, folder: Path, num_references: int = 0
 ) -> Integers:
-    """Find pairs of images that may show the same content, (num_pairs, 2), ascending: the better rank, then the other.
+    """Find pairs of images that may show the same content.
 
     Args:
         images: tables of images: their ranks, 0 for the best, and their points as bytes.
         num_images: number of all images.
-        folder: folder for the index, which must not exist.
-        num_references: if not 0, only pairs of a reference, which are the first images by rank, and another image.
+        folder: folder for the index. It must not exist.
+        num_references: if not 0, only pairs of a reference and another image. References are the first images by rank.
+
+    Returns:
+        (num_pairs, 2), ascending. A row has the better rank, then the other.
     """
     width = word_width(num_images)
     number = num_buckets(num_images * MAX_POINTS * NUM_WORDS)
@@ -82,9 +85,20 @@ def points_from(stored: bytes | None) -> Points:
 def votes_of(
     words: Words, ranks: Integers, sizes: Floats, angles: Floats, mirrored: NDArray[np.bool_], num_references: int
 ) -> tuple[Words, Floats, Floats, NDArray[np.bool_]]:
-    """Let each two points with one word vote for their images: the pair of ranks, rotation, scale, whether mirrored.
+    """Let each two points with one word vote for their images.
 
-    Rows are sorted by word and rank. Of the images with a word only the best `LEADERS` are compared with all others.
+    Of the images with a word only the best `LEADERS` are compared with all others.
+
+    Args:
+        words: word of each point. Points are sorted by word and rank.
+        ranks: rank of its image.
+        sizes: its size.
+        angles: its angle.
+        mirrored: whether it is a point of the mirrored image.
+        num_references: as in `candidate_pairs`.
+
+    Returns:
+        Pair of ranks, rotation, scale, and whether mirrored, for each vote.
     """
     room = 1024
     pairs = np.empty(room, np.uint64)
@@ -123,9 +137,18 @@ def votes_of(
 
 @compiled
 def agree_on_one(pairs: Words, turns: Floats, scales: Floats, mirrored: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Mark votes that agree with a different earlier vote for their pair, (num_votes,). Rows are sorted by pair.
+    """Mark votes that agree with a different earlier vote for their pair.
 
-    Two points that share several words vote several times for the same, which counts once.
+    Two points that share several words vote several times for the same. This counts once.
+
+    Args:
+        pairs: pair of each vote, ascending.
+        turns: rotation of each vote.
+        scales: scale of each vote.
+        mirrored: whether the vote is for a mirrored image.
+
+    Returns:
+        (num_votes,).
     """
     agree = np.zeros(len(pairs), np.bool_)
     start = 0

@@ -41,7 +41,10 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class AlignJob:
-    """Settings that the tasks share: folders of measured images, and candidates of each shard of the first folder."""
+    """Settings that the tasks share.
+
+    They have the folders of measured images, and the candidates of each shard of the first folder.
+    """
 
     folders: tuple[Path, ...]
     candidates: Path
@@ -55,13 +58,16 @@ class AlignJob:
 def same_content(
     run: FilterRun, folders: tuple[Path, ...], places: NDArray[np.int32], num_references: int = 0
 ) -> pa.Table:
-    """Find all verified pairs: `first`, the better rank, `second`, and the fields of `Alignment`. Sorted by both.
+    """Find all verified pairs of images with the same content.
 
     Args:
-        run: the run of the filter, whose scratch folder takes the index.
-        folders: folders of measured images, of which the first one is the pool's.
+        run: the run of the filter. Its scratch folder takes the index.
+        folders: folders of measured images. The first one is the pool's.
         places: folder, shard and row of each image, best first, (num_images, 3).
-        num_references: if not 0, only pairs of a reference, which are the first images by rank, and another image.
+        num_references: if not 0, only pairs of a reference and another image. References are the first images by rank.
+
+    Returns:
+        Table with `first`, the better rank, `second`, and the fields of `Alignment`. Sorted by both ranks.
     """
     job = AlignJob(folders, run.scratch / "candidates")
     job.candidates.mkdir(parents=True)
@@ -118,7 +124,14 @@ def _points(file: Path, rows: NDArray[np.int32]) -> list[Points]:
 
 
 def panel_of_pairs(title: str, pairs: pa.Table, firsts: Iterable[str], seconds: Iterable[str]) -> TablePanel:
-    """Build a table of the first pairs with their transformations. `firsts` and `seconds` name their images."""
+    """Build a table of the first pairs with their transformations.
+
+    Args:
+        title: title of the panel.
+        pairs: the pairs.
+        firsts: name of the first image of each pair.
+        seconds: name of the second image of each pair.
+    """
     rows: list[list[str | float | int | None]] = []
     for first, second, pair in zip(firsts, seconds, pairs.slice(0, NUM_SHOWN).to_pylist(), strict=False):
         changed = [round(pair["degrees"], 1), round(pair["scale"], 3), "yes" if pair["mirrored"] else "no"]

@@ -22,7 +22,9 @@ NO_SPACES = re.compile("[\u2e80-\u9fff\uf900-\ufaff\u0e00-\u0fff\u1000-\u109f\u1
 
 
 def read_list(path: str) -> list[str]:
-    """Read the items of a list: its lines without comments and empty ones.
+    """Read the items of a list.
+
+    They are its lines without comments and empty ones.
 
     Raises:
         UserError: If the file is missing, is not text, or has no items.
@@ -95,7 +97,7 @@ def _is_blocked(url: str, hosts: frozenset[str], folders: dict[str, tuple[str, .
 
 
 def _parents(host: str) -> Iterator[str]:
-    """Yield a host and the domains that contain it: a.b.org, b.org, org."""
+    """Yield a host and the domains that contain it, such as a.b.org, b.org and org."""
     yield host
     while "." in host:
         host = host.partition(".")[2]
@@ -134,7 +136,13 @@ def words_of(text: str) -> list[str]:
 
 
 def runs_in(words: list[str], phrases: frozenset[str], longest: int) -> set[str]:
-    """Find the phrases among the runs of up to `longest` words."""
+    """Find the phrases in a text.
+
+    Args:
+        words: words of the text.
+        phrases: phrases to find.
+        longest: words of the longest phrase.
+    """
     matched_phrases: set[str] = set()
     for length in range(1, longest + 1):
         runs = (" ".join(words[start : start + length]) for start in range(len(words) - length + 1))

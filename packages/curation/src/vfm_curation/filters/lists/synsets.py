@@ -72,7 +72,7 @@ def _wanted_nouns(path: str, wordnet: str) -> tuple[frozenset[str], frozenset[st
 
 
 def _offset(item: str) -> str:
-    """Extract the offset from a WordNet ID: n02084071, or the number alone."""
+    """Extract the offset from a WordNet ID, n02084071 or the number alone."""
     offset = re.fullmatch(r"n?(\d{8})", item.split()[0])
     if not offset:
         raise UserError(f"synsets: expected a WordNet ID such as n02084071, got {item!r}")

@@ -46,13 +46,16 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def masks(expression: Expression, columns: Columns, num_rows: int, bounds: Mapping[str, float]) -> list[Any]:
-    """Evaluate each condition of an expression: an array of booleans each, null where a missing value leaves it open.
+    """Evaluate each condition of an expression.
 
     Args:
         expression: the conditions.
         columns: the columns by name.
         num_rows: their length.
         bounds: value of each cut by its name.
+
+    Returns:
+        An array of booleans for each condition, null where a missing value leaves it open.
 
     Raises:
         ValueError: If values have the wrong type.

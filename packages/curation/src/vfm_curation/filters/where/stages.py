@@ -58,7 +58,7 @@ class Where(Filter):
 
     @property
     def measures(self) -> tuple[Measure, ...]:  # type: ignore[override]
-        """Measurements to make: images for their sizes, or for URLs."""
+        """Measurements to make. They are images for their sizes, or for URLs."""
         return ("images",) if self.expression.names & {*IMAGE_NAMES, "url"} else ()
 
     @property
