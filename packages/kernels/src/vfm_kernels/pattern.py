@@ -75,7 +75,8 @@ class Pattern(NamedTuple):
                 raise ValueError(f"expected positions of shape {(batch, num_tokens)}, got {tuple(positions.shape)}")
             if positions is not None:
                 _check_positions(positions, sin.shape[-2])
-            sin, cos = (table.expand(batch, *table.shape[-2:]) for table in (sin, cos))
+            sin = sin.expand(batch, *sin.shape[-2:])
+            cos = cos.expand(batch, *cos.shape[-2:])
         elif sin is not None or cos is not None:
             raise ValueError("sin and cos must be given together")
         longest = num_tokens if max_seqlen is None or cu_seqlens is None else max_seqlen

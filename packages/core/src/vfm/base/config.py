@@ -58,11 +58,10 @@ class Config(BaseModel):
     def _merge_into_defaults(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
             return data
-        merged = {
-            name: _merged(field.default, data[name])
-            for name, field in cls.model_fields.items()
-            if isinstance(field.default, BaseModel) and isinstance(data.get(name), Mapping)
-        }
+        merged = {}
+        for name, field in cls.model_fields.items():
+            if isinstance(field.default, BaseModel) and isinstance(data.get(name), Mapping):
+                merged[name] = _merged(field.default, data[name])
         return {**data, **merged} if merged else data
 
 

@@ -173,7 +173,9 @@ def _compare_inputs(store: Path, outside: Sequence[OutsideInput]) -> list[str]:
     check = InputCheck(store)
     table = Table("input", "files", "state", "behind", box=None)
     problems = []
-    sizes = [sum(Path(file).stat().st_size for file in source.files) for source in outside]
+    sizes = []
+    for source in outside:
+        sizes.append(sum(Path(file).stat().st_size for file in source.files))
     with _reading(sum(sizes)) as read:
         for source in outside:
             change = check.check(source, read.add)

@@ -88,7 +88,8 @@ class Preprocess(Config):
             )
         if images.shape[1] != 3:
             images = images.permute(0, 3, 1, 2)
-        mean, std = (_per_channel(values, images.device) for values in (self.mean, self.std))
+        mean = _per_channel(self.mean, images.device)
+        std = _per_channel(self.std, images.device)
         # In place, as a batch of pixels in fp32 is four times the images.
         return images.float().div_(255.0).sub_(mean).div_(std).contiguous()
 

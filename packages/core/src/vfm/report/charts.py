@@ -21,7 +21,10 @@ from vfm.report.theme import SERIES, dash, light, themed
 
 SIZE = (4.6, 2.9)  # inches, 100 SVG units each: two charts fit side by side, and one stays readable on a phone
 MARGIN = 0.06  # above and below the curves, relative to their range
-INK, MUTED, RULE, AXIS = (light(name) for name in ("ink", "muted", "rule", "axis"))
+INK = light("ink")
+MUTED = light("muted")
+RULE = light("rule")
+AXIS = light("axis")
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "path.simplify_threshold": 0.5,
     "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "font.size": 9.4,

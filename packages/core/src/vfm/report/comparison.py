@@ -41,7 +41,11 @@ def write_comparison(runs: Mapping[str, RunSummary], path: Path) -> None:
         for entry in summary.stages:
             stages.setdefault(entry.name, {})[run] = entry
             everything.append(_of_run(entry, run))
-    changed = {name: entries for name, entries in stages.items() if len({entry.id for entry in entries.values()}) > 1}
+    changed = {}
+    for name, entries in stages.items():
+        ids = {entry.id for entry in entries.values()}
+        if len(ids) > 1:
+            changed[name] = entries
     result_tables = [result_table(name, entries) for name, entries in changed.items()]
     tables, findings = corrected_tables([table for table in result_tables if table])
     settings = settings_table(stages, list(runs))

@@ -48,7 +48,9 @@ def _joint(key: Key, curves: dict[str, Parts]) -> LinesPanel:
     panels: list[LinesPanel] = []
     for parts in curves.values():
         panels += [panel for _, panel in parts]
-    series += [common for common in first.series[1:] if all(common in panel.series for panel in panels)]
+    for common in first.series[1:]:
+        if all(common in panel.series for panel in panels):
+            series.append(common)
     if len(num_seeds) == len(curves):
         points = "Each point"
     else:

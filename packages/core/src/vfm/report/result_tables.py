@@ -122,10 +122,10 @@ def _metrics_table(name: str, report: Report, tests: Tests) -> Table:
             rows[metric.name][metric.model] = metric
     for metric_name, by_model in rows.items():
         first = next(iter(by_model.values()))
-        cells = [
-            _cell(by_model[model], tests.get((name, metric_name, model))) if model in by_model else ""
-            for model in models
-        ]
+        cells = []
+        for model in models:
+            test = tests.get((name, metric_name, model))
+            cells.append(_cell(by_model[model], test) if model in by_model else "")
         if first.chance is None:
             chance = ""
         else:

@@ -42,7 +42,9 @@ def count_pixels(truth: NDArray[np.integer], predicted: NDArray[np.integer], num
     a, b = truth[known].astype(np.int64), predicted[known].astype(np.int64)
     if b.size and not 0 <= b.min() <= b.max() < num_classes:
         raise ValueError(f"expected classes 0 to {num_classes - 1}, got {b.min()} to {b.max()}")
-    right, of_predicted, of_true = (np.bincount(labels, minlength=num_classes) for labels in (a[a == b], b, a))
+    right = np.bincount(a[a == b], minlength=num_classes)
+    of_predicted = np.bincount(b, minlength=num_classes)
+    of_true = np.bincount(a, minlength=num_classes)
     return PixelCounts(right, of_predicted, of_true)
 
 
@@ -57,7 +59,10 @@ class MeanIou:
     @classmethod
     def of(cls, counts: list[PixelCounts]) -> MeanIou:
         """Collect the counts of images, in their order."""
-        return cls(*(np.stack([getattr(count, name) for count in counts]) for name in ("right", "predicted", "true")))
+        right = np.stack([count.right for count in counts])
+        predicted = np.stack([count.predicted for count in counts])
+        true = np.stack([count.true for count in counts])
+        return cls(right, predicted, true)
 
     def by_class(self, weights: NDArray[np.integer] | None = None) -> NDArray[np.float64]:
         """Compute the IoU of each class, (R, K), or (K,) without weights. NaN for a class in no image."""

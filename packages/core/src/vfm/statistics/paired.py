@@ -130,8 +130,11 @@ def newcombe_interval(
     """
     a, b = _paired(first, second)
     n = effective_size(b - a, groups, strata)
-    p, q, both = (stratified_mean(values, strata) for values in (a, b, a * b))
-    (p_low, p_high), (q_low, q_high) = (wilson_interval(share * n, n, confidence=confidence) for share in (p, q))
+    p = stratified_mean(a, strata)
+    q = stratified_mean(b, strata)
+    both = stratified_mean(a * b, strata)
+    p_low, p_high = wilson_interval(p * n, n, confidence=confidence)
+    q_low, q_high = wilson_interval(q * n, n, confidence=confidence)
     covariance = both - p * q
     scale = p * (1 - p) * q * (1 - q)
     if covariance > 0:

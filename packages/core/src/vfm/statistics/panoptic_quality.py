@@ -98,7 +98,10 @@ class PanopticQuality:
     def by_class(self, weights: NDArray[np.integer]) -> dict[str, NDArray[np.float64]]:
         """Compute panoptic, segmentation and recognition quality of each class, (R, K) each. NaN without segments."""
         table = weights.astype(np.float64)
-        iou, true, wrong, missed = (table @ count for count in (self.iou, self.true, self.wrong, self.missed))
+        iou = table @ self.iou
+        true = table @ self.true
+        wrong = table @ self.wrong
+        missed = table @ self.missed
         size = true + wrong / 2 + missed / 2
         known = size > 0
         quality = np.where(known, iou / np.where(known, size, 1), np.nan)

@@ -43,7 +43,10 @@ class FiniteJson:
         """Keep the text or number at the end for the next part, where it may continue."""
         starts = [token.start() for token in _TOKENS.finditer(data) if token["open"] is not None]
         last = _LAST_WORD.search(data)
-        end = starts[0] if starts else last.start() if last else len(data)
+        # An open text ends the part. Otherwise the last word may be half of a number or of a name.
+        end = last.start() if last else len(data)
+        if starts:
+            end = starts[0]
         self.rest = data[end:]
         return data[:end]
 

@@ -43,7 +43,10 @@ async def read_range(
         problem = _problem(response, start, stop)
         if not problem and not is_expected(response.headers):
             problem = "the file has changed since it was indexed"
-        data, problem = (b"", problem) if problem else await _bounded(response, MOST if stop is None else stop - start)
+        data = b""
+        if not problem:
+            limit = MOST if stop is None else stop - start
+            data, problem = await _bounded(response, limit)
         if problem:
             raise RemoteError(url, problem + _redirected(response), final=True)
         return data

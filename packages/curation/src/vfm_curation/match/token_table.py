@@ -64,7 +64,8 @@ class TokenTable:
         numbers = np.arange(len(entries)) if ids is None else np.asarray(ids)
         tables, clash = tables_of(*text_buffers(pa.array(entries, pa.large_string())), numbers.astype(np.int32))
         if clash:
-            first, second = (entries[index] for index in clash)
+            first = entries[clash[0]]
+            second = entries[clash[1]]
             if first == second:
                 raise UserError(f"metadata entry {first!r} occurs twice, at {clash[0]} and at {clash[1]}")
             raise UserError(f"metadata entries {first!r} and {second!r} share a key of 63 bits; remove one")

@@ -152,7 +152,8 @@ def check_latents(
     if data and cached_data != data.path.resolve():
         raise UserError(f"latents: expected latents of {data.path.resolve()}, got those of {cached_data}")
     if shape and cache.shape != shape:
-        cached, expected = (" x ".join(map(str, sizes)) for sizes in (cache.shape, shape))
+        cached = " x ".join(map(str, cache.shape))
+        expected = " x ".join(map(str, shape))
         raise UserError(f"latents: expected {expected} for this generator and image_size, got {cached}")
     producer = require_latents(space).fingerprint() if space else None
     if space and cache.producer != producer:

@@ -70,7 +70,9 @@ def chat_template(prompt: str, later_prompt: str, end: str) -> str:
         end: the tokenizer's end token. It follows each answer.
     """
     words = "{{ message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('\\n') }}"
-    first, later, answer = (_template_around(words, text) for text in (prompt, later_prompt, " {question}" + end))
+    first = _template_around(words, prompt)
+    later = _template_around(words, later_prompt)
+    answer = _template_around(words, " {question}" + end)
     return (
         "{% for message in messages %}"
         "{% if message.role == 'assistant' %}"

@@ -159,7 +159,9 @@ def _by_family(
     names = list(dict.fromkeys(families))
     parts = [(metric, np.ones(len(correct), dtype=bool))]
     if len(names) > 1:
-        parts += [(f"{metric}/{name}", np.array([family == name for family in families])) for name in names]
+        for name in names:
+            of_family = np.array([family == name for family in families])
+            parts.append((f"{metric}/{name}", of_family))
     scores: list[Score] = []
     for name, mask in parts:
         groups_of_part = None if groups is None else groups[mask]

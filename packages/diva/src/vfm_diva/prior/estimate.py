@@ -33,7 +33,8 @@ def diva_prior_cost(config: DivaPrior, ctx: Preflight) -> Cost:
     shape = generator.noise_shape
 
     def inputs(number: int) -> PriorInputs:
-        images, target = (torch.zeros(number, 3, size, size, dtype=torch.uint8) for size in (side, size))
+        images = torch.zeros(number, 3, side, side, dtype=torch.uint8)
+        target = torch.zeros(number, 3, size, size, dtype=torch.uint8)
         chosen = torch.zeros(number, dtype=torch.bool)
         return PriorInputs(
             images=images,

@@ -92,7 +92,9 @@ def statement_losses(
             for pair, drawn in zip(chunk, seeds, strict=True):
                 image = decode_image(pair.image, pair.item)
                 images.append(to_tensor(transform.apply(image, drawn)))
-            noise, times = (drawn.to(device) for drawn in sampler(seeds))
+            noise, times = sampler(seeds)
+            noise = noise.to(device)
+            times = times.to(device)
             x0 = task.space(torch.stack(images).to(device))
             errors = []
             for texts in ([pair.right for pair in chunk], [pair.wrong for pair in chunk]):

@@ -67,7 +67,9 @@ def diva_tune_cost(config: DivaTune, ctx: Preflight) -> Cost:
     draws = task.condition.num_draws * (config.num_timesteps if task.condition.draws_per_time else 1)
 
     def inputs(number: int) -> TuneInputs:
-        images, target = (torch.zeros(number, 3, size, size, dtype=torch.uint8) for size in (side, task.image_size))
+        size = task.image_size
+        images = torch.zeros(number, 3, side, side, dtype=torch.uint8)
+        target = torch.zeros(number, 3, size, size, dtype=torch.uint8)
         return TuneInputs(
             images=images,
             target_images=None if config.latents else target,

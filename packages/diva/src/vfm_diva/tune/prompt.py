@@ -98,9 +98,10 @@ class PromptEncoder:
 @contextmanager
 def quiet_loading() -> Iterator[None]:
     """Hide the libraries' progress bars, and their warnings about parts that are left out on purpose."""
-    logs: list[Any] = [
-        import_module(f"{name}.utils.logging") for name in ("diffusers", "transformers") if find_spec(name)
-    ]
+    logs: list[Any] = []
+    for name in ("diffusers", "transformers"):
+        if find_spec(name):
+            logs.append(import_module(f"{name}.utils.logging"))
     before = [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
     for log in logs:
         log.set_verbosity_error()

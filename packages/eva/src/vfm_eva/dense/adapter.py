@@ -273,7 +273,8 @@ def centres(grids: Sequence[Grid], like: Tensor) -> Tensor:
     """Compute x and y of the centre of each map cell, as fractions of the sides, (N, 2)."""
     points = []
     for rows, columns in grids:
-        y, x = (torch.arange(size, device=like.device, dtype=like.dtype) for size in (rows, columns))
+        y = torch.arange(rows, device=like.device, dtype=like.dtype)
+        x = torch.arange(columns, device=like.device, dtype=like.dtype)
         y_x = torch.meshgrid((y + 0.5) / rows, (x + 0.5) / columns, indexing="ij")
         points.append(torch.stack(y_x[::-1], dim=-1).flatten(0, 1))
     return torch.cat(points)

@@ -110,7 +110,9 @@ class EvaTeacher(Config):
         if isinstance(self.target, Features) and self.target.mosaic and self.class_weight:
             raise ValueError("class_weight needs target.mosaic: false: a mosaic has no feature of each whole image")
         if not self.target.has_features and (self.class_weight or self.gram_weight or self.loss != "cosine"):
-            option = "class_weight" if self.class_weight else "gram_weight" if self.gram_weight else "loss"
+            option = "gram_weight" if self.gram_weight else "loss"
+            if self.class_weight:
+                option = "class_weight"
             raise ValueError(f"{option} has no effect with target: {self.target.type}; leave it out")
         if (
             isinstance(self.target, Features)

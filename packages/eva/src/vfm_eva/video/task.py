@@ -75,7 +75,8 @@ class VideoTask(Task[VideoClips]):
             stacked = pixels.view(len(labels), -1, *pixels.shape[-2:])
             stacked, targets, labels = self.mix(stacked, labels)
             pixels, smoothing = stacked.reshape(pixels.shape), 0.0  # the mixed targets are already smoothed
-        targets, labels = (values.repeat_interleave(repeats, dim=0) for values in (targets, labels))
+        targets = targets.repeat_interleave(repeats, dim=0)
+        labels = labels.repeat_interleave(repeats, dim=0)
         logits = self.model(pixels.view(-1, frames, *pixels.shape[1:])).float()
         loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
         return loss, {"accuracy": (logits.argmax(dim=-1) == labels).float().mean()}

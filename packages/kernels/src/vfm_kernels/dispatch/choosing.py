@@ -145,8 +145,12 @@ def _cells(table: Iterable[Measurement], size: Size) -> dict[tuple[int, int], Ti
     cells = {}
     for at, directions in parts.items():
         if len(directions) == len(wanted):
-            names = set.intersection(*(set(times) for times in directions.values()))
-            cells[at] = {name: _added([times[name] for times in directions.values()]) for name in sorted(names)}
+            # An implementation counts if it was measured in all directions.
+            names = set.intersection(*map(set, directions.values()))
+            sums = {}
+            for name in sorted(names):
+                sums[name] = _added([times[name] for times in directions.values()])
+            cells[at] = sums
     return {at: times for at, times in cells.items() if _libraries(times, size.compiled)}
 
 

@@ -165,7 +165,8 @@ def forward_buffers(
     if layer_scale is not None:
         dtype = torch.promote_types(dtype, layer_scale.dtype)
     statistics = torch.promote_types(dtype, torch.float32)
-    mean, rstd = (residual.new_empty(len(residual), dtype=statistics) for _ in range(2))
+    mean = residual.new_empty(len(residual), dtype=statistics)
+    rstd = torch.empty_like(mean)
     return residual.new_empty(residual.shape, dtype=dtype), branch.new_empty(branch.shape), mean, rstd
 
 

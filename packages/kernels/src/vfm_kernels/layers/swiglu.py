@@ -75,7 +75,9 @@ def _run_backward(
         return buffers
     width = len(weight)
     padding = gate.shape[-1] - len(weight)
-    g, v, dy = (at_least_fp32(tensor[:, :width]) for tensor in (gate, value, d_out))
+    g = at_least_fp32(gate[:, :width])
+    v = at_least_fp32(value[:, :width])
+    dy = at_least_fp32(d_out[:, :width])
     sigmoid = g.sigmoid()
     normed = (g * sigmoid * v - mean[:, None]) * rstd[:, None]
     d_normed = dy * weight
@@ -99,7 +101,8 @@ def forward_buffers(
     The statistics are the mean and the inverse standard deviation of each row.
     """
     statistics = torch.promote_types(gate.dtype, torch.float32)
-    mean, rstd = (torch.empty(len(gate), dtype=statistics, device=gate.device) for _ in range(2))
+    mean = torch.empty(len(gate), dtype=statistics, device=gate.device)
+    rstd = torch.empty_like(mean)
     return torch.empty_like(gate, memory_format=torch.contiguous_format), mean, rstd
 
 
@@ -107,7 +110,8 @@ def backward_buffers(
     d_out: Tensor, gate: Tensor, value: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Allocate the four gradients."""
-    d_gate, d_value = (torch.empty_like(gate, memory_format=torch.contiguous_format) for _ in range(2))
+    d_gate = torch.empty_like(gate, memory_format=torch.contiguous_format)
+    d_value = torch.empty_like(d_gate)
     return d_gate, d_value, weight.new_empty(len(weight)), weight.new_empty(len(weight))
 
 

@@ -105,7 +105,8 @@ def rotary_attention(
     if is_normed:
         q, k = layer.q_norm(q).to(v.dtype), layer.k_norm(k).to(v.dtype)  # under autocast a norm may return fp32
     if outside:
-        q, k = (_rotated(layer, heads, rope, num_prefix_tokens) for heads in (q, k))
+        q = _rotated(layer, q, rope, num_prefix_tokens)
+        k = _rotated(layer, k, rope, num_prefix_tokens)
     elif halves:
         q, k = _interleaved(q, -1), _interleaved(k, -1)
     return projected(layer, x, attention(q, k, v, backend=backend_of(q, attn_mask), **pattern))
@@ -117,9 +118,12 @@ def _tables(layer: Any, rope: Tensor) -> dict[str, Any]:
     sin, cos = table.chunk(2, dim=-1)
     # timm repeats each angle for both channels of a pair: side by side, or a half of the head apart.
     if layer.rotate_half:
-        sin, cos = (half[..., : half.shape[-1] // 2] for half in (sin, cos))
+        pairs = sin.shape[-1] // 2
+        sin = sin[..., :pairs]
+        cos = cos[..., :pairs]
     else:
-        sin, cos = (half[..., ::2] for half in (sin, cos))
+        sin = sin[..., ::2]
+        cos = cos[..., ::2]
     return {"sin": sin, "cos": cos}
 
 
@@ -140,7 +144,9 @@ def _queries_keys_values(layer: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]
         q, k, v = _packed(layer, x, halves=False).unbind(2)
     else:
         heads = (*x.shape[:2], layer.num_heads, -1)
-        q, k, v = (linear(x).view(heads) for linear in (layer.q_proj, layer.k_proj, layer.v_proj))
+        q = layer.q_proj(x).view(heads)
+        k = layer.k_proj(x).view(heads)
+        v = layer.v_proj(x).view(heads)
     return q, k, v
 
 

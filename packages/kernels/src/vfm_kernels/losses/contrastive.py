@@ -86,9 +86,8 @@ def info_nce(
             with torch.autocast(image.device.type, enabled=False):
                 return all_pairs_loss(image, text, scale, chunk_size, group)
     if group is not None:
-        all_image_features, all_text_features = (
-            gather_with_grad(part, group) for part in (image_features, text_features)
-        )
+        all_image_features = gather_with_grad(image_features, group)
+        all_text_features = gather_with_grad(text_features, group)
         rank = dist.get_rank(group)
     all_image = image if all_image_features is None else at_least_fp32(all_image_features)
     all_text = text if all_text_features is None else at_least_fp32(all_text_features)

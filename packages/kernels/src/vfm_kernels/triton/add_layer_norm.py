@@ -198,7 +198,9 @@ def add_layer_norm_backward(
     d_scale: Tensor,
 ) -> None:
     """Write the gradients. The parameters' gradients are summed over programs in a fixed order."""
-    d_summed, d_normed, branch = (with_adjacent_columns(rows) for rows in (d_summed, d_normed, branch))
+    d_summed = with_adjacent_columns(d_summed)
+    d_normed = with_adjacent_columns(d_normed)
+    branch = with_adjacent_columns(branch)
     num_rows, width = summed.shape
     chosen = settings("add_layer_norm_backward", width, summed.device)
     programs = persistent_programs(num_rows, chosen.pop("programs_per_multiprocessor"), summed.device)

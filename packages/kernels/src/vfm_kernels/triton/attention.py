@@ -167,7 +167,10 @@ def attention_backward(
         d_v: buffer of the values' gradient.
         pattern: mask, scale and angles.
     """
-    d_out, q, k, v = (with_adjacent_columns(tensor) for tensor in (d_out, q, k, v))
+    d_out = with_adjacent_columns(d_out)
+    q = with_adjacent_columns(q)
+    k = with_adjacent_columns(k)
+    v = with_adjacent_columns(v)
     in_kernel = pattern
     if pattern.sin is not None:
         q, k = _rotated(q, pattern), _rotated(k, pattern)

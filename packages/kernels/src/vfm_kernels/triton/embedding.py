@@ -129,7 +129,8 @@ def mask_tokens_backward(d_out: Tensor, bool_mask: Tensor) -> tuple[Tensor, Tens
     batch, num_tokens, width = d_out.shape
     num_patches = bool_mask.shape[1]
     d_patches = d_out.new_empty(batch, num_patches, width)
-    d_tokens, d_positions = (torch.empty(num_tokens, width, device=d_out.device) for _ in range(2))
+    d_tokens = torch.empty(num_tokens, width, device=d_out.device)
+    d_positions = torch.empty_like(d_tokens)
     chosen = settings("mask_tokens_backward", width, d_out.device)
     launch(
         mask_tokens_backward_kernel,

@@ -132,6 +132,7 @@ def with_adjacent_columns(rows: Tensor) -> Tensor:
 @cache
 def _table(architecture: str) -> dict[str, dict[str, Row]]:
     folder = resources.files("vfm_kernels").joinpath("tuning")
-    shared, overrides = (json.loads(folder.joinpath(f"{name}.json").read_text()) for name in ("sm80", architecture))
+    shared = json.loads(folder.joinpath("sm80.json").read_text())
+    overrides = json.loads(folder.joinpath(f"{architecture}.json").read_text())
     table: dict[str, dict[str, Row]] = shared | overrides
     return table

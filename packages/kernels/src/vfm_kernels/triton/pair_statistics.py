@@ -159,7 +159,9 @@ def pair_statistics(image: Tensor, text: Tensor, scale: Tensor, offset: int) -> 
     # end.
     tiles_of_part = triton.cdiv(num_tiles, min(num_tiles, triton.cdiv(PROGRAMS, num_blocks)))
     num_parts = triton.cdiv(num_tiles, tiles_of_part)
-    largest, total, positives = (image.new_empty((num_parts, num_rows)) for _ in range(3))
+    largest = image.new_empty((num_parts, num_rows))
+    total = torch.empty_like(largest)
+    positives = torch.empty_like(largest)
     keys = [image.new_empty((num_blocks, num)) for _ in range(2)]
     sizes = (offset, num_rows, num, width, tiles_of_part)
     arguments = (image, text, scale, largest, total, positives, *keys, *sizes)

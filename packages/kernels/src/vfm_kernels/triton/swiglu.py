@@ -144,7 +144,9 @@ def swiglu_backward(
     d_bias: Tensor,
 ) -> None:
     """Write the gradients. The parameters' gradients are summed over programs in a fixed order."""
-    d_out, gate, value = (with_adjacent_columns(tensor) for tensor in (d_out, gate, value))
+    d_out = with_adjacent_columns(d_out)
+    gate = with_adjacent_columns(gate)
+    value = with_adjacent_columns(value)
     num_rows, padded_width = gate.shape
     chosen = settings("swiglu_subln_backward", len(weight), gate.device)
     programs = persistent_programs(num_rows, chosen.pop("programs_per_multiprocessor"), gate.device)

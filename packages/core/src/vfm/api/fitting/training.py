@@ -82,7 +82,9 @@ class Fit(Results):
 
     def table(self) -> Any:
         """Build an Arrow table with the columns step, samples, train/loss, train/lr and the other metrics."""
-        rows = [{key: value for key, value in row.items() if key != "split"} for row in self.metrics]
+        rows = [dict(row) for row in self.metrics]
+        for row in rows:
+            row.pop("split", None)
         return as_table(rows, COLUMNS)
 
     def preview(self) -> Any:

@@ -67,7 +67,7 @@ def overview(model: type[BaseModel], width: int) -> list[str]:
         model: the stage.
         width: most characters of a line.
     """
-    top = [row for row in field_rows(model) if not any(mark in row.cells[0] for mark in ".[")]
+    top = [row for row in field_rows(model) if "." not in row.cells[0] and "[" not in row.cells[0]]
     sections: dict[str, list[FieldRow]] = {"required": [], "settings": []}
     groups = []
     title = "settings"

@@ -37,7 +37,9 @@ from vfm.storage.finite_json import FiniteJson
 NUM_TRIED = 50  # images that are looked for to find the rule of their paths
 OBJECTS365 = "objects365"
 SHOWN = 80  # characters of a wrong entry in a message
-ID_LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
+NEGATIVES = "neg_category_ids"
+NOT_EXHAUSTIVE = "not_exhaustive_category_ids"
+ID_LISTS = (NEGATIVES, NOT_EXHAUSTIVE)
 MAX_OPEN = 1000  # brackets that one part of the file may leave open
 
 
@@ -183,7 +185,8 @@ def parse_images(
         size = None
         if entry.get("width") and entry.get("height"):
             size = (int(entry["width"]), int(entry["height"]))
-        negatives, not_exhaustive = (tuple(entry.get(name) or ()) for name in ID_LISTS)
+        negatives = tuple(entry.get(NEGATIVES) or ())
+        not_exhaustive = tuple(entry.get(NOT_EXHAUSTIVE) or ())
         image = AnnotatedImage(key, file, image_id, size, negatives=negatives, not_exhaustive=not_exhaustive)
         parsed.append(image)
     check_ids(parsed, path)

@@ -77,7 +77,10 @@ def _object(
         return BadAnnotation("bad_mask", f"{where} (CVAT's masks are read from its COCO export)")
     if shape.tag == "box":
         try:
-            left, top, right, bottom = (float(shape.get(side, "")) for side in ("xtl", "ytl", "xbr", "ybr"))
+            left = float(shape.get("xtl", ""))
+            top = float(shape.get("ytl", ""))
+            right = float(shape.get("xbr", ""))
+            bottom = float(shape.get("ybr", ""))
         except ValueError:
             return BadAnnotation("bad_box", where)
         return Annotation(image_index, ids[label], where, (left, top, right, bottom))

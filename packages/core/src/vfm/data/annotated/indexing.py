@@ -111,9 +111,9 @@ def import_annotations(
         for number in np.flatnonzero(objects_per_image == 0).tolist():
             checked.problems.setdefault(number, BadSample("no_objects", images[number].key))
     with LedgerWriter(ctx.directory / ANNOTATED_LEDGER) as ledger:
-        image_uses = [
-            checked.problems[number].reason if number in checked.problems else USED for number in range(len(images))
-        ]
+        image_uses = [USED] * len(images)
+        for number, problem in checked.problems.items():
+            image_uses[number] = problem.reason
         ledger.add(Account.of_uses(wanted.source, "images", image_uses), {})
         ledger.add(Account.of_uses(wanted.source, "annotations", uses), {})
     numbers = checked.numbers(len(images))

@@ -97,7 +97,7 @@ def read_yaml(path: str) -> dict[str, Any]:
 
 def _object(line: str, image_index: int, size: tuple[int, int], where: str) -> Annotation | BadAnnotation:
     try:
-        label, *numbers = (float(word) for word in line.split())
+        label, *numbers = map(float, line.split())
     except ValueError:
         return BadAnnotation("bad_box", where)
     if not label.is_integer():  # also NaN and infinity

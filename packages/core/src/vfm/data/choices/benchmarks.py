@@ -61,7 +61,10 @@ def _questions(path: Path) -> list[list[str]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected MMVP-VLM's folder, {QUESTIONS_FILE} and a folder of images")
     lines = [row for _, _, row in csv_rows(str(path))]
-    rows = [[cell.strip() for cell in row] for row in lines[1:] if row]
+    rows = []
+    for row in lines[1:]:  # the first line has the names of the columns
+        if row:
+            rows.append([cell.strip() for cell in row])
     if len(rows) % 2 or not rows:
         raise UserError(f"{path}: expected pairs of questions, got {len(rows)} questions")
     return rows

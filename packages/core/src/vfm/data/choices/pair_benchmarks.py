@@ -63,7 +63,8 @@ def read_pair_table(path: Path, image_root: str | None, on_bad: OnBad) -> Iterat
 def has_pair_lines(path: str) -> bool:
     """Check whether the first line of a file has the columns of a pair."""
     first = files.read_text(path).lstrip().split("\n", 1)[0]
-    return any(all(f'"{name}"' in first for name in names[:2]) for names in PAIR_COLUMNS)
+    # The names of the two images identify the format.
+    return any(f'"{names[0]}"' in first and f'"{names[1]}"' in first for names in PAIR_COLUMNS)
 
 
 def read_pairs(path: Path, records: Iterable[Any], image_root: str | None, on_bad: OnBad) -> Iterator[Choice]:

@@ -52,7 +52,9 @@ def label_captions(config: CaptionLabels, ctx: Context) -> TaggedImages:
     elif config.thirds:
         groups = _thirds(len(names))
     label_of = {name: label for label, name in enumerate(names)}
-    tags = [sorted(label_of[word] for word in words if word in label_of) for words in words_of_image]
+    tags = []
+    for words in words_of_image:
+        tags.append(sorted(label_of[word] for word in words if word in label_of))
     ctx.directory.mkdir(parents=True, exist_ok=True)
     write_tags(ctx.directory / TAGS_FILE, tags)
     return TaggedImages.create(

@@ -122,7 +122,9 @@ class Account:
         """
         uses = sorted({USED, BEYOND, *self.reasons, *problems.values()})
         code_of = {use: code for code, use in enumerate(uses)}
-        starts, stops, owners = (np.array(part, dtype=np.int64) for part in (self.starts, self.stops, self.owners))
+        starts = np.array(self.starts, dtype=np.int64)
+        stops = np.array(self.stops, dtype=np.int64)
+        owners = np.array(self.owners, dtype=np.int64)
         outcome = np.full(max(owners.max(initial=0), *problems, 0) + 1, code_of[USED])
         outcome[list(problems)] = [code_of[reason] for reason in problems.values()]
         if num_samples is not None:

@@ -114,7 +114,10 @@ def stacked(rows: Sequence[Inputs]) -> Inputs:
         return cast("Inputs", tuple(map(stacked, columns)))
     if isinstance(rows[0], Mapping):
         mappings = cast("Any", rows)
-        return cast("Inputs", {key: stacked([row[key] for row in mappings]) for key in rows[0]})
+        batch = {}
+        for key in rows[0]:
+            batch[key] = stacked([row[key] for row in mappings])
+        return cast("Inputs", batch)
     if isinstance(rows[0], str | list):  # a text, or several
         return cast("Inputs", list(rows))
     return _rebuilt(rows[0], lambda name: stacked([getattr(row, name) for row in rows]))

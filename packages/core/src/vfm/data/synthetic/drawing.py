@@ -64,7 +64,9 @@ def draw(scene: Scene, size: int) -> NDArray[np.uint8]:
         _blend(channels, _extra(scene, size), INK)
     base, places = GROUPS[scene.count]
     radius = base * nuisance.scale * (SMALL if scene.size == "small" else 1.0)
-    centre_x, centre_y = (p + s for p, s in zip(PLACES[scene.position], nuisance.shift, strict=True))
+    place_x, place_y = PLACES[scene.position]
+    centre_x = place_x + nuisance.shift[0]
+    centre_y = place_y + nuisance.shift[1]
     centres = [(centre_x + x, centre_y + y) for x, y in places]
     draw_objects(channels, scene, centres, radius)
     return to_pixels(channels)
@@ -127,7 +129,9 @@ def draw_ground(nuisance: Nuisance, size: int) -> Floats:
     channels[:] = _levels(nuisance.ground)
     if nuisance.waves:
         # sin(a + b) = sin a cos b + cos a sin b, so K waves are a product of (S, 2K) and (2K, S), not S * S sines.
-        x, y, phase = (np.array([getattr(w, name) for w in nuisance.waves]) for name in ("x", "y", "phase"))
+        x = np.array([wave.x for wave in nuisance.waves])
+        y = np.array([wave.y for wave in nuisance.waves])
+        phase = np.array([wave.phase for wave in nuisance.waves])
         across = 2 * np.pi * (x[:, None] * _axis(size) + phase[:, None])
         down = 2 * np.pi * y[:, None] * _axis(size)
         rows = np.concatenate([np.cos(down), np.sin(down)]).astype(np.float32).T

@@ -206,7 +206,10 @@ class ImageListShard(ShardReader):
         Raises:
             BadSample: If the image file is missing, or the sample was unusable when it was listed.
         """
-        key, image, label, reason = (self.table[name][row].as_py() for name in ("key", "image", "label", "reason"))
+        key = self.table["key"][row].as_py()
+        image = self.table["image"][row].as_py()
+        label = self.table["label"][row].as_py()
+        reason = self.table["reason"][row].as_py()
         texts = {language: self.table[f"texts.{language}"][row].as_py() for language in self.spec.texts}
         problem = BadSample(reason, image) if reason else None
         columns = json.loads(self.table["columns"][row].as_py()) if self.spec.columns else {}

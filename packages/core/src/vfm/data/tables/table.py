@@ -135,7 +135,9 @@ def table_values(path: str, column: str) -> Iterator[object]:
 def unit_of_table(path: str) -> Unit:
     """Name what an account of a table counts."""
     kind = table_kind(path)
-    return "rows" if kind == "parquet" else "records" if kind == FIFTYONE else "lines"
+    if kind == "parquet":
+        return "rows"
+    return "records" if kind == FIFTYONE else "lines"
 
 
 def table_entries(

@@ -72,7 +72,8 @@ def _add_changed_panel(
 ) -> None:
     """Add the sheet of images that only the last model, or only the first one, classifies right."""
     (baseline, first), *_, (model, last) = results.items()
-    before, after = (np.asarray(result.predictions["images"]["rank"]) == 0 for result in (first, last))
+    before = np.asarray(first.predictions["images"]["rank"]) == 0
+    after = np.asarray(last.predictions["images"]["rank"]) == 0
     labels = np.asarray(last.predictions["images"]["label"])
     won, lost = won_and_lost(before, after)
     source = open_dataset(data)

@@ -139,11 +139,12 @@ def steps_chart(results: list[StepResult]) -> BarsPanel:
 def _copied_images(result: StepResult, ctx: Context) -> Iterator[PanelImage]:
     """Copy the first images that only the model with the step gets right from the report's sheet."""
     models = (result.gain.baseline, result.gain.model)
-    panels = [panel for panel in load_panels(result.report.path) if isinstance(panel, ImagesPanel)]
-    sheets = [panel for panel in panels if panel.compares == models]
+    won: list[PanelImage] = []
+    for panel in load_panels(result.report.path):
+        if isinstance(panel, ImagesPanel) and panel.compares == models:
+            won += [image for image in panel.pictures if image.right]
     folder = ctx.directory / "pictures"
     folder.mkdir(exist_ok=True)
-    won = [image for image in chain.from_iterable(panel.pictures for panel in sheets) if image.right]
     for number, image in enumerate(won[:SHOWN]):
         source = result.report.path / image.file
         copy = folder / f"{result.gain.model}-{number}{source.suffix}"

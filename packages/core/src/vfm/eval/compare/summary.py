@@ -205,7 +205,10 @@ def _left_out(config: ReportSummary) -> TablePanel:
         columns = ["what", "group", "why"]
     else:
         columns = ["what", "why"]
-    rows: list[Cells] = [[{"what": gap.title, **vars(gap)}[name] for name in columns] for gap in config.missing]
+    rows: list[Cells] = []
+    for gap in config.missing:
+        cells = {"what": gap.title, **vars(gap)}
+        rows.append([cells[name] for name in columns])
     note = "These data sets were requested, and are in no mean above."
     return TablePanel(title="Left out", note=note, order=11, front=True, columns=columns, rows=rows)
 

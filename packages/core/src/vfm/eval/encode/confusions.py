@@ -33,7 +33,9 @@ def confusion_panel(
     if len(np.unique(pairs)) <= MATRIX_CLASSES:
         classes = np.unique(pairs)
         by_pair = {(int(label), int(guess)): int(count) for (label, guess), count in zip(pairs.T, counts, strict=True)}
-        rows = [[names[c], *(by_pair.get((int(c), int(guess)), 0) for guess in classes)] for c in classes]
+        for label in classes:
+            counts_of_label = [by_pair.get((int(label), int(guess)), 0) for guess in classes]
+            rows.append([names[label], *counts_of_label])
         columns = ["class", *(names[guess] for guess in classes)]
         note = f"{unit.capitalize()} by class (rows) and by the prediction of {model} (columns). {note}".strip()
         return TablePanel(title="Confusion matrix", note=note, order=41, columns=columns, rows=rows)

@@ -244,6 +244,7 @@ def _stretched(values: Tensor) -> Tensor:
 
 def _on_pixels(flat: NDArray[np.uint8], grid: tuple[int, int], side: int) -> NDArray[np.uint8]:
     """Paint the values of patches, (N, 3), on an image (side, side, 3), with one colour per patch."""
-    rows, columns = (np.arange(side) * count // side for count in grid)
+    rows = np.arange(side) * grid[0] // side
+    columns = np.arange(side) * grid[1] // side
     shown: NDArray[np.uint8] = flat.reshape(*grid, 3)[rows[:, None], columns]
     return shown

@@ -40,7 +40,8 @@ def grid_map(truth: NDArray[np.integer], grid: tuple[int, int], num_classes: int
         grid: number of rows and columns of cells.
         num_classes: number of classes, K.
     """
-    rows, columns = (_cells_along(side, count) for side, count in zip(truth.shape, grid, strict=True))
+    rows = _cells_along(truth.shape[0], grid[0])
+    columns = _cells_along(truth.shape[1], grid[1])
     cells = rows[:, None] * grid[1] + columns[None]
     known = truth >= 0
     flat = np.bincount(cells[known] * num_classes + truth[known], minlength=grid[0] * grid[1] * num_classes)

@@ -100,7 +100,9 @@ def patch_shares(labels: NDArray[np.integer], grid: tuple[int, int], num_classes
         grid: rows and columns of patches, h and w.
         num_classes: number of classes, K.
     """
-    y, x = (np.arange(length) * count // length for length, count in zip(labels.shape, grid, strict=True))
+    height, width = labels.shape
+    y = np.arange(height) * grid[0] // height
+    x = np.arange(width) * grid[1] // width
     patch = y[:, None] * grid[1] + x
     known = labels >= 0
     cells = patch[known] * num_classes + labels[known]

@@ -131,8 +131,10 @@ def convert_validate(draft: Draft) -> None:
     arguments = draft.arguments
     source = arguments.text("model", "dpn92")
     checkpoint = arguments.text("checkpoint")
-    averaged = {"weights": "ema" if arguments.flag("use-ema") else "raw"} if checkpoint else {}
-    draft.add("models.vision", "classifier", source=source, pretrained=checkpoint, **averaged)
+    # A checkpoint of timm may have raw and averaged weights.
+    weights = "ema" if arguments.flag("use-ema") else "raw"
+    choice = {"weights": weights} if checkpoint else {}
+    draft.add("models.vision", "classifier", source=source, pretrained=checkpoint, **choice)
     draft.add("data.labeled", "val", **_images(draft, arguments.text("split", "validation")))
     draft.runtime |= {"workers": arguments.count("workers", 4)} if "workers" in arguments.values else {}
     batch = {"micro_batch_size": arguments.count("batch-size", 256)} if "batch-size" in arguments.values else {}

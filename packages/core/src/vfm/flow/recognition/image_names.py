@@ -66,7 +66,10 @@ def image_root(path: str, location: str | None = None) -> str | None:
         if any(Path(name).exists() for name in names):
             return "/"
         return None
-    return next((str(root) for root in _roots(path) if any((root / name).exists() for name in names)), None)
+    for root in _roots(path):
+        if any((root / name).exists() for name in names):
+            return str(root)
+    return None
 
 
 def _completed(path: str, columns: list[str]) -> str | None:

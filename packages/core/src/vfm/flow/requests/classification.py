@@ -71,8 +71,9 @@ def _add_datasets(stages: list[Fields], request: Classification, known: Mapping[
     """Add the stages that import the images, with the classes of both, and name them."""
     train, val = _fields(request.train, request.val, request.data_options, known)
     fields = {TRAIN: train, VAL: val}
-    refs = {name: value if isinstance(value, str) else name for name, value in fields.items() if value is not None}
     imported = {name: value for name, value in fields.items() if isinstance(value, dict)}
+    refs = {name: name for name in imported}
+    refs |= {name: value for name, value in fields.items() if isinstance(value, str)}
     names = _class_names(list(imported.values()))
     for name, value in imported.items():
         more = {"class_names": names} if names else {}

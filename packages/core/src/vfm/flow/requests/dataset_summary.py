@@ -214,7 +214,9 @@ def import_summary(
     allowed = known[fields["kind"]].model_fields
     remote = files.is_remote(fields["path"])  # it may have millions of samples, so a known count is trusted
     decoded = not remote and (limit is not None or _num_bytes(fields["path"]) <= DECODED_BYTES)
-    verify = True if remote else "decode" if decoded else "all"
+    verify: bool | str = "decode" if decoded else "all"
+    if remote:
+        verify = True
     settings = {"max_bad_fraction": 1.0, "num_samples": limit, "verify": verify}
     supported = {key: value for key, value in settings.items() if key in allowed}
     try:

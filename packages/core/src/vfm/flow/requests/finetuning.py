@@ -96,12 +96,14 @@ def finetuning_recipe(request: Finetuning, known: Mapping[str, type[Stage]]) -> 
     fields_for = load_function("vfm.flow.requests.datasets:fields_for")  # imports `vfm.data`
     kinds = {"pool": "data.pairs", "val": "data.pairs", "general": "data.labeled"}
     paths = {"pool": request.data, "val": request.val, "general": request.general}
-    saved = {name for name, path in paths.items() if path and saved_artifact(path)}
-    refs = {name: path if name in saved else name for name, path in paths.items() if path}
-    for name in refs:
-        if name not in saved:
+    refs = {}
+    for name, path in paths.items():
+        if path and saved_artifact(path):
+            refs[name] = path
+        elif path:
+            refs[name] = name
             options = request.data_options if kinds[name] == "data.pairs" else {}
-            fields = with_data_options(fields_for(kinds[name], paths[name]), options, known)
+            fields = with_data_options(fields_for(kinds[name], path), options, known)
             stages.append({"kind": fields["kind"], "name": name, **fields})
     tasks = [("own", "eval.retrieval", refs.get("val")), ("kept", "eval.zero_shot", refs.get("general"))]
     evaluations = [(name, kind, ref) for name, kind, ref in tasks if ref]

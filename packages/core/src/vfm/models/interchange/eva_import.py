@@ -168,7 +168,8 @@ def _on_meta(tensors: Tensors) -> Tensors:
 def _of_its_size(tensors: Tensors, names: Iterable[str], where: str) -> list[str]:
     """Select the encoders whose names end in the file's patch size and image size."""
     prefix = _prefix(tensors)
-    kernel, positions = (tensors.get(f"{prefix}{key}") for key in ("patch_embed.proj.weight", "pos_embed"))
+    kernel = tensors.get(f"{prefix}patch_embed.proj.weight")
+    positions = tensors.get(f"{prefix}pos_embed")
     if kernel is None or positions is None:
         raise UserError(
             f"{where}: not an EVA checkpoint, so its architecture is needed: ARCHITECTURE,{where} in a command, source"

@@ -118,7 +118,10 @@ def from_hugging_face(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Raises:
         UserError: If a key has no counterpart in the other layout.
     """
-    names, transposed, blocks, parts = (_inverse(rules) for rules in (_NAMES, _TRANSPOSED, _BLOCKS, _PARTS))
+    names = _inverse(_NAMES)
+    transposed = _inverse(_TRANSPOSED)
+    blocks = _inverse(_BLOCKS)
+    parts = _inverse(_PARTS)
     out: dict[str, Tensor] = {}
     for key, tensor in state_dict.items():
         if key in names:

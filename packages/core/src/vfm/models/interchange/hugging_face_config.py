@@ -55,13 +55,16 @@ def hugging_face_config(model: ClipModel) -> dict[str, Any]:
 
 def open_clip_config(record: Mapping[str, Any]) -> dict[str, Any]:
     """Convert a `config.json` to open_clip's configuration. Missing keys have the defaults of `CLIPConfig`."""
-    text, vision = record.get("text_config") or {}, record.get("vision_config") or {}
-    act, text_act = (part.get("hidden_act", "quick_gelu") for part in (vision, text))
+    text = record.get("text_config") or {}
+    vision = record.get("vision_config") or {}
+    act = vision.get("hidden_act", "quick_gelu")
+    text_act = text.get("hidden_act", "quick_gelu")
     # open_clip has one flag, `quick_gelu`, for both towers.
     if act not in ACTIVATIONS or text_act not in ACTIVATIONS or (act == "quick_gelu") != (text_act == "quick_gelu"):
         allowed = "quick_gelu in both towers, or gelu and gelu_pytorch_tanh"
         raise UserError(f"hidden_act: expected {allowed}, got {act!r} and {text_act!r}")
-    width, text_width = vision.get("hidden_size", 768), text.get("hidden_size", 512)
+    width = vision.get("hidden_size", 768)
+    text_width = text.get("hidden_size", 512)
     return {
         "embed_dim": record.get("projection_dim", 512),
         "quick_gelu": act == "quick_gelu",

@@ -31,7 +31,9 @@ def other_tokenizer(folder: Path) -> str | None:
     """
     if not (folder / TOKENIZER_CONFIG_FILE).is_file():
         return None
-    whole, vocabulary_file, merges_file = (folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    whole = folder / "tokenizer.json"
+    vocabulary_file = folder / "vocab.json"
+    merges_file = folder / "merges.txt"
     if whole.is_file():
         model = read_record(whole).get("model") or {}
         vocabulary, merges = model.get("vocab"), model.get("merges") or []

@@ -101,5 +101,6 @@ def _shapes_of(name: str, classes: int) -> dict[str, tuple[int, ...]]:
 
 def _alike(built: Mapping[str, object], shapes: Mapping[str, object]) -> bool:
     """Check whether most names of layers are the same, whatever their numbers."""
-    patterns = [{re.sub(r"\d+", "N", key) for key in keys} for keys in (built, shapes)]
-    return 2 * len(patterns[0] & patterns[1]) > len(patterns[0] | patterns[1])
+    first = {re.sub(r"\d+", "N", key) for key in built}
+    second = {re.sub(r"\d+", "N", key) for key in shapes}
+    return 2 * len(first & second) > len(first | second)

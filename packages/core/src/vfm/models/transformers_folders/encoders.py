@@ -137,7 +137,8 @@ def mlp_ratio(hidden: int, width: int) -> float:
 
 
 def _source(model_type: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    image, patch = (_side(key, facts[key]) for key in ("image_size", "patch_size"))
+    image = _side("image_size", facts["image_size"])
+    patch = _side("patch_size", facts["patch_size"])
     if facts["num_channels"] != 3:
         raise UserError(f"num_channels: expected 3, got {facts['num_channels']}")
     width = facts["hidden_size"]

@@ -150,9 +150,10 @@ def _timm_split(block: Any, attention: Any) -> Callable[[Tensor, Tensor | None, 
 
     def split(tokens: Tensor, rope: Tensor | None, grid: tuple[int, int]) -> LastBlock:
         y = block.norm1(tokens)
-        q, k, v = (_heads(part, attention.num_heads) for part in _timm_projections(attention, y))
-        q = attention.q_norm(q)
-        k = attention.k_norm(k)
+        q, k, v = _timm_projections(attention, y)
+        q = attention.q_norm(_heads(q, attention.num_heads))
+        k = attention.k_norm(_heads(k, attention.num_heads))
+        v = _heads(v, attention.num_heads)
         num_prefix = tokens.shape[1] - grid[0] * grid[1]
 
         def rotate(heads: Tensor) -> Tensor:

@@ -54,7 +54,9 @@ def build_sgd(config: Sgd, groups: Groups, lr: float) -> torch.optim.Optimizer:
         groups: parameter groups.
         lr: peak learning rate.
     """
-    sharded = any(isinstance(param, DTensor) for param in chain.from_iterable(group["params"] for group in groups))
+    sharded = False
+    for group in groups:
+        sharded = sharded or any(isinstance(param, DTensor) for param in group["params"])
     # torch's fused SGD does not support sharded parameters.
     return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, fused=not sharded)
 
@@ -123,7 +125,8 @@ def build_optimizer(task: Task[Any], config: Optimizer, lr: float) -> torch.opti
         ValueError: If the groups lack a trained parameter, or have a parameter that the task does not own.
     """
     groups = task.parameter_groups()
-    _check_groups(task, {id(param) for param in chain.from_iterable(group.params for group in groups)})
+    grouped = chain.from_iterable(group.params for group in groups)
+    _check_groups(task, {id(param) for param in grouped})
     torch_groups = []
     for group in groups:
         decay = config.weight_decay if group.weight_decay is None else group.weight_decay

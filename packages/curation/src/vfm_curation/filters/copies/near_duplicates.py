@@ -79,7 +79,10 @@ def _near_by_hash(config: NearDuplicates, run: FilterRun, ranks: NDArray[np.int6
     dropped = np.zeros(len(ranks), dtype=np.bool_)
     for table in agreeing:
         sorted_rows = table.sort_by([("group", "ascending"), ("rank", "ascending")])
-        group, hashes, rank, plain = (sorted_rows[name].to_numpy() for name in ("group", "hash", "rank", "plain"))
+        group = sorted_rows["group"].to_numpy()
+        hashes = sorted_rows["hash"].to_numpy()
+        rank = sorted_rows["rank"].to_numpy()
+        plain = sorted_rows["plain"].to_numpy()
         dropped[rank[near_better(group, hashes, rank, plain, config.max_distance)]] = True
     return dropped
 

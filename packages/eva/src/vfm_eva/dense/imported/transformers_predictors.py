@@ -116,7 +116,8 @@ class TransformersPredictor:
         pixels = torch.tensor(crops).permute(0, 3, 1, 2).float()
         pixels = pixels * getattr(self.processor, "rescale_factor", 1 / 255)
         if getattr(self.processor, "do_normalize", True):
-            mean, std = (torch.tensor(values)[:, None, None] for values in self._statistics)
+            mean = torch.tensor(self._statistics[0])[:, None, None]
+            std = torch.tensor(self._statistics[1])[:, None, None]
             pixels = (pixels - mean) / std
         return pixels.to(self.model.device)
 
