@@ -35,10 +35,9 @@ from vfm.api.paths import PATHS, AnyPath, as_place
 from vfm.api.results import Results, as_table
 from vfm.base import UserError, load_function
 from vfm.data.prompts.templates import read_sentences, sentences_of
-from vfm.eval import check_finite, logit_scale, read_embeddings, zero_shot_classifier
+from vfm.eval import Instances, check_finite, logit_scale, read_embeddings, zero_shot_classifier
 from vfm.eval.classify.classify import columns_of
 from vfm.eval.classify.zero_shot import sentence_classifier
-from vfm.eval.dense.predictor import Instances
 from vfm.eval.encode.embeddings import SavedEmbeddings
 from vfm.interfaces import DenseCheckpoint, VideoClassifier, naming_extras
 from vfm.models import PooledVision, class_names_of

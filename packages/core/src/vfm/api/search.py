@@ -21,9 +21,8 @@ from vfm.api.paths import PATHS, AnyPath
 from vfm.api.prediction import similarities
 from vfm.api.results import Results, as_table
 from vfm.base import UserError, redacted
-from vfm.data import BadSample, Source, decode_image
+from vfm.data import IMAGE_EXTENSIONS, BadSample, Source, decode_image
 from vfm.data.samples.contact_sheet import SIDE, contact_sheet
-from vfm.data.samples.images import IMAGE_EXTENSIONS
 from vfm.data.samples.sample import CURES
 from vfm.eval import check_finite, read_embeddings
 from vfm.eval.encode.embeddings import SavedEmbeddings

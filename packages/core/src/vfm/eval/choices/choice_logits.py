@@ -16,9 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vfm.base import UserError
-from vfm.data import BadSample
-from vfm.data.choices.choices import Choice, load_choices
-from vfm.data.samples.images import decode_image
+from vfm.data import BadSample, Choice, decode_image, load_choices
 from vfm.eval.base import ReadSettings
 from vfm.eval.encode.bad_samples import BadSamples
 from vfm.eval.encode.encoders import encode_texts, logit_scale

@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vfm.data import open_dataset
-from vfm.data.labeled.tags import read_tags
+from vfm.data import open_dataset, read_tags
 from vfm.eval.base import ReadSettings
 from vfm.eval.encode.features import Encoded, encode_dataset, encode_labeled
 from vfm.eval.encode.ranking import hits_at, label_ranks

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vfm.data import open_dataset
-from vfm.data.samples.images import decode_image
+from vfm.data import decode_image, open_dataset
 from vfm.eval.classify.classification import ClassDataset
 from vfm.eval.encode.confusions import confusion_panel
 from vfm.eval.encode.features import Encoded

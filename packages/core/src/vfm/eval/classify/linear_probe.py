@@ -29,8 +29,7 @@ from vfm.eval.classify.trained_probes import ProbeSettings, score_trained_probe
 from vfm.eval.encode.hashes import data_hash
 from vfm.interfaces import Context, Evaluated, LabeledDataset, LinesPanel, Series
 from vfm.models import ImageEncoder
-from vfm.train import resolve_device
-from vfm.train.parallel.sharing import leave_to_first
+from vfm.train import leave_to_first, resolve_device
 
 Features = NDArray[np.floating]
 Labels = NDArray[np.integer]

@@ -15,8 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vfm.data import BadSample, Sample, Source, open_dataset
-from vfm.data.samples.images import decode_image
+from vfm.data import BadSample, Sample, Source, decode_image, open_dataset
 from vfm.eval.base import ReadSettings
 from vfm.eval.encode.bad_samples import BadSamples
 from vfm.eval.encode.feature_cache import FeatureCache

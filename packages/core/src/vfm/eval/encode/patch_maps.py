@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vfm.base import UserError
-from vfm.data import BadSample, Source
-from vfm.data.samples.images import decode_image
+from vfm.data import BadSample, Source, decode_image
 from vfm.eval.encode.finite import check_finite
 from vfm.interfaces import ImagesPanel, PanelImage
 from vfm.models import (

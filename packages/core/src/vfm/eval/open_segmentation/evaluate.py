@@ -47,8 +47,7 @@ from vfm.models.vision.last_block import last_block_reader, papers_positions
 from vfm.models.vision.vision_sizes import resample_positions
 from vfm.statistics.mean_iou import MeanIou, PixelCounts
 from vfm.statistics.resampling import ResampledScore
-from vfm.train import resolve_device
-from vfm.train.parallel.sharing import leave_to_first
+from vfm.train import leave_to_first, resolve_device
 
 IMAGENET_TEMPLATES = [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]
 RESAMPLE = {"exact": resample_positions, "papers": papers_positions}

@@ -15,8 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from vfm.base import UserError
-from vfm.data import BadSample, Sample, Source, open_dataset
-from vfm.data.samples.images import decode_image
+from vfm.data import BadSample, Sample, Source, decode_image, open_dataset
 from vfm.eval.base import ReadSettings
 from vfm.eval.encode.encoders import encode_texts
 from vfm.eval.encode.features import Encoded, encode_dataset

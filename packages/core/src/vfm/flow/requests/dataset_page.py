@@ -8,9 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from itertools import chain
 
-from vfm.data.index.source import Source
-from vfm.data.samples.images import decode_image
-from vfm.data.samples.sample import BadSample, Sample
+from vfm.data import BadSample, Sample, Source, decode_image
 
 NUM_SAMPLES = 500  # a page of some MB
 SIDE = 160  # pixels of the longer side of a small image

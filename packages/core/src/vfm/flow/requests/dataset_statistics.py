@@ -12,9 +12,7 @@ from typing import Protocol
 from PIL import Image
 
 from vfm.base import UserError, how_to_install, load_function
-from vfm.data.index.source import Source
-from vfm.data.samples.images import open_image
-from vfm.data.samples.sample import BadSample, Sample
+from vfm.data import BadSample, Sample, Source, open_image
 from vfm.interfaces import load_plugins, naming_extras
 
 NUM_SAMPLES = 5000  # samples that are read

@@ -14,14 +14,11 @@ from PIL import Image
 from pydantic import ValidationError
 
 from vfm.base import UserError, did_you_mean, error_lines, how_to_install, redacted
-from vfm.data.index.index import read_index
-from vfm.data.index.source import open_dataset
+from vfm.data import BadSample, DatasetSpec, open_dataset, read_index
 from vfm.data.indexing.stages import ImageFiles
 from vfm.data.layouts.layout import find_layout
 from vfm.data.samples.caption_templates import columns_of
 from vfm.data.samples.contact_sheet import contact_sheet
-from vfm.data.samples.sample import BadSample
-from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.parquet import IMAGE_COLUMNS
 from vfm.data.tables.table import CAPTION_COLUMNS, PATH_COLUMNS, text_columns
 from vfm.flow.recognition.tables import NOT_TEXTS

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 
+from vfm.data import IMAGE_EXTENSIONS, BadSample
 from vfm.data.samples.captions import clean_captions, decode_json, decode_text
-from vfm.data.samples.images import IMAGE_EXTENSIONS
-from vfm.data.samples.sample import BadSample
 from vfm.data.tables.table import CAPTION_COLUMNS
 from vfm.data.tar.scan import scan_tar
 from vfm.storage import files
