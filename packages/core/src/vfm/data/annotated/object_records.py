@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from vfm.base import UserError
 from vfm.data.annotated.records import Annotation, BadAnnotation, Box, Classes, box_of, is_number
 from vfm.data.samples.spec import MAX_CLASSES
 
-BoxFormat = Literal["xywh", "xyxy", "cxcywh"]
 CLASS_FIELDS = ("category_id", "category", "categories", "label", "labels", "class")
 BOX_FIELDS = ("bbox", "bboxes", "box", "boxes")
 
