@@ -63,8 +63,8 @@ class Transform(Protocol):
         """Decode an image.
 
         Args:
-            data: bytes of the file.
-            where: its address, for messages.
+            data: Bytes of the file.
+            where: Its address, for messages.
 
         Raises:
             BadSample: If the image cannot be decoded.
@@ -75,8 +75,8 @@ class Transform(Protocol):
         """Turn a decoded image into the model's input.
 
         Args:
-            decoded: result of `read`.
-            seed: seed of the random crop.
+            decoded: Result of `read`.
+            seed: Seed of the random crop.
 
         Returns:
             uint8 (3, S, S).
@@ -94,8 +94,8 @@ class EvalTransform:
         """Decode and preprocess an image to uint8, (3, S, S).
 
         Args:
-            data: bytes of the file.
-            where: its address, for messages.
+            data: Bytes of the file.
+            where: Its address, for messages.
 
         Raises:
             BadSample: If the image cannot be decoded.
@@ -112,10 +112,10 @@ class PairContent:
     """The decoded content of a sample.
 
     Attributes:
-        image: the decoded image. After `use`, the cropped one, uint8 (3, S, S).
-        captions: all captions, by language.
-        uid: hash of the sample's uid.
-        weight: weight of the pair in the loss.
+        image: The decoded image. After `use`, the cropped one, uint8 (3, S, S).
+        captions: All captions, by language.
+        uid: Hash of the sample's uid.
+        weight: Weight of the pair in the loss.
     """
 
     image: Any
@@ -131,11 +131,11 @@ class MakePair(BatchMake[PairContent, ClipInputs]):
     Each sample gets a random crop and a random caption. Both are drawn from the seed of the draw.
 
     Attributes:
-        transform: an `ImageTransform` or an `EvalTransform`.
-        tokenize: the model's tokenizer.
-        weights: languages to draw captions from, with their weights. If a sample lacks one, its caption is drawn from
+        transform: An `ImageTransform` or an `EvalTransform`.
+        tokenize: The model's tokenizer.
+        weights: Languages to draw captions from, with their weights. If a sample lacks one, its caption is drawn from
             the others.
-        weight: column with the weight of the pair. None: all pairs are equal.
+        weight: Column with the weight of the pair. None: all pairs are equal.
     """
 
     transform: Transform
@@ -200,8 +200,8 @@ def language_weights(language: str | Mapping[str, float] | None, first: PairData
     """Choose the languages to draw captions from.
 
     Args:
-        language: a language, or several with their weights. Default: the first language of `first`.
-        first: first dataset of the training.
+        language: A language, or several with their weights. Default: the first language of `first`.
+        first: First dataset of the training.
 
     Returns:
         Weight of each language.
@@ -217,10 +217,10 @@ def training_data(
     """Build the batches of a training run, and the function that makes their inputs.
 
     Args:
-        config: configuration of the training.
-        datasets: one dataset for each of `config.portions`.
-        clip: the model, for its image size, resizing and tokenizer.
-        weights: languages to draw captions from, with their weights.
+        config: Configuration of the training.
+        datasets: One dataset for each of `config.portions`.
+        clip: The model, for its image size, resizing and tokenizer.
+        weights: Languages to draw captions from, with their weights.
     """
     make = MakePair(_transform(config.augmentation, clip.preprocess), clip.tokenizer, weights, config.weight)
     sources = _open_all(config, datasets, next(iter(weights)))
@@ -259,9 +259,9 @@ def first_samples_panel(data: TrainingData[ClipInputs], make: MakePair, director
     """Show the samples of the first step, cropped and captioned as in training.
 
     Args:
-        data: batches of the training run.
-        make: function that makes their inputs.
-        directory: folder to write the images into.
+        data: Batches of the training run.
+        make: Function that makes their inputs.
+        directory: Folder to write the images into.
     """
     shown = list(islice(_first_samples(data, make), NUM_IMAGES))
     note = f"The first {len(shown)} samples of the first step, after augmentation, with the caption drawn for each."

@@ -36,11 +36,11 @@ def check_datasets(
     """Check datasets by their facts, their index and their first captions.
 
     Args:
-        datasets: datasets by their names in the recipe. A preflight may not have all of them.
-        portions: all portions of the training data.
-        language: language or languages of the captions, as in the configuration.
-        global_batch_size: samples per step.
-        balanced: whether texts are drawn by a curated subset's probabilities.
+        datasets: Datasets by their names in the recipe. A preflight may not have all of them.
+        portions: All portions of the training data.
+        language: Language or languages of the captions, as in the configuration.
+        global_batch_size: Samples per step.
+        balanced: Whether texts are drawn by a curated subset's probabilities.
 
     Raises:
         UserError: If there are too few pairs for a batch, no captions or images, or all captions
@@ -76,9 +76,9 @@ def check_makers(portions: Sequence[Portion], ctx: Preflight, *, balanced: bool)
     Their contents are derived from the configurations of those stages.
 
     Args:
-        portions: all portions of the training data.
-        ctx: plan of the recipe.
-        balanced: whether texts are drawn by a curated subset's probabilities.
+        portions: All portions of the training data.
+        ctx: Plan of the recipe.
+        balanced: Whether texts are drawn by a curated subset's probabilities.
 
     Raises:
         UserError: If a dataset will have no images, or no probabilities for `sampler: balanced`.

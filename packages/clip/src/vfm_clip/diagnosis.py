@@ -23,12 +23,12 @@ class Diagnosis(Alarm):
     """Alarm for a loss at chance level, a temperature at its limit, repeated pairs and collapsed features.
 
     Args:
-        ctx: the stage's context.
-        num_steps: steps of the training run.
-        warmup_steps: steps of the warm-up.
-        global_batch_size: pairs per step.
-        chance_level: contrastive loss of random guesses, with its formula. None: unknown.
-        logit_scale_max: largest inverse temperature. None: the temperature is fixed.
+        ctx: The stage's context.
+        num_steps: Steps of the training run.
+        warmup_steps: Steps of the warm-up.
+        global_batch_size: Pairs per step.
+        chance_level: Contrastive loss of random guesses, with its formula. None: unknown.
+        logit_scale_max: Largest inverse temperature. None: the temperature is fixed.
     """
 
     def __init__(

@@ -60,7 +60,7 @@ def mutual_cosine(features: Tensor) -> Tensor:
     It is 0 for random vectors, and 1 if all are equal. A single vector gives 0.
 
     Args:
-        features: unit vectors, (n, D).
+        features: Unit vectors, (n, D).
     """
     unit = features.detach().float()
     num = len(features)
@@ -89,8 +89,8 @@ def repeated(local: Tensor, every: Tensor) -> Tensor:
     """Compute the fraction of values that occur more than once in the global batch.
 
     Args:
-        local: values of this process, (n,).
-        every: values of all processes, (N,), including `local`.
+        local: Values of this process, (n,).
+        every: Values of all processes, (N,), including `local`.
     """
     # Counted by two searches in sorted values: unlike `torch.unique` it needs no synchronisation with the device.
     ordered = every.sort().values

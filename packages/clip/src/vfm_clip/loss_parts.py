@@ -16,9 +16,9 @@ class LogitBias:
     """How a loss initialises the bias of the logits.
 
     Attributes:
-        init: initial bias. None: the model's bias, or `new` if the model has none.
-        new: initial bias for a model without a bias.
-        new_scale: inverse temperature that goes with a new bias.
+        init: Initial bias. None: the model's bias, or `new` if the model has none.
+        new: Initial bias for a model without a bias.
+        new_scale: Inverse temperature that goes with a new bias.
     """
 
     init: float | None = None
@@ -50,7 +50,7 @@ class ClipLoss(Part):
         """Compute the metric `contrastive_loss` of random guesses.
 
         Args:
-            batch_size: samples of all processes.
+            batch_size: Samples of all processes.
 
         Returns:
             The loss and its formula. None: unknown.

@@ -137,9 +137,9 @@ def check_vision(clip: ClipModel, encoder: Encoder, ref: str) -> None:
     """Check that an encoder fits a model's vision tower.
 
     Args:
-        clip: the model.
-        encoder: encoder whose weights the tower starts from.
-        ref: name of the encoder, for messages.
+        clip: The model.
+        encoder: Encoder whose weights the tower starts from.
+        ref: Name of the encoder, for messages.
 
     Raises:
         UserError: If it does not fit. The message suggests CLIP models that it fits.

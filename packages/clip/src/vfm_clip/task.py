@@ -37,13 +37,13 @@ class ClipTask(Task[ClipInputs]):
     The task trains the weights that require a gradient when it is created (`vfm.train.prepare_towers`).
 
     Args:
-        clip: the model. Its `logit_scale` parameter is the logarithm of the inverse temperature.
-        loss: configuration of the loss. A loss with a `logit_bias` needs a model with that parameter.
-        teacher: frozen model that the loss learns from.
-        logit_scale_max: upper bound of the inverse temperature, whose lower bound is 1 (the paper: 100).
+        clip: The model. Its `logit_scale` parameter is the logarithm of the inverse temperature.
+        loss: Configuration of the loss. A loss with a `logit_bias` needs a model with that parameter.
+        teacher: Frozen model that the loss learns from.
+        logit_scale_max: Upper bound of the inverse temperature, whose lower bound is 1 (the paper: 100).
         train_logit_scale: False keeps the initial temperature.
-        towers: learning rates of the towers by layer.
-        unmasked_from: first step without patch dropout.
+        towers: Learning rates of the towers by layer.
+        unmasked_from: First step without patch dropout.
 
     Raises:
         UserError: If the model has more than two towers (CoCa's captioner would not be trained).
@@ -149,10 +149,10 @@ class ClipTask(Task[ClipInputs]):
         and drop path are the same. A teacher encodes each micro-batch once.
 
         Args:
-            call: runs the task, in the training's precision.
-            micro_batches: parts of this process' batch.
-            backward: computes gradients of a loss.
-            reseed: sets torch's generators for a micro-batch.
+            call: Runs the task, in the training's precision.
+            micro_batches: Parts of this process' batch.
+            backward: Computes gradients of a loss.
+            reseed: Sets torch's generators for a micro-batch.
 
         Returns:
             Metrics of the step.

@@ -14,8 +14,8 @@ def check_teacher(clip: ClipModel, teacher: ClipModel) -> None:
     Image size, context length and tokens must be equal.
 
     Args:
-        clip: the student.
-        teacher: frozen model that the student learns from.
+        clip: The student.
+        teacher: Frozen model that the student learns from.
 
     Raises:
         UserError: If an input differs. The message has both values.

@@ -30,9 +30,9 @@ def init_text_tower(checkpoint: ClipCheckpoint, clip: ClipModel, ref: str) -> Ke
     The projection is loaded too if both joint spaces have the same width. Otherwise it stays random.
 
     Args:
-        checkpoint: the model to load from.
-        clip: the model to load into.
-        ref: name of the checkpoint, for messages.
+        checkpoint: The model to load from.
+        clip: The model to load into.
+        ref: Name of the checkpoint, for messages.
 
     Returns:
         What happened to every key, by its name within the text tower.
@@ -67,8 +67,8 @@ def check_text(config: Mapping[str, Any], clip: ClipModel, ref: str) -> None:
 
     Args:
         config: open_clip's `model_cfg` of the model that the tower is taken from.
-        clip: the model that receives the tower.
-        ref: name of the source model, for messages.
+        clip: The model that receives the tower.
+        ref: Name of the source model, for messages.
 
     Raises:
         UserError: If a setting differs. The message names the first one.

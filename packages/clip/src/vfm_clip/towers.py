@@ -21,10 +21,10 @@ def trained_towers(
     """Set up the training of both towers. The temperature and the bias belong to neither.
 
     Args:
-        clip: the model.
-        vision: how the vision tower is trained.
-        text: how the text tower is trained.
-        new: names of weights with random values. They are trained even in a frozen tower.
+        clip: The model.
+        vision: How the vision tower is trained.
+        text: How the text tower is trained.
+        new: Names of weights with random values. They are trained even in a frozen tower.
 
     Returns:
         The vision tower and the text tower.

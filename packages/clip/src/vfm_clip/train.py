@@ -107,8 +107,8 @@ def init_logit_bias(clip: ClipModel, bias: LogitBias) -> None:
     A model without a bias gets one, and the temperature that goes with it.
 
     Args:
-        clip: the model.
-        bias: initial values.
+        clip: The model.
+        bias: Initial values.
     """
     module: Any = clip.module
     if getattr(module, "logit_bias", None) is None:

@@ -56,7 +56,7 @@ class _Workers:
         """End the processes.
 
         Args:
-            at_once: do not wait for their tasks.
+            at_once: Do not wait for their tasks.
         """
         if self.executor:
             self.executor.shutdown(wait=not at_once, cancel_futures=at_once)
@@ -90,9 +90,9 @@ def run_shards(function: Task[J, S], job: J, shards: Iterable[int], runtime: Cur
     """Run a task for each shard and yield each summary as it is finished, in no fixed order.
 
     Args:
-        function: the task, a module-level function. It is run again if its worker was killed.
-        job: settings that all tasks share. They are sent with each task, so they should be small.
-        shards: numbers of the shards.
+        function: The task, a module-level function. It is run again if its worker was killed.
+        job: Settings that all tasks share. They are sent with each task, so they should be small.
+        shards: Numbers of the shards.
         runtime: `engine`, `workers`, `ray_address`. `workers: 0` means all cores, but only once the remaining tasks
             would take this process more than some seconds. 1 means this process.
 
@@ -128,9 +128,9 @@ def map_in_order(function: Callable[[T], S], items: Iterable[T], workers: int) -
     Items are read as needed. It is for streams whose items have no numbers, such as the articles of a dump.
 
     Args:
-        function: a module-level function, or a method of an object that can be pickled.
-        items: items that can be pickled. At most two for each process are in flight.
-        workers: number of processes. With fewer than two, this process does the work.
+        function: A module-level function, or a method of an object that can be pickled.
+        items: Items that can be pickled. At most two for each process are in flight.
+        workers: Number of processes. With fewer than two, this process does the work.
 
     Raises:
         UserError: If a process was killed.

@@ -41,8 +41,8 @@ def detect_languages(texts: Sequence[str], known: Iterable[str]) -> list[str]:
     """Detect the language of each text.
 
     Args:
-        texts: the texts.
-        known: languages of interest.
+        texts: The texts.
+        known: Languages of interest.
 
     Returns:
         An element of `known` for each text, or "other" for another language or a blank text.

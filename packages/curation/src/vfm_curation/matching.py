@@ -94,8 +94,8 @@ class Matcher:
     It walks a trie of tokens.
 
     Args:
-        entries: the metadata. An entry's id is its index.
-        semantics: how texts are split.
+        entries: The metadata. An entry's id is its index.
+        semantics: How texts are split.
 
     Raises:
         UserError: If there are no entries, or an entry occurs twice. Its id would be ambiguous.

@@ -18,9 +18,9 @@ def texts_of(source: Source, shard: int, *, on_bad: OnBad | None = None) -> pa.T
     """Read the texts of a shard as `Source.texts_of_shard` does.
 
     Args:
-        source: the pool.
-        shard: number of the shard.
-        on_bad: called with (reason, where) for texts that cannot be read.
+        source: The pool.
+        shard: Number of the shard.
+        on_bad: Called with (reason, where) for texts that cannot be read.
 
     Returns:
         Table with the columns row, uid, language, text_index and text.

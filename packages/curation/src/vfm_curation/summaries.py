@@ -77,11 +77,11 @@ def with_progress(
     """Yield the summaries, and report shards, texts a second, time left and bad samples to the context.
 
     Args:
-        ctx: context of the running stage.
-        summaries: summaries that `run_shards` yields.
-        num_shards: number of summaries to come.
-        lost: limit of the samples lost in unreadable shards.
-        shown: functions that return further numbers to show, called after the consumer has processed a summary.
+        ctx: Context of the running stage.
+        summaries: Summaries that `run_shards` yields.
+        num_shards: Number of summaries to come.
+        lost: Limit of the samples lost in unreadable shards.
+        shown: Functions that return further numbers to show, called after the consumer has processed a summary.
     """
     num_texts = 0
     begun = time.monotonic()

@@ -30,7 +30,7 @@ class Curation(Results):
     """Curated captions.
 
     Attributes:
-        run: the run of the recipe `curate`, with its report. `run["curated"]` is the subset, to train on.
+        run: The run of the recipe `curate`, with its report. `run["curated"]` is the subset, to train on.
     """
 
     run: Run
@@ -86,16 +86,16 @@ def curate(
     It runs the shipped recipe `curate`. Finished stages are cached.
 
     Args:
-        captions: a list of captions, or a path in any format of `data.pairs`: tars, a folder, or a table, with or
+        captions: A list of captions, or a path in any format of `data.pairs`: tars, a folder, or a table, with or
             without images. A list is saved in the folder `captions` of the store.
-        tail_share: fraction of all matches that belong to the rarest entries. These entries keep all their texts. The
+        tail_share: Fraction of all matches that belong to the rarest entries. These entries keep all their texts. The
             default is 0.06.
-        t: number of texts above which the texts of an entry are sampled. Replaces `tail_share`.
-        target_size: number of texts to keep. Replaces `tail_share`.
-        texts: key or column of the captions in the data by language: `{"en": "json.en"}`.
-        set: values by `NAME.FIELD` that override the recipe: `{"entries.min_count": 2}`.
-        store: folder of artifacts and runs.
-        progress: show progress bars and messages.
+        t: Number of texts above which the texts of an entry are sampled. Replaces `tail_share`.
+        target_size: Number of texts to keep. Replaces `tail_share`.
+        texts: Key or column of the captions in the data by language: `{"en": "json.en"}`.
+        set: Values by `NAME.FIELD` that override the recipe: `{"entries.min_count": 2}`.
+        store: Folder of artifacts and runs.
+        progress: Show progress bars and messages.
 
     Returns:
         The kept captions, and a table of all matched captions with their entries and probabilities.

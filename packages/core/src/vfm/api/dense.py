@@ -28,9 +28,9 @@ class DensePrediction:
     """Prediction of a model for one image.
 
     Attributes:
-        class_names: names of the labels.
-        objects: detected objects. A segmenter has None.
-        labels: class of each pixel, -1 for none, (H, W). A detector has None.
+        class_names: Names of the labels.
+        objects: Detected objects. A segmenter has None.
+        labels: Class of each pixel, -1 for none, (H, W). A detector has None.
     """
 
     class_names: Sequence[str]
@@ -70,9 +70,9 @@ def find(checkpoint: DenseCheckpoint, images: Sequence[Image.Image], device: tor
     """Yield the prediction of a model for each image.
 
     Args:
-        checkpoint: detector or segmenter.
-        images: decoded images.
-        device: device to run on.
+        checkpoint: Detector or segmenter.
+        images: Decoded images.
+        device: Device to run on.
     """
     predictor = load_predictor(checkpoint, device)
     names = checkpoint.class_names
@@ -93,11 +93,11 @@ def find_regions(
     """Predict the objects or regions of images.
 
     Args:
-        checkpoint: detector or segmenter.
-        images: decoded images.
-        names: names of the images.
-        device: device to run on.
-        min_score: least score of an object.
+        checkpoint: Detector or segmenter.
+        images: Decoded images.
+        names: Names of the images.
+        device: Device to run on.
+        min_score: Least score of an object.
     """
     predictions = list(find(checkpoint, images, device))
     rows: list[dict[str, Any]] = []

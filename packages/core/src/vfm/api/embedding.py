@@ -48,11 +48,11 @@ class Embeddings(Results):
     """Unit vectors of images, videos or texts.
 
     Attributes:
-        keys: names of the N items: keys of a dataset, paths of images, or the texts themselves.
-        texts: the first caption or the class name of each item. None for an item with neither.
+        keys: Names of the N items: keys of a dataset, paths of images, or the texts themselves.
+        texts: The first caption or the class name of each item. None for an item with neither.
         vectors: float32 (N, D).
-        model: full name of the model.
-        skipped: number of items that cannot be read, by reason.
+        model: Full name of the model.
+        skipped: Number of items that cannot be read, by reason.
     """
 
     keys: list[str]
@@ -100,16 +100,16 @@ def embed(
     All embeddings are held in memory. The command `vfm embed` writes a dataset of any size to a file.
 
     Args:
-        model: folder or artifact of a checkpoint, an open_clip or timm name (`ViT-B-32,openai`: with its tag),
+        model: Folder or artifact of a checkpoint, an open_clip or timm name (`ViT-B-32,openai`: with its tag),
             `hf-hub:org/model`, or a loaded model (`vfm.models.load_clip`, ...). Videos need a video classifier.
-        data: dataset artifact, its folder, a path in any format of `data.pairs`, or one or several images (paths or
+        data: Dataset artifact, its folder, a path in any format of `data.pairs`, or one or several images (paths or
             PIL images).
-        texts: texts, for a CLIP model.
-        pretrained: tag of an open_clip name, or a file of weights.
+        texts: Texts, for a CLIP model.
+        pretrained: Tag of an open_clip name, or a file of weights.
         device: auto, cpu, cuda, cuda:1 or mps.
-        batch_size: images per forward pass.
-        max_bad_fraction: tolerated fraction of images that cannot be read.
-        progress: show a progress bar.
+        batch_size: Images per forward pass.
+        max_bad_fraction: Tolerated fraction of images that cannot be read.
+        progress: Show a progress bar.
 
     Returns:
         Unit vectors, float32 (N, D), with their keys.

@@ -25,9 +25,9 @@ class Export(Results):
     """An exported model.
 
     Attributes:
-        directory: the folder. With `dry_run` it does not exist.
-        description: the format in words.
-        notes: how to load the model, and what is different in the other library.
+        directory: The folder. With `dry_run` it does not exist.
+        description: The format in words.
+        notes: How to load the model, and what is different in the other library.
     """
 
     directory: Path
@@ -57,11 +57,11 @@ def export(
     """Export a model for other libraries, as `vfm export`.
 
     Args:
-        model: artifact, or folder of an artifact or of a model in the layout of open_clip, timm or Hugging Face.
+        model: Artifact, or folder of an artifact or of a model in the layout of open_clip, timm or Hugging Face.
         format: timm, open_clip, hf, safetensors, onnx, eva or llava.
-        out: folder to write; it must not exist.
-        base: for llava: folder of the LLaVA checkpoint whose vision tower is replaced.
-        dry_run: only check whether the model fits the format.
+        out: Folder to write; it must not exist.
+        base: For llava: folder of the LLaVA checkpoint whose vision tower is replaced.
+        dry_run: Only check whether the model fits the format.
 
     Raises:
         UserError: If the folder exists, there is no such model, or it does not fit the format.

@@ -38,21 +38,21 @@ def finetune(
     """Fine-tune a CLIP model on your own pairs, as `vfm finetune`. An interrupted run resumes.
 
     Args:
-        model: artifact or folder of a checkpoint, open_clip name and tag (`ViT-B-32,openai`), or `hf-hub:org/model`.
-        data: your pairs: tars, a folder, a table, or a dataset's artifact.
-        data_option: fields of the stage that imports the data: `{"image_root": "/", "texts": {"en": "title"}}`.
-        val: pairs to evaluate the models on, before and after.
-        general: labelled images of another kind, to measure forgetting.
-        steps: number of training steps.
-        batch_size: pairs per step, over all processes.
-        lr: peak learning rate; None: 1e-5, with `lora` 1e-4.
-        lock: train only the text tower (LiT).
-        lora: train LoRA weights of both towers, or with `lock` of the text tower.
-        rank: rank of LoRA; None: 16.
-        set: values by `NAME.FIELD` that override the recipe.
-        store: folder of artifacts and runs.
-        name: name of the run in the store.
-        progress: show progress bars and messages.
+        model: Artifact or folder of a checkpoint, open_clip name and tag (`ViT-B-32,openai`), or `hf-hub:org/model`.
+        data: Your pairs: tars, a folder, a table, or a dataset's artifact.
+        data_option: Fields of the stage that imports the data: `{"image_root": "/", "texts": {"en": "title"}}`.
+        val: Pairs to evaluate the models on, before and after.
+        general: Labelled images of another kind, to measure forgetting.
+        steps: Number of training steps.
+        batch_size: Pairs per step, over all processes.
+        lr: Peak learning rate. None: 1e-5, with `lora` 1e-4.
+        lock: Train only the text tower (LiT).
+        lora: Train LoRA weights of both towers, or with `lock` of the text tower.
+        rank: Rank of LoRA. None: 16.
+        set: Values by `NAME.FIELD` that override the recipe.
+        store: Folder of artifacts and runs.
+        name: Name of the run in the store.
+        progress: Show progress bars and messages.
 
     Returns:
         The run, with the models `tuned` and `wise`, the average of the initial and the tuned weights.
@@ -87,20 +87,20 @@ def distill(
     """Teach an encoder another model's features on your own images, as `vfm distill`. An interrupted run resumes.
 
     Args:
-        images: your images: a folder, a list, tars or a table; no labels needed.
-        teacher: artifact or folder of a checkpoint, open_clip name and tag, timm name, or `hf-hub:org/model`.
+        images: Your images: a folder, a list, tars or a table; no labels needed.
+        teacher: Artifact or folder of a checkpoint, open_clip name and tag, timm name, or `hf-hub:org/model`.
         student: timm name of any network, to start from random weights, or a name with a tag, or a checkpoint, to start
             from weights.
-        steps: number of training steps.
-        batch_size: images per step, over all processes.
-        lr: peak learning rate.
-        image_size: pixels of the student's images. Default: its own.
-        probe: labelled images to evaluate teacher and student on, before and after.
-        train: labelled training images of the probe.
-        set: values by `NAME.FIELD` that override the recipe.
-        store: folder of artifacts and runs.
-        name: name of the run in the store.
-        progress: show progress bars and messages.
+        steps: Number of training steps.
+        batch_size: Images per step, over all processes.
+        lr: Peak learning rate.
+        image_size: Pixels of the student's images. Default: its own.
+        probe: Labelled images to evaluate teacher and student on, before and after.
+        train: Labelled training images of the probe.
+        set: Values by `NAME.FIELD` that override the recipe.
+        store: Folder of artifacts and runs.
+        name: Name of the run in the store.
+        progress: Show progress bars and messages.
 
     Raises:
         UserError: If there is no such model, or a value does not fit.

@@ -69,9 +69,9 @@ def open_encoder(model: AnyModel, pretrained: str | None, device: torch.device) 
     A loaded model is returned unchanged.
 
     Args:
-        model: artifact, folder, name or loaded model.
-        pretrained: tag or file of the weights.
-        device: device of the model.
+        model: Artifact, folder, name or loaded model.
+        pretrained: Tag or file of the weights.
+        device: Device of the model.
 
     Raises:
         UserError: If there is no such model, or its weights are missing.
@@ -117,9 +117,9 @@ def open_images(data: AnyPath | Artifact, folder: Path, options: Mapping[str, An
     """Open the images of an artifact, or of a path in any format of `data.pairs`, with their captions if available.
 
     Args:
-        data: the artifact, its folder, or the path.
-        folder: folder for an index of the path's images.
-        options: fields of `data.pairs` for a path: format, image_key, image_root and texts.
+        data: The artifact, its folder, or the path.
+        folder: Folder for an index of the path's images.
+        options: Fields of `data.pairs` for a path: format, image_key, image_root and texts.
 
     Raises:
         UserError: If the path does not exist, or has no supported format, or an option does not fit.

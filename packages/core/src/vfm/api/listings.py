@@ -35,9 +35,9 @@ class Listing(Results):
     """A list with named columns.
 
     Attributes:
-        name: what is listed.
-        columns: their names.
-        rows: the texts or numbers of each row.
+        name: What is listed.
+        columns: Their names.
+        rows: The texts or numbers of each row.
     """
 
     name: str

@@ -59,11 +59,11 @@ class Predictions(Results):
     """The best classes of each image or video, or the nearest entries of an index.
 
     Attributes:
-        images: names of the B images.
-        labels: names of the K classes or entries.
-        scores: probabilities, or cosine similarities with an index, float32 (B, K) on the CPU.
-        top: number of classes per image in the table.
-        kind: name of the score column, `probability` or `similarity`.
+        images: Names of the B images.
+        labels: Names of the K classes or entries.
+        scores: Probabilities, or cosine similarities with an index, float32 (B, K) on the CPU.
+        top: Number of classes per image in the table.
+        kind: Name of the score column, `probability` or `similarity`.
     """
 
     images: list[str]
@@ -101,9 +101,9 @@ class Regions(Results):
     """Objects or regions predicted by a model with a dense head.
 
     Attributes:
-        images: names of the B images.
-        rows: one for each object (image, label, score, left, top, right, bottom) or region (image, label, share).
-        found: output of the model for each image: `Instances`, or the label map (H, W).
+        images: Names of the B images.
+        rows: One for each object (image, label, score, left, top, right, bottom) or region (image, label, share).
+        found: Output of the model for each image: `Instances`, or the label map (H, W).
     """
 
     images: list[str]
@@ -140,19 +140,19 @@ def predict(
     """Classify, detect or segment images or videos, or find the nearest entries of an index.
 
     Args:
-        model: folder or artifact of a checkpoint, an open_clip or timm name, `hf-hub:org/model`, or a loaded model.
-        images: one or several images, each a path or a PIL image, or folders. A video classifier takes videos.
-        classes: names to choose from: a list, a file with one per line, or comma-separated words. Default: the classes
+        model: Folder or artifact of a checkpoint, an open_clip or timm name, `hf-hub:org/model`, or a loaded model.
+        images: One or several images, each a path or a PIL image, or folders. A video classifier takes videos.
+        classes: Names to choose from: a list, a file with one per line, or comma-separated words. Default: the classes
             of the head.
-        index: a file of embeddings (`vfm.Embeddings.save`, `vfm embed`), to find the nearest entries instead.
-        template: prompt of a CLIP model, with `{}` for the class.
+        index: A file of embeddings (`vfm.Embeddings.save`, `vfm embed`), to find the nearest entries instead.
+        template: Prompt of a CLIP model, with `{}` for the class.
         prompts: JSON file with sentences of each class, {class: [sentences]}. It replaces the template and, if
             `classes` is not given, the class names (CuPL, arXiv:2209.03320).
-        top: number of results per image in the table.
-        min_score: smallest score of a detected object.
-        pretrained: tag of an open_clip name, or a file of weights.
+        top: Number of results per image in the table.
+        min_score: Smallest score of a detected object.
+        pretrained: Tag of an open_clip name, or a file of weights.
         device: auto, cpu, cuda, cuda:1 or mps.
-        warn: called with a line if the index was made with another model.
+        warn: Called with a line if the index was made with another model.
 
     Returns:
         `Predictions`, or `Regions` if the model has a dense head.
@@ -233,12 +233,12 @@ def class_probabilities(
     """Compute class names and their probabilities for each image, (B, K). Independent labels use sigmoids.
 
     Args:
-        encoder: a CLIP model, or a vision model with a classification head.
-        model: its name, for error messages.
+        encoder: A CLIP model, or a vision model with a classification head.
+        model: Its name, for error messages.
         images: B images.
-        names: names of the classes; empty: the classes of the head.
-        template: prompt of a CLIP model, with `{}` for the class.
-        sentences: sentences for each class, in place of the template; empty: none.
+        names: Names of the classes. Empty: the classes of the head.
+        template: Prompt of a CLIP model, with `{}` for the class.
+        sentences: Sentences for each class, in place of the template. Empty: none.
 
     Raises:
         UserError: If a CLIP model has no names, an encoder has no head or is given sentences, or the number of names is
@@ -270,11 +270,11 @@ def similarities(
     """Compute the cosine similarity of images or texts to each entry of an index.
 
     Args:
-        vectors: unit vectors of the images or texts, (B, D).
-        model: full name of their model. It is compared with the name in the index.
-        known: the index.
-        index: its file, for messages.
-        warn: called with a line if another model made the index.
+        vectors: Unit vectors of the images or texts, (B, D).
+        model: Full name of their model. It is compared with the name in the index.
+        known: The index.
+        index: Its file, for messages.
+        warn: Called with a line if another model made the index.
 
     Returns:
         (B, K).

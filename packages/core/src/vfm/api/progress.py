@@ -56,7 +56,7 @@ def listener(progress: bool) -> Listener:
     """Create a listener for a call from Python.
 
     Args:
-        progress: show bars and messages on the standard error. Otherwise only warnings are shown.
+        progress: Show bars and messages on the standard error. Otherwise only warnings are shown.
     """
     if not progress:
         return WarningListener()
@@ -70,11 +70,11 @@ def shown_by(
     """Yield a context whose events a listener shows under a name.
 
     Args:
-        listener: receives the events, and is closed at the end.
-        name: name of the work.
-        folder: folder for the results.
-        work: folder for partial results; None: the same folder.
-        inputs: folders of its inputs.
+        listener: Receives the events, and is closed at the end.
+        name: Name of the work.
+        folder: Folder for the results.
+        work: Folder for partial results. None: the same folder.
+        inputs: Folders of its inputs.
     """
     start: dict[str, Any] = {"kind": "", "status": "new"}
     listener.vfm_event(Event("stage_started", name, start))

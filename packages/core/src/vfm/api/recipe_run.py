@@ -38,15 +38,15 @@ def run_recipe(
     """Run a planned recipe and draw its report. If only a part of the recipe runs, no report is drawn.
 
     Args:
-        manager: the plugins, whose listeners receive every event.
-        recipe: the checked recipe.
-        steps: its plan.
-        store: the store that the artifacts are written to.
-        listener: shows the events to the user. It is closed at the end.
-        fresh: run every step again, cached or not.
-        track: names of trackers that receive the metrics.
-        only: run only these steps of the plan.
-        jobs: number of concurrent steps.
+        manager: The plugins, whose listeners receive every event.
+        recipe: The checked recipe.
+        steps: Its plan.
+        store: The store that the artifacts are written to.
+        listener: Shows the events to the user. It is closed at the end.
+        fresh: Run every step again, cached or not.
+        track: Names of trackers that receive the metrics.
+        only: Run only these steps of the plan.
+        jobs: Number of concurrent steps.
 
     Raises:
         UserError: If a check failed, or a stage reported a mistake that the user can correct.
@@ -78,12 +78,12 @@ def reporting(
     An error within the context is sent too.
 
     Args:
-        manager: plugins, whose listeners receive the events.
-        recipe: recipe of the run.
-        store: store of the artifacts.
-        directory: folder of the run.
-        listener: listener of the caller.
-        track: names of trackers.
+        manager: Plugins, whose listeners receive the events.
+        recipe: Recipe of the run.
+        store: Store of the artifacts.
+        directory: Folder of the run.
+        listener: Listener of the caller.
+        track: Names of trackers.
     """
     with ExitStack() as opened:
         listeners = [listener, JsonLinesListener(directory / EVENTS_FILE)]

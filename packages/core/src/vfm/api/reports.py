@@ -31,10 +31,10 @@ def draw_report(
     For an unfinished run, the page has the finished stages and the curves of the others so far.
 
     Args:
-        run: a run, the name of its recipe, `NAME@NUMBER`, or its folder. Several are compared.
-        store: folder of artifacts and runs.
-        out: file to write; None: `report.html` in the run's folder, or `comparison.html` here.
-        warn: called with a line about each unfinished run.
+        run: A run, the name of its recipe, `NAME@NUMBER`, or its folder. Several are compared.
+        store: Folder of artifacts and runs.
+        out: File to write. None: `report.html` in the run's folder, or `comparison.html` here.
+        warn: Called with a line about each unfinished run.
 
     Returns:
         The page.

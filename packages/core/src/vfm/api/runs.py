@@ -42,9 +42,9 @@ class Run(Results):
     """A finished run of a recipe: `run["clip"]` is the artifact of the stage `clip`.
 
     Attributes:
-        directory: folder of the run, with its resolved recipe, events and links to the artifacts.
-        seconds: duration. Cached stages take no time.
-        page: path of the report, or the reason why it was not drawn.
+        directory: Folder of the run, with its resolved recipe, events and links to the artifacts.
+        seconds: Duration. Cached stages take no time.
+        page: Path of the report, or the reason why it was not drawn.
     """
 
     directory: Path
@@ -184,15 +184,15 @@ def run(
     """Run a recipe. Finished stages are cached, interrupted ones resume.
 
     Args:
-        recipe: path of a YAML file, name of a shipped recipe, or the recipe itself, `{"stages": [...]}`.
-        set: values by `NAME.FIELD` that override the recipe: `{"clip.steps": 400, "runtime.threads": 1}`.
-        store: folder of artifacts and runs.
-        name: name of the run in the store, for a recipe without a file.
-        fresh: run every stage again, cached or not.
-        track: also send metrics to tensorboard, wandb, trackio or mlflow.
-        jobs: number of concurrent stages. Each has a process, a part of the cores and a GPU, if any. "ray": as many as
+        recipe: Path of a YAML file, name of a shipped recipe, or the recipe itself, `{"stages": [...]}`.
+        set: Values by `NAME.FIELD` that override the recipe: `{"clip.steps": 400, "runtime.threads": 1}`.
+        store: Folder of artifacts and runs.
+        name: Name of the run in the store, for a recipe without a file.
+        fresh: Run every stage again, cached or not.
+        track: Also send metrics to tensorboard, wandb, trackio or mlflow.
+        jobs: Number of concurrent stages. Each has a process, a part of the cores and a GPU, if any. "ray": as many as
             a Ray cluster has room for.
-        progress: show progress bars and messages.
+        progress: Show progress bars and messages.
 
     Returns:
         The run: its artifacts by stage, and the metrics of its evaluations.
@@ -229,11 +229,11 @@ def run_loaded(manager: pluggy.PluginManager, recipe: Recipe, store: Path, shown
     """Plan and run a checked recipe.
 
     Args:
-        manager: plugins.
-        recipe: the recipe.
-        store: folder of artifacts and runs.
-        shown: listener that shows the progress.
-        **options: options of `run_recipe`.
+        manager: Plugins.
+        recipe: The recipe.
+        store: Folder of artifacts and runs.
+        shown: Listener that shows the progress.
+        **options: Options of `run_recipe`.
     """
     opened = Store(store)
     with naming_extras("this run"), _without_script():
@@ -265,11 +265,11 @@ def text_recipe(text: str, known: Known, settings: Mapping[str, Any] | None, nam
     """Parse and check the text of a recipe.
 
     Args:
-        text: the recipe.
-        known: installed stages by kind.
-        settings: values that override the recipe.
-        name: name of the recipe.
-        where: source of the text, for messages.
+        text: The recipe.
+        known: Installed stages by kind.
+        settings: Values that override the recipe.
+        name: Name of the recipe.
+        where: Source of the text, for messages.
     """
     return parse_recipe(text, known, overrides(settings), name=run_name(name), where=where)
 

@@ -49,9 +49,9 @@ class SearchResult(Results):
     """Result of a search.
 
     Attributes:
-        queries: texts or paths of images, Q.
-        hits: the most similar entries of each query, best first.
-        index: the embeddings.
+        queries: Texts or paths of images, Q.
+        hits: The most similar entries of each query, best first.
+        index: The embeddings.
     """
 
     queries: list[str]
@@ -75,8 +75,8 @@ class SearchResult(Results):
         """Draw a row for each query, with the query itself and the most similar images.
 
         Args:
-            data: the dataset of the index: the folder of an artifact, or a path in any format of `data.pairs`.
-            options: fields of `data.pairs`, as in `open_images`.
+            data: The dataset of the index: the folder of an artifact, or a path in any format of `data.pairs`.
+            options: Fields of `data.pairs`, as in `open_images`.
 
         Raises:
             UserError: If there is no such dataset, or it lacks an entry of the index.
@@ -103,13 +103,13 @@ def search(
     """Find the entries of an index that are most similar to texts or images, as `vfm search`.
 
     Args:
-        queries: one or several. Each is an image if such a file exists, else a text.
-        index: file of embeddings, written by `vfm embed`.
-        model: a model as for `vfm embed`; None: the model that made the index.
-        pretrained: tag of an open_clip name, or a file of weights.
-        top: number of entries for each query.
+        queries: One or several. Each is an image if such a file exists, else a text.
+        index: File of embeddings, written by `vfm embed`.
+        model: A model as for `vfm embed`. None: the model that made the index.
+        pretrained: Tag of an open_clip name, or a file of weights.
+        top: Number of entries for each query.
         device: auto, cpu, cuda, cuda:1 or mps.
-        warn: called with a line if the index was made with another model.
+        warn: Called with a line if the index was made with another model.
 
     Raises:
         UserError: If the index, the model or an image does not exist, a text is empty, or the model has no text tower

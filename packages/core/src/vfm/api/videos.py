@@ -30,9 +30,9 @@ def predict(model: VideoClassifier, paths: Sequence[AnyPath], device: str) -> tu
     """Classify video files, or folders of frames.
 
     Args:
-        model: the classifier.
-        paths: files or folders.
-        device: device to run on.
+        model: The classifier.
+        paths: Files or folders.
+        device: Device to run on.
 
     Returns:
         Class names, and their probabilities for each video, (B, K).
@@ -61,12 +61,12 @@ def embed(
     """Write the embedding of each video, the mean over its clips.
 
     Args:
-        ctx: context of the call.
-        model: the classifier.
-        data: dataset of videos, or a path to one.
-        writer: file to write to.
-        device: device to run on.
-        reading: how the videos are read.
+        ctx: Context of the call.
+        model: The classifier.
+        data: Dataset of videos, or a path to one.
+        writer: File to write to.
+        device: Device to run on.
+        reading: How the videos are read.
 
     Returns:
         Number of videos, and of bad ones by reason.

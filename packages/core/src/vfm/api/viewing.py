@@ -32,9 +32,9 @@ class Views(Results):
     """Drawings of images as a model sees them.
 
     Attributes:
-        images: names of the images.
-        files: the PNG file of each.
-        compared: how an imported model differed from the library that wrote it, or empty.
+        images: Names of the images.
+        files: The PNG file of each.
+        compared: How an imported model differed from the library that wrote it, or empty.
     """
 
     images: list[str]
@@ -63,11 +63,11 @@ def view(
     """Draw a model's patch features and attention, as `vfm view`.
 
     Args:
-        model: a model as for `vfm.embed`.
-        images: files, folders of files, or PIL images.
-        out: folder to write PNG files to. Each shows an image, the principal components of its patch features, their
+        model: A model as for `vfm.embed`.
+        images: Files, folders of files, or PIL images.
+        out: Folder to write PNG files to. Each shows an image, the principal components of its patch features, their
             similarity to the image feature, and the attention.
-        pretrained: tag of an open_clip name, or a file of weights.
+        pretrained: Tag of an open_clip name, or a file of weights.
         device: auto, cpu, cuda, cuda:1 or mps.
 
     Raises:

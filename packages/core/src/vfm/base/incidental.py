@@ -20,7 +20,7 @@ class Incidental:
     Redefinitions in subclasses inherit it.
 
     Attributes:
-        unless: another field of the same record. While it is set, the marked field does change the result.
+        unless: Another field of the same record. While it is set, the marked field does change the result.
     """
 
     unless: str = ""

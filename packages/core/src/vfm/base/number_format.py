@@ -48,9 +48,9 @@ def interval(low: float, high: float, unit: str = "") -> str:
     """Format the ends of an interval.
 
     Args:
-        low: lower end.
-        high: upper end.
-        unit: unit, after the upper end.
+        low: Lower end.
+        high: Upper end.
+        unit: Unit, after the upper end.
     """
     return f"{_bare(low, unit)} {DASH} {quantity(high, unit)}"
 

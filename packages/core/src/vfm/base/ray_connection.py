@@ -18,7 +18,7 @@ def connected_ray(address: str | None, num_cpus: int = 0) -> Iterator[Any]:
     """Yield the module ray, connected to a cluster. An existing connection is used and left open.
 
     Args:
-        address: HOST:PORT, or `auto` for RAY_ADDRESS or else the cluster that `ray start` started here; None: start one
+        address: HOST:PORT, or `auto` for RAY_ADDRESS or else the cluster that `ray start` started here. None: start one
             on this machine.
         num_cpus: CPUs of a cluster that is started; 0: all.
 

@@ -30,10 +30,10 @@ class Meaning:
     """A setting of vfm and its names in other tools.
 
     Attributes:
-        keys: the setting's keys, dotted if it is in a group. The first that a configuration has is suggested.
-        words: its names elsewhere.
-        value: translates a value. Values without a translation become None.
-        note: what differs from the other tools.
+        keys: The setting's keys, dotted if it is in a group. The first that a configuration has is suggested.
+        words: Its names elsewhere.
+        value: Translates a value. Values without a translation become None.
+        note: What differs from the other tools.
     """
 
     keys: Sequence[str]
@@ -97,10 +97,10 @@ def unknown_key(key: str, value: object, known: Sequence[str], moved: Mapping[st
     """Write the message about an unknown key, with the most likely key and, if it can be translated, the value.
 
     Args:
-        key: the unknown key.
-        value: its value.
-        known: the keys of the configuration, dotted for a group's fields.
-        moved: earlier keys and where they are now.
+        key: The unknown key.
+        value: Its value.
+        known: The keys of the configuration, dotted for a group's fields.
+        moved: Earlier keys and where they are now.
     """
     if moved and key in moved:
         return f"unknown key; did you mean '{moved[key]}'?"

@@ -24,11 +24,11 @@ def predict_dense(
     """List the predictions of a model for images, one after another, and draw them.
 
     Args:
-        checkpoint: the model.
-        files: the image files.
-        device: device of the model.
-        out: folder for a drawing of each image and the json of all objects; None: only list.
-        min_score: smallest score of an object to list and draw. The json has all objects.
+        checkpoint: The model.
+        files: The image files.
+        device: Device of the model.
+        out: Folder for a drawing of each image and the json of all objects. None: only list.
+        min_score: Smallest score of an object to list and draw. The json has all objects.
 
     Raises:
         UserError: If `out` is a file, an image cannot be read, or the model fails to load.
@@ -69,10 +69,10 @@ def coco_results(objects: Instances, image_id: int, file: str, names: Sequence[s
     """Convert the objects of an image to COCO's results format. `category_id` is the label, from 0.
 
     Args:
-        objects: detected objects.
-        image_id: id of the image.
-        file: name of the image.
-        names: names of the classes.
+        objects: Detected objects.
+        image_id: Id of the image.
+        file: Name of the image.
+        names: Names of the classes.
     """
     records: list[dict[str, Any]] = []
     for row, (left, top, right, bottom) in enumerate(objects.boxes.tolist()):

@@ -27,9 +27,9 @@ def submit_run(on: str | None, parameters: Sequence[str], store: Path) -> None:
     """Submit the current command line without the options `--on` and `--job`.
 
     Args:
-        on: name of the scheduler.
-        parameters: parameters of the job.
-        store: folder of artifacts and runs.
+        on: Name of the scheduler.
+        parameters: Parameters of the job.
+        store: Folder of artifacts and runs.
 
     Raises:
         UserError: If the scheduler or a parameter does not exist.
@@ -50,11 +50,11 @@ def submit_stages(
     have succeeded, and cancels it if one has failed.
 
     Args:
-        on: name of the scheduler.
-        parameters: parameters of the jobs. Sizes come from the estimated costs where there are none.
-        store: folder of artifacts and runs.
-        recipe: the recipe.
-        steps: planned steps of the recipe.
+        on: Name of the scheduler.
+        parameters: Parameters of the jobs. Sizes come from the estimated costs where there are none.
+        store: Folder of artifacts and runs.
+        recipe: The recipe.
+        steps: Planned steps of the recipe.
 
     Raises:
         UserError: If the scheduler is not Slurm, or a parameter does not exist.

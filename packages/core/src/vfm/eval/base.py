@@ -44,10 +44,10 @@ class ReadSettings:
         """Check the number of bad samples of a dataset.
 
         Args:
-            bad: number of bad samples by reason.
-            total: number of all samples.
-            items: name of the samples in the message.
-            first: the first bad sample, for the message.
+            bad: Number of bad samples by reason.
+            total: Number of all samples.
+            items: Name of the samples in the message.
+            first: The first bad sample, for the message.
 
         Raises:
             UserError: If more than `max_bad_fraction` are bad, or all.
@@ -101,8 +101,8 @@ class ModelEvaluation(Evaluation):
         """Evaluate loaded models on the same items with the function named by `evaluator`.
 
         Args:
-            ctx: loads the data (`ctx.load(self.data)`) and takes panels, progress and bad samples.
-            encoders: models by name. They have `encode_images` (`vfm.models.ImageEncoder`), CLIP models `encode_texts`.
+            ctx: Loads the data (`ctx.load(self.data)`) and takes panels, progress and bad samples.
+            encoders: Models by name. They have `encode_images` (`vfm.models.ImageEncoder`), CLIP models `encode_texts`.
         """
         source = None
         if self.by:

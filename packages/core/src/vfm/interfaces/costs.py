@@ -15,11 +15,11 @@ class PeakMemory:
     """Peak memory of a process in bytes, by part.
 
     Attributes:
-        weights: trained and frozen models, with buffers.
-        gradients: gradients of the trained weights.
-        optimizer: optimizer state.
-        average: average of the weights (EMA).
-        activations: everything else: tensors kept for the backward pass, inputs, temporaries.
+        weights: Trained and frozen models, with buffers.
+        gradients: Gradients of the trained weights.
+        optimizer: Optimizer state.
+        average: Average of the weights (EMA).
+        activations: Everything else: tensors kept for the backward pass, inputs, temporaries.
     """
 
     weights: int = 0
@@ -39,12 +39,12 @@ class Cost:
     """The cost of a stage. 0 means negligible, None means unknown.
 
     Attributes:
-        parameters: number of parameters of all models that the stage holds.
-        trained: number of parameters that it trains.
-        memory: peak memory of a process.
+        parameters: Number of parameters of all models that the stage holds.
+        trained: Number of parameters that it trains.
+        memory: Peak memory of a process.
         flops: floating-point operations of all steps and processes (a multiplication and an addition are two).
-        disk: bytes of the artifact, and of the checkpoints while the stage runs.
-        unknown: parts that are not included, a few words each.
+        disk: Bytes of the artifact, and of the checkpoints while the stage runs.
+        unknown: Parts that are not included, a few words each.
     """
 
     parameters: int | None = None
@@ -59,10 +59,10 @@ def seconds(cost: Cost, processes: int, peak_flops: float, utilisation: float) -
     """Estimate the seconds that the operations of a stage take.
 
     Args:
-        cost: cost of the stage.
-        processes: number of devices that share the operations.
-        peak_flops: peak of a device, in operations per second.
-        utilisation: fraction of the peak that is reached (MFU), 0 to 1.
+        cost: Cost of the stage.
+        processes: Number of devices that share the operations.
+        peak_flops: Peak of a device, in operations per second.
+        utilisation: Fraction of the peak that is reached (MFU), 0 to 1.
 
     Returns:
         Seconds. None if the operations are unknown.

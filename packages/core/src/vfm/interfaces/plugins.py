@@ -52,7 +52,7 @@ class StageTypes(Mapping[str, type[Stage]]):
     """Stage types by kind, sorted. A type that its plugin names by an address is imported when it is first used.
 
     Args:
-        owners: name of the plugin, and the type or its address, by kind.
+        owners: Name of the plugin, and the type or its address, by kind.
     """
 
     def __init__(self, owners: Mapping[str, tuple[str, type[Stage] | str]]) -> None:

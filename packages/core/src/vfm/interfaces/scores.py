@@ -62,9 +62,9 @@ class ModelResult:
     """Result of a model on the items of a dataset.
 
     Attributes:
-        scores: one per metric. The first is the main one.
-        predictions: tables by name, one row per item. Each is written as `predictions/NAME.parquet`.
-        details: further content of the result file, such as the prompts or the chosen penalty.
+        scores: One per metric. The first is the main one.
+        predictions: Tables by name, one row per item. Each is written as `predictions/NAME.parquet`.
+        details: Further content of the result file, such as the prompts or the chosen penalty.
     """
 
     scores: Sequence[Score]
@@ -77,9 +77,9 @@ class Evaluated:
     """Results of all models on one dataset.
 
     Attributes:
-        data_sha256: hash of the evaluated items (`vfm.eval.data_hash`). Results can agree only on equal data.
-        results: by name of the model, all on the same items in the same order.
-        language: language of the captions or class names.
+        data_sha256: Hash of the evaluated items (`vfm.eval.data_hash`). Results can agree only on equal data.
+        results: By name of the model, all on the same items in the same order.
+        language: Language of the captions or class names.
     """
 
     data_sha256: str

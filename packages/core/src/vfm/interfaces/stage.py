@@ -290,10 +290,10 @@ class Context:
         """Report progress. The console shows a bar with rate and ETA.
 
         Args:
-            done: finished units.
-            total: all units.
-            unit: name of the units.
-            **shown: further values to show.
+            done: Finished units.
+            total: All units.
+            unit: Name of the units.
+            **shown: Further values to show.
         """
         self.emit("progress", done=done, total=total, unit=unit, shown=shown)
 

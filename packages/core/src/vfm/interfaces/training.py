@@ -247,7 +247,7 @@ class Training(Stage):
         If the data are not known, the stage is returned unchanged.
 
         Args:
-            artifact: loads an input. Inputs that do not exist yet give None.
+            artifact: Loads an input. Inputs that do not exist yet give None.
 
         Raises:
             UserError: If a setting does not fit the number of steps.

@@ -17,7 +17,7 @@ def without_custom_code(where: object) -> Iterator[None]:
     Callers leave `trust_remote_code` out.
 
     Args:
-        where: the model, for the error.
+        where: The model, for the error.
 
     Raises:
         UserError: If the model cannot be loaded with the classes of transformers alone.

@@ -60,10 +60,10 @@ class PooledVision:
     """A timm model as an encoder, with its pooled features before the head and the logits of its head.
 
     Attributes:
-        module: the timm model.
-        preprocess: resizing and normalisation of its input.
-        features_key: identifies its features in the feature cache (`vfm.eval`). Empty: features are not cached.
-        precision: precision of the forward pass.
+        module: The timm model.
+        preprocess: Resizing and normalisation of its input.
+        features_key: Identifies its features in the feature cache (`vfm.eval`). Empty: features are not cached.
+        precision: Precision of the forward pass.
     """
 
     module: nn.Module

@@ -53,11 +53,11 @@ class CalledAttention(nn.Module):
         The tokens have the same order in memory as in torch's own layer, so that the result is the same bit for bit.
 
         Args:
-            query: tokens, (B, N, D).
-            key: the same tokens.
-            value: the same tokens.
-            need_weights: not used.
-            attn_mask: mask of torch's layer.
+            query: Tokens, (B, N, D).
+            key: The same tokens.
+            value: The same tokens.
+            need_weights: Not used.
+            attn_mask: Mask of torch's layer.
 
         Returns:
             Tokens (B, N, D), and no weights, as open_clip's blocks need none.
@@ -105,10 +105,10 @@ class ChangedMatrix(nn.Module):
     As in peft, the factor on the side of the inputs is drawn from torch's generator, and the other one is 0.
 
     Args:
-        matrix: the matrix, (outputs, inputs) as in a linear layer.
-        rank: rank of the update.
-        alpha: numerator of the scale.
-        transposed: whether the matrix is (inputs, outputs).
+        matrix: The matrix, (outputs, inputs) as in a linear layer.
+        rank: Rank of the update.
+        alpha: Numerator of the scale.
+        transposed: Whether the matrix is (inputs, outputs).
     """
 
     def __init__(self, matrix: Tensor, *, rank: int, alpha: int, transposed: bool) -> None:
@@ -130,10 +130,10 @@ def change_matrices(module: nn.Module, names: Iterable[str], *, rank: int, alpha
     """Add low-rank updates to matrices, in place, and return a function that merges them.
 
     Args:
-        module: module that has the weights.
-        names: names of weights. Vectors among them are skipped.
-        rank: rank of each update.
-        alpha: an update is alpha / rank times the product of its factors.
+        module: Module that has the weights.
+        names: Names of weights. Vectors among them are skipped.
+        rank: Rank of each update.
+        alpha: An update is alpha / rank times the product of its factors.
     """
     weights = dict(module.named_parameters())
     changed: list[tuple[nn.Module, str]] = []
@@ -161,12 +161,12 @@ class LowRank:
     first (except for rounding in timm's EVA, whose bias is added separately).
 
     Args:
-        blocks: parts of a model, changed in place.
-        rank: rank of each update.
-        alpha: an update is alpha / rank times the product of its factors.
-        dropout: share of an update's inputs that is dropped in training mode.
-        separate_qkv: separate updates of query, key and value if a block has one layer for them.
-        biases: also train the biases of the updated layers.
+        blocks: Parts of a model, changed in place.
+        rank: Rank of each update.
+        alpha: An update is alpha / rank times the product of its factors.
+        dropout: Share of an update's inputs that is dropped in training mode.
+        separate_qkv: Separate updates of query, key and value if a block has one layer for them.
+        biases: Also train the biases of the updated layers.
 
     Raises:
         UserError: If peft is not installed.

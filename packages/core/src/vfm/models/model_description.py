@@ -10,10 +10,10 @@ class ModelDescription:
     """A model on the disk.
 
     Attributes:
-        format: library and layout.
-        model: how to name the model in `vfm eval`, `embed` and other commands; empty if the architecture is unknown.
-        facts: its architecture and size, and other contents that the trainer saved.
-        problems: reasons why it cannot be used.
+        format: Library and layout.
+        model: How to name the model in `vfm eval`, `embed` and other commands; empty if the architecture is unknown.
+        facts: Its architecture and size, and other contents that the trainer saved.
+        problems: Reasons why it cannot be used.
     """
 
     format: str

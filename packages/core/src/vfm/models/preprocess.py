@@ -52,7 +52,7 @@ class Preprocess(Config):
         """Resize and crop or pad an image to the model's size, as open_clip's and timm's evaluation transforms do.
 
         Args:
-            image: a PIL image, uint8 (H, W, 3), or an image already fitted for this preprocessing.
+            image: A PIL image, uint8 (H, W, 3), or an image already fitted for this preprocessing.
 
         Returns:
             uint8 (S, S, 3).

@@ -68,9 +68,9 @@ def save_state_dict(
     """Save tensors as safetensors.
 
     Args:
-        state_dict: tensors by name.
-        file: file to write.
-        metadata: texts in the header.
+        state_dict: Tensors by name.
+        file: File to write.
+        metadata: Texts in the header.
 
     Raises:
         OSError: If the file cannot be written, e.g. on a full disk.
@@ -107,7 +107,7 @@ def load_state_dict(file: str | Path, *, ema: bool = True) -> dict[str, Tensor]:
         file: `.safetensors`, or a `torch.save` file, read with `weights_only` so that no code in it can run, or the
             index of several such files in its folder.
             TorchScript archives contain a program and are refused, except OpenAI's own (known by hash).
-        ema: prefer averaged weights (`model_ema`) to `model` if the file has both.
+        ema: Prefer averaged weights (`model_ema`) to `model` if the file has both.
 
     Raises:
         UserError: If the file is missing or damaged, holds objects other than tensors, or has no tensors.
@@ -152,9 +152,9 @@ def tensors_of(content: Any, file: Path, *, ema: bool = True) -> dict[str, Tenso
     """Find the tensors in a checkpoint, without the prefixes that wrappers add to their names.
 
     Args:
-        content: content of the file.
-        file: its path, for errors.
-        ema: prefer averaged weights.
+        content: Content of the file.
+        file: Its path, for errors.
+        ema: Prefer averaged weights.
 
     Raises:
         UserError: If it has no tensors.
@@ -187,8 +187,8 @@ def check_finite_weights(state_dict: Mapping[str, Tensor], where: object) -> Non
     """Check that no weight is NaN or infinite.
 
     Args:
-        state_dict: tensors by name.
-        where: their origin, for the error.
+        state_dict: Tensors by name.
+        where: Their origin, for the error.
 
     Raises:
         UserError: If a tensor is not finite. The message names the first.

@@ -52,8 +52,8 @@ def lines_svg(panel: LinesPanel, salt: str) -> str:
     """Draw the curves of a panel as an `<svg>` element.
 
     Args:
-        panel: the curves. None in a series is a gap.
-        salt: makes the ids of elements unique on the page.
+        panel: The curves. None in a series is a gap.
+        salt: Makes the ids of elements unique on the page.
     """
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()  # a file `matplotlibrc` in the working folder may have text set by LaTeX, a program

@@ -32,8 +32,8 @@ def write_comparison(runs: Mapping[str, RunSummary], path: Path) -> None:
     """Write the page that compares runs. The first run is the baseline.
 
     Args:
-        runs: summaries by the names to show.
-        path: the file.
+        runs: Summaries by the names to show.
+        path: The file.
     """
     stages: dict[str, dict[str, StageEntry]] = {}
     everything = []

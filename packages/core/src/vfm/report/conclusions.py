@@ -24,13 +24,13 @@ class ReportedComparison:
     """A comparison in a report.
 
     Attributes:
-        report: name of the report.
-        test: the comparison.
-        unit: unit of its metric.
-        num_seeds: number of seeds, 0 for a comparison on items.
-        main: whether its metric decides between models (`Report.main_metrics`).
-        n: number of independent items, 0 if it is unknown.
-        detectable: difference that would be clear in 80 % of cases. `corrected` computes it.
+        report: Name of the report.
+        test: The comparison.
+        unit: Unit of its metric.
+        num_seeds: Number of seeds, 0 for a comparison on items.
+        main: Whether its metric decides between models (`Report.main_metrics`).
+        n: Number of independent items, 0 if it is unknown.
+        detectable: Difference that would be clear in 80 % of cases. `corrected` computes it.
     """
 
     report: str

@@ -54,10 +54,10 @@ class GridImage:
     """An image of a grid.
 
     Attributes:
-        url: data URL. Empty if the file cannot be shown.
-        title: the file, or the reason why it cannot be shown.
-        sharp: whether to enlarge it without smoothing.
-        right: as in `PanelImage`.
+        url: Data URL. Empty if the file cannot be shown.
+        title: The file, or the reason why it cannot be shown.
+        sharp: Whether to enlarge it without smoothing.
+        right: As in `PanelImage`.
     """
 
     url: str
@@ -92,8 +92,8 @@ def draw_panels(directory: Path, salt: str) -> Iterator[Drawing]:
     """Yield the panels of an artifact, prepared for the page. A damaged panel yields a drawing with a problem.
 
     Args:
-        directory: the artifact's folder.
-        salt: makes the ids of elements unique on the page.
+        directory: The artifact's folder.
+        salt: Makes the ids of elements unique on the page.
     """
     for index, file in enumerate(panel_files(directory)):
         try:
@@ -108,9 +108,9 @@ def draw(panel: Panel, directory: Path, salt: str) -> Drawing:
     """Prepare a panel for the page.
 
     Args:
-        panel: the panel.
-        directory: folder of its images.
-        salt: part of the ids in its SVG.
+        panel: The panel.
+        directory: Folder of its images.
+        salt: Part of the ids in its SVG.
     """
     try:
         return Drawing(panel, _content(panel, directory, salt))

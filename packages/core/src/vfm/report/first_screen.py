@@ -40,7 +40,7 @@ def first_panels(drawings: Mapping[str, Sequence[Drawing]]) -> list[Drawing]:
     first. Without answers it is the last one.
 
     Args:
-        drawings: the panels of each stage, in the order of the page.
+        drawings: The panels of each stage, in the order of the page.
     """
     sheets: list[Drawing] = []
     answers: list[Drawing] = []

@@ -34,15 +34,15 @@ class RunLog:
     """The events of the last attempt of a run.
 
     Attributes:
-        started: time when it began; None: no event was written yet.
-        last: time of the last event.
-        stages: facts about each stage from the start of the run, by name.
-        begun: the event of the start of each stage, by name.
-        seconds: durations of the stages that have ended, by name.
-        failed: names of the stages that have failed while others continue.
-        progress: progress of the stages in words, by name.
-        end: the event that ended the run.
-        has_news: whether there were events since a caller last set this to False.
+        started: Time when it began. None: no event was written yet.
+        last: Time of the last event.
+        stages: Facts about each stage from the start of the run, by name.
+        begun: The event of the start of each stage, by name.
+        seconds: Durations of the stages that have ended, by name.
+        failed: Names of the stages that have failed while others continue.
+        progress: Progress of the stages in words, by name.
+        end: The event that ended the run.
+        has_news: Whether there were events since a caller last set this to False.
     """
 
     def __init__(self, file: Path) -> None:
@@ -96,9 +96,9 @@ def watch(directory: Path, page: Path, *, seconds: float = SECONDS) -> None:
     """Draw the page of a run whenever the run has news, until it ends. The last page no longer reloads itself.
 
     Args:
-        directory: folder of the run.
-        page: file to write.
-        seconds: time between two checks of the run.
+        directory: Folder of the run.
+        page: File to write.
+        seconds: Time between two checks of the run.
 
     Raises:
         UserError: If the run failed, has stopped or has written no events, or jinja2 or matplotlib is missing.
@@ -168,10 +168,10 @@ def summary_so_far(directory: Path, log: RunLog, *, alive: bool, reload: int = 0
     """Summarize a run that has not finished.
 
     Args:
-        directory: folder of the run.
-        log: events of the run.
-        alive: whether a process works on it.
-        reload: seconds after which the page reloads itself; 0: it does not.
+        directory: Folder of the run.
+        log: Events of the run.
+        alive: Whether a process works on it.
+        reload: Seconds after which the page reloads itself; 0: it does not.
 
     Raises:
         UserError: If a file of the run or of a finished stage is missing or damaged.

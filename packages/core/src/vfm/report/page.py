@@ -121,9 +121,9 @@ def write_report(run: RunSummary, path: Path, known: Drawn | None = None) -> Non
     A panel that cannot be drawn is replaced by a note.
 
     Args:
-        run: summary of the run.
-        path: the file.
-        known: drawings that are not drawn again. New ones are added.
+        run: Summary of the run.
+        path: The file.
+        known: Drawings that are not drawn again. New ones are added.
 
     Raises:
         UserError: If jinja2 or matplotlib is not installed.
@@ -192,13 +192,13 @@ def render(
     """Write a page to `path` atomically.
 
     Args:
-        run: summary of the run.
-        headline: results for the top of the page.
-        front: panels for the top of the page.
-        sections: one for each stage.
-        findings: the comparisons of the page, corrected for their number.
-        path: the file.
-        says: sentences on the main results for the top of the page.
+        run: Summary of the run.
+        headline: Results for the top of the page.
+        front: Panels for the top of the page.
+        sections: One for each stage.
+        findings: The comparisons of the page, corrected for their number.
+        path: The file.
+        says: Sentences on the main results for the top of the page.
 
     Raises:
         UserError: If jinja2 is not installed.

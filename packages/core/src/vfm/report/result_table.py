@@ -118,8 +118,8 @@ def report_table(entry: StageEntry, seeded: set[str]) -> ResultTable | None:
     """Build the table of metrics of a stage.
 
     Args:
-        entry: the stage.
-        seeded: stages with a table over seeds. It replaces their tables in the headline.
+        entry: The stage.
+        seeded: Stages with a table over seeds. It replaces their tables in the headline.
 
     Returns:
         The table. None if the stage made no Report.

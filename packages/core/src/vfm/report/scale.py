@@ -39,9 +39,9 @@ def calm_limits(low: float, high: float, smallest: float = SMALLEST_RANGE) -> tu
     0.4265 to 0.4484, while 2.3 to 0.4 keeps its limits. Zeros alone are drawn from 0 to 1.
 
     Args:
-        low: smallest value.
-        high: largest value.
-        smallest: smallest range, as a fraction.
+        low: Smallest value.
+        high: Largest value.
+        smallest: Smallest range, as a fraction.
     """
     largest = max(abs(low), abs(high))
     if largest == 0:

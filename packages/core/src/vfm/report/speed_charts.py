@@ -19,7 +19,7 @@ def speed_charts(steps: Sequence[Mapping[str, Any]]) -> list[LinesPanel]:
     """Build the charts of the metrics that occur.
 
     Args:
-        steps: data of the `metrics` events of a stage, each with `step` and `values`.
+        steps: Data of the `metrics` events of a stage, each with `step` and `values`.
     """
     shown = steps[:: -(-len(steps) // MAX_POINTS) or 1]
     charts = []

@@ -17,11 +17,11 @@ class Accuracy:
     """Fraction of the items that a model got right, or the mean of this fraction over classes.
 
     Args:
-        metric: name of the metric, such as `acc1`.
-        correct: right or wrong, (N,).
-        groups: image of each item, (N,), if an image has several captions, so that items are not independent.
-        classes: class of each item, (N,), if the score is the mean over classes.
-        chance: expected fraction of a random guess.
+        metric: Name of the metric, such as `acc1`.
+        correct: Right or wrong, (N,).
+        groups: Image of each item, (N,), if an image has several captions, so that items are not independent.
+        classes: Class of each item, (N,), if the score is the mean over classes.
+        chance: Expected fraction of a random guess.
     """
 
     metric: str
@@ -67,8 +67,8 @@ class Accuracy:
         their class.
 
         Args:
-            baseline: score of the other model.
-            seed: seed of the sign flips.
+            baseline: Score of the other model.
+            seed: Seed of the sign flips.
         """
         before = baseline.correct
         after = self.correct
@@ -84,9 +84,9 @@ def to_metric(score: Score, *, model: str = "", seed: int = 0) -> Metric:
     """Convert a score to the record of a report.
 
     Args:
-        score: the score.
-        model: name of the model.
-        seed: seed of a bootstrap.
+        score: The score.
+        model: Name of the model.
+        seed: Seed of a bootstrap.
 
     Returns:
         The value, n (independent items) and the 95 % interval.
@@ -107,11 +107,11 @@ def compare(first: Score, second: Score, *, baseline: str, model: str, seed: int
     """Compare two scores on the same items.
 
     Args:
-        first: score of the baseline.
-        second: score of the model.
-        baseline: name of the baseline.
-        model: name of the model.
-        seed: seed of the test.
+        first: Score of the baseline.
+        second: Score of the model.
+        baseline: Name of the baseline.
+        model: Name of the model.
+        seed: Seed of the test.
 
     Returns:
         Second minus first, with interval and p-value of the paired test.

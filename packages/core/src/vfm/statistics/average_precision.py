@@ -27,9 +27,9 @@ def average_precisions(
     gets NaN.
 
     Args:
-        scores: score of each label for each image, (N, C).
-        positives: labels of each image, (N, C).
-        weights: how often each image counts, (R, N); default: once.
+        scores: Score of each label for each image, (N, C).
+        positives: Labels of each image, (N, C).
+        weights: How often each image counts, (R, N). Default: once.
 
     Returns:
         (C,), or (R, C) with weights.
@@ -70,9 +70,9 @@ class MeanAveragePrecision:
     """Mean average precision of a model's scores of each label for each image.
 
     Args:
-        metric: name of the metric, such as `lp_map`.
-        scores: score of each label for each image, (N, C).
-        positives: labels of each image, (N, C).
+        metric: Name of the metric, such as `lp_map`.
+        scores: Score of each label for each image, (N, C).
+        positives: Labels of each image, (N, C).
     """
 
     metric: str

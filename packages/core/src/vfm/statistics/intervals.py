@@ -22,9 +22,9 @@ def wilson_interval(successes: float, n: float, *, confidence: float = CONFIDENC
     `n`, and the fraction times it as `successes`.
 
     Args:
-        successes: number of right items.
-        n: number of items.
-        confidence: coverage of the interval.
+        successes: Number of right items.
+        n: Number of items.
+        confidence: Coverage of the interval.
 
     Raises:
         ValueError: If `n` is not positive or `successes` is not within 0..n.
@@ -52,9 +52,9 @@ def grouped_interval(correct: ArrayLike, groups: ArrayLike, *, confidence: float
     without the move, and 0.88 to 0.90 with a bootstrap of whole images).
 
     Args:
-        correct: whether each item is right, (N,).
-        groups: group of each item, (N,).
-        confidence: coverage of the interval.
+        correct: Whether each item is right, (N,).
+        groups: Group of each item, (N,).
+        confidence: Coverage of the interval.
 
     Source: Korn and Graubard 1998 (Wilson's interval at the effective size). The move is measured by a test.
     """
@@ -81,9 +81,9 @@ def mean_per_class_interval(correct: ArrayLike, classes: ArrayLike, *, confidenc
     It is too small if a single class of a few images decides.
 
     Args:
-        correct: whether each item is right, (N,).
-        classes: class of each item, (N,).
-        confidence: coverage of the interval.
+        correct: Whether each item is right, (N,).
+        classes: Class of each item, (N,).
+        confidence: Coverage of the interval.
 
     Source: Zou, Huang and Zhang 2009, A note on confidence interval estimation for a linear function of binomial
     proportions (MOVER). Korn and Graubard 1998, Confidence intervals for proportions with small expected number of
@@ -117,11 +117,11 @@ def bootstrap_interval(
     Groups, such as an image's captions, are drawn whole.
 
     Args:
-        values: one number per item, (N,).
-        groups: image (or other cluster) of each item, (N,). By default items are independent.
-        confidence: coverage of the interval.
-        num_resamples: number of draws. 10,000 leave an error of about 1 % of the interval's width.
-        seed: seed of the draws.
+        values: One number per item, (N,).
+        groups: Image (or other cluster) of each item, (N,). By default items are independent.
+        confidence: Coverage of the interval.
+        num_resamples: Number of draws. 10,000 leave an error of about 1 % of the interval's width.
+        seed: Seed of the draws.
 
     Source: Efron 1979. For clusters, Davison and Hinkley 1997, section 3.8.
     """
@@ -160,10 +160,10 @@ class Units:
     A unit is a single item, or all captions of an image. Each is in a stratum, such as a class.
 
     Attributes:
-        sums: sum of the values of each unit's items, (U,).
-        sizes: number of items of each unit, (U,).
-        strata: index of each unit's stratum, (U,).
-        stratum_sizes: number of items of each stratum, (C,).
+        sums: Sum of the values of each unit's items, (U,).
+        sizes: Number of items of each unit, (U,).
+        strata: Index of each unit's stratum, (U,).
+        stratum_sizes: Number of items of each stratum, (C,).
     """
 
     sums: NDArray[np.float64]
@@ -176,9 +176,9 @@ class Units:
         """Group items into units.
 
         Args:
-            values: value of each item, (N,).
-            groups: group of each item, (N,). By default each item is a unit.
-            strata: stratum of each item, (N,). By default there is one stratum.
+            values: Value of each item, (N,).
+            groups: Group of each item, (N,). By default each item is a unit.
+            strata: Stratum of each item, (N,). By default there is one stratum.
 
         Raises:
             ValueError: If the numbers of values, groups and strata differ.
@@ -221,9 +221,9 @@ def effective_size(values: ArrayLike, groups: ArrayLike | None = None, strata: A
     the items of a group count as one.
 
     Args:
-        values: right or wrong, or the differences of two models, (N,).
-        groups: image (or other cluster) of each item, (N,).
-        strata: class of each item, (N,).
+        values: Right or wrong, or the differences of two models, (N,).
+        groups: Image (or other cluster) of each item, (N,).
+        strata: Class of each item, (N,).
 
     Source: Korn and Graubard 1998 (effective size). Cochran 1977, section 5A.12 (one unit per stratum).
     """

@@ -25,10 +25,10 @@ def compare_models(first: Sequence[Score], second: Sequence[Score], *, baseline:
     """Compare the scores of two models on the same items, metric by metric.
 
     Args:
-        first: scores of the baseline, the main metric first.
-        second: scores of the model, in the same order.
-        baseline: name of the baseline.
-        model: name of the model.
+        first: Scores of the baseline, the main metric first.
+        second: Scores of the model, in the same order.
+        baseline: Name of the baseline.
+        model: Name of the model.
 
     Raises:
         ValueError: If the metrics or the items differ.

@@ -29,9 +29,9 @@ def count_pixels(truth: NDArray[np.integer], predicted: NDArray[np.integer], num
     """Count the pixels of each class.
 
     Args:
-        truth: labels, (H, W). Pixels with a label below 0 do not count.
-        predicted: predicted labels, (H, W).
-        num_classes: number of classes.
+        truth: Labels, (H, W). Pixels with a label below 0 do not count.
+        predicted: Predicted labels, (H, W).
+        num_classes: Number of classes.
 
     Raises:
         ValueError: If the maps differ in size, or a predicted class is out of range.

@@ -67,12 +67,12 @@ def sign_flip_p(
     Up to a million outcomes are enumerated. Beyond that, `num_draws` are drawn, including the observed one.
 
     Args:
-        first: values of the first model, (N,).
-        second: values of the second model on the same items, (N,).
-        groups: group of each item, (N,).
-        strata: stratum of each item, (N,).
-        num_draws: number of flips that are drawn.
-        seed: seed of the draws.
+        first: Values of the first model, (N,).
+        second: Values of the second model on the same items, (N,).
+        groups: Group of each item, (N,).
+        strata: Stratum of each item, (N,).
+        num_draws: Number of flips that are drawn.
+        seed: Seed of the draws.
 
     Source: Fisher 1935, The design of experiments, section 21. Pitman 1937.
     """
@@ -119,11 +119,11 @@ def newcombe_interval(
     models agree on all of them. With `groups` or `strata`, it uses the `effective_size` of the differences.
 
     Args:
-        first: whether the first model is right, (N,).
-        second: whether the second model is right, (N,).
-        groups: group of each item, (N,).
-        strata: stratum of each item, (N,).
-        confidence: coverage of the interval.
+        first: Whether the first model is right, (N,).
+        second: Whether the second model is right, (N,).
+        groups: Group of each item, (N,).
+        strata: Stratum of each item, (N,).
+        confidence: Coverage of the interval.
 
     Source: Newcombe 1998, Improved confidence intervals for the difference between binomial proportions based on paired
     data (method 10).
@@ -189,8 +189,8 @@ def holm(p_values: ArrayLike, counts: ArrayLike | None = None) -> NDArray[np.flo
     computed, stays NaN and is not in the family.
 
     Args:
-        p_values: one of each test, (N,).
-        counts: as how many tests each counts, (N,): below 1 if it moves with others (`max_t`). Default: 1.
+        p_values: One of each test, (N,).
+        counts: As how many tests each counts, (N,): below 1 if it moves with others (`max_t`). Default: 1.
 
     Returns:
         (N,), in the order of the input: the smallest value times N, the second smallest times N - 1, and so on, each at
@@ -230,12 +230,12 @@ def corrected_interval(
     test decides about zero, since an exact test and an interval may disagree by a few items.
 
     Args:
-        difference: the estimate.
-        interval: its 95 % interval.
-        p_value: its p-value before the correction. If it is NaN, the interval stays as it is.
-        family: all p-values of the family, (N,), with this one.
-        counts: as how many tests each counts, as in `holm`.
-        num_seeds: number of seeds, 0 for a comparison on items.
+        difference: The estimate.
+        interval: Its 95 % interval.
+        p_value: Its p-value before the correction. If it is NaN, the interval stays as it is.
+        family: All p-values of the family, (N,), with this one.
+        counts: As how many tests each counts, as in `holm`.
+        num_seeds: Number of seeds, 0 for a comparison on items.
 
     Source: Strassburger and Bretz 2008, Compatible simultaneous lower confidence bounds for the Holm procedure. Theirs
     end at zero for a rejected hypothesis unless all are rejected. These have each test's own level instead.

@@ -47,9 +47,9 @@ def count_segments(truth: Segments, predicted: Segments, num_classes: int) -> Se
     of it lies on unlabelled pixels and crowds of its class. A crowd is never missed.
 
     Args:
-        truth: annotated segments.
-        predicted: predicted segments.
-        num_classes: number of classes.
+        truth: Annotated segments.
+        predicted: Predicted segments.
+        num_classes: Number of classes.
     """
     num_true = len(truth.labels)
     num_predicted = len(predicted.labels)

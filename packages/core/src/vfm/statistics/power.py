@@ -22,9 +22,9 @@ def detectable_difference(
 
     Args:
         interval: 95 % interval of the difference before any correction.
-        num_tests: number of tests that the p-value is corrected for.
-        num_seeds: number of seeds, 0 for a comparison on items.
-        times_items: number of items in multiples of the ones measured.
+        num_tests: Number of tests that the p-value is corrected for.
+        num_seeds: Number of seeds, 0 for a comparison on items.
+        times_items: Number of items in multiples of the ones measured.
 
     Source: Cohen 1988, Statistical power analysis for the behavioral sciences, chapter 2.
     """

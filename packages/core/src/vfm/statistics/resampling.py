@@ -34,9 +34,9 @@ def image_weights(num_images: int, num_resamples: int = NUM_RESAMPLES, seed: int
     Halves need no scaling: their mean varies as much as the mean of the whole set. Equal seeds pair two models.
 
     Args:
-        num_images: number I of images.
-        num_resamples: number R of halves.
-        seed: seed of the draws.
+        num_images: Number I of images.
+        num_resamples: Number R of halves.
+        seed: Seed of the draws.
 
     Returns:
         (R, I), 1 if an image counts.
@@ -59,8 +59,8 @@ def paired_resamples(gaps: NDArray[np.float64], num_units: int) -> Difference:
     flips the signs of N units.
 
     Args:
-        gaps: difference in each resample, (R,). Infinite and NaN values are left out.
-        num_units: number N of independent units, such as images.
+        gaps: Difference in each resample, (R,). Infinite and NaN values are left out.
+        num_units: Number N of independent units, such as images.
 
     Source: Efron and Tibshirani 1993, An introduction to the bootstrap, chapters 13 and 15.
     """
@@ -82,11 +82,11 @@ class ResampledScore:
     """A metric of a model over a set of images.
 
     Args:
-        metric: name of the metric, such as `box_ap`.
-        value: the score of the whole set, 0 to 1.
-        num_images: number of images that the score is computed on.
-        resampled: seed -> the score of each resample, (R,). Models on the same images share the resamples of a seed.
-        chance: expected value of a random guess.
+        metric: Name of the metric, such as `box_ap`.
+        value: The score of the whole set, 0 to 1.
+        num_images: Number of images that the score is computed on.
+        resampled: Seed -> the score of each resample, (R,). Models on the same images share the resamples of a seed.
+        chance: Expected value of a random guess.
     """
 
     metric: str

@@ -33,8 +33,8 @@ def chained(line: bytes, before: End) -> tuple[bytes, End]:
     """Append a JSON object to a chain.
 
     Args:
-        line: the object on one line, without a newline.
-        before: the end of the chain so far.
+        line: The object on one line, without a newline.
+        before: The end of the chain so far.
 
     Returns:
         The line for the file, with a newline, and the new end of the chain.
@@ -79,8 +79,8 @@ def broken_lines(lines: Iterable[bytes], mark: Sequence[object] = START) -> tupl
     """Check the lines of a file.
 
     Args:
-        lines: the lines, with their newlines. The first may be of an older version, without checksums.
-        mark: a number and hash that the chain must have had at some line.
+        lines: The lines, with their newlines. The first may be of an older version, without checksums.
+        mark: A number and hash that the chain must have had at some line.
 
     Returns:
         The numbers of the lines that are not as they were written, or do not follow the line that they were written

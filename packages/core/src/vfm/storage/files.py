@@ -188,9 +188,9 @@ def read_bytes(path: str, start: int = 0, stop: int | None = None) -> bytes:
     """Read a part of a file. A remote file takes one request.
 
     Args:
-        path: local path or address.
-        start: first byte.
-        stop: byte after the last one. A file may end before.
+        path: Local path or address.
+        start: First byte.
+        stop: Byte after the last one. A file may end before.
 
     Raises:
         OSError: If the file does not exist, or is not a regular file.
@@ -243,9 +243,9 @@ def walk(folder: str, links: list[str] | None = None, devices: list[str] | None 
     listed, including broken ones, so that they can be counted. FIFOs, devices and sockets are not listed.
 
     Args:
-        folder: the folder.
-        links: receives the links to folders.
-        devices: receives the FIFOs, devices and sockets.
+        folder: The folder.
+        links: Receives the links to folders.
+        devices: Receives the FIFOs, devices and sockets.
 
     Raises:
         UserError: If the folder is the root of the file system, has too many files, or may not be read.

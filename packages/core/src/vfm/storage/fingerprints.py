@@ -76,8 +76,8 @@ def cached_fingerprints(
     """Yield a `fingerprint` function that uses the store's cache, and save the cache at the end.
 
     Args:
-        store: the store.
-        announce: called with a line before many bytes are read.
+        store: The store.
+        announce: Called with a line before many bytes are read.
     """
     cache = FingerprintCache(store, announce)
     try:
@@ -90,8 +90,8 @@ def fingerprint(path: str, cache: FingerprintCache) -> str:
     """Hash the content of an outside file or folder.
 
     Args:
-        path: the file, folder or address.
-        cache: known fingerprints of files. New ones are added.
+        path: The file, folder or address.
+        cache: Known fingerprints of files. New ones are added.
 
     Raises:
         UserError: If the path is empty, does not exist, may not be read, or is neither a regular file nor a folder.

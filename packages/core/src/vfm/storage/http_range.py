@@ -23,10 +23,10 @@ async def read_range(
 
     Args:
         store: fsspec's file system for HTTP.
-        url: the address.
-        start: first byte.
-        stop: the byte after the last one. By default, the file is read to its end.
-        is_expected: checks by the headers whether the file still is the expected version.
+        url: The address.
+        start: First byte.
+        stop: The byte after the last one. By default, the file is read to its end.
+        is_expected: Checks by the headers whether the file still is the expected version.
 
     Raises:
         RemoteError: If the server ignores the range, sends other or more bytes, another version of the file, or a

@@ -24,9 +24,9 @@ def locked(file: Path, name: str, on_wait: Callable[[str], None] = lambda messag
     """Hold the lock of a file, after waiting for any other holder, and yield its descriptor.
 
     Args:
-        file: the lock, created if it is missing. Its folder must exist.
-        name: what is locked, for messages.
-        on_wait: called with a message that names the other holder.
+        file: The lock, created if it is missing. Its folder must exist.
+        name: What is locked, for messages.
+        on_wait: Called with a message that names the other holder.
 
     Raises:
         UserError: If the file is a link, or not a regular file.
@@ -48,7 +48,7 @@ def shared(file: Path) -> Iterator[None]:
     """Hold the lock of a file together with other sharers, after waiting for a holder who does not share it.
 
     Args:
-        file: the lock, created if it is missing. Its folder must exist.
+        file: The lock, created if it is missing. Its folder must exist.
 
     Raises:
         UserError: If the file is a link, or not a regular file.

@@ -18,7 +18,7 @@ def share_as_umask_says(folder: Path) -> None:
     umask and the defaults of the parent.
 
     Args:
-        folder: the folder. Permissions are added, never removed. Links are not followed.
+        folder: The folder. Permissions are added, never removed. Links are not followed.
     """
     allowed = folder.stat().st_mode & 0o777
     for parent, folders, names in os.walk(folder):

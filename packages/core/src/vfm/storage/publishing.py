@@ -54,8 +54,8 @@ def new_file(target: Path, *, durable: bool = True) -> Iterator[IO[bytes]]:
     Its name until then cannot be guessed, and it must not exist: a link that somebody has put there is not followed.
 
     Args:
-        target: its name at the end. An earlier file, or a link, is replaced.
-        durable: flush it to the disk before the rename. Not worth the time for files that can be made again.
+        target: Its name at the end. An earlier file, or a link, is replaced.
+        durable: Flush it to the disk before the rename. Not worth the time for files that can be made again.
     """
     part = part_name(target)
     try:
@@ -88,9 +88,9 @@ def write_file(target: Path, data: bytes, *, durable: bool = True) -> None:
     """Write a whole file.
 
     Args:
-        target: path of the file.
-        data: its content.
-        durable: as in `new_file`.
+        target: Path of the file.
+        data: Its content.
+        durable: As in `new_file`.
     """
     with new_file(target, durable=durable) as stream:
         stream.write(data)

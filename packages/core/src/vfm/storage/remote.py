@@ -90,9 +90,9 @@ def read_whole(path: str, start: int = 0, stop: int | None = None) -> bytes:
     """Read a remote file, or a part of it.
 
     Args:
-        path: address of the file.
-        start: first byte.
-        stop: byte after the last one. The file may end before.
+        path: Address of the file.
+        start: First byte.
+        stop: Byte after the last one. The file may end before.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -152,7 +152,7 @@ def ask(path: str, question: Literal["isdir", "glob", "find"]) -> Any:
     """Query a remote file system.
 
     Args:
-        path: address or pattern.
+        path: Address or pattern.
         question: `isdir` whether it is a folder, `glob` for the files of a pattern, `find` for all files below a
             folder.
 
@@ -208,8 +208,8 @@ def _all(
     """Make all requests on fsspec's own event loop, and wait for them.
 
     Args:
-        requests: address of each request, for errors, and the request.
-        absent_is_answer: do not try a missing file again. Where a file was read before, its absence is a fault.
+        requests: Address of each request, for errors, and the request.
+        absent_is_answer: Do not try a missing file again. Where a file was read before, its absence is a fault.
     """
 
     async def run() -> list[T | RemoteError]:

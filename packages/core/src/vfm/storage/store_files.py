@@ -26,8 +26,8 @@ def reading(file: str | Path, form: str) -> Iterator[None]:
     """Turn every error of reading a file into a line that names it.
 
     Args:
-        file: the file.
-        form: its format, for the line.
+        file: The file.
+        form: Its format, for the line.
 
     Raises:
         UserError: If the file is a FIFO or a device (it may never end), or the code in the `with` block raised an
@@ -52,8 +52,8 @@ def naming(file: str | Path, form: str) -> Iterator[None]:
     """Turn every error of using a file's content into lines that name it, including a `UserError` without the name.
 
     Args:
-        file: the file.
-        form: kind of content, for the line.
+        file: The file.
+        form: Kind of content, for the line.
 
     Raises:
         UserError: If the code in the `with` block raised an error.
@@ -81,8 +81,8 @@ def read_record(file: Path, *keys: str) -> dict[str, Any]:
     """Read a JSON file that contains an object.
 
     Args:
-        file: the file.
-        keys: keys that the object must have.
+        file: The file.
+        keys: Keys that the object must have.
 
     Raises:
         UserError: If the file is missing or damaged, is not an object, or lacks a key.
@@ -96,9 +96,9 @@ def as_record(file: Path, data: bytes, *keys: str) -> dict[str, Any]:
     """Parse the bytes of a file as a JSON object.
 
     Args:
-        file: the file, for errors.
-        data: its bytes.
-        keys: as in `read_record`.
+        file: The file, for errors.
+        data: Its bytes.
+        keys: As in `read_record`.
 
     Raises:
         UserError: If the bytes are damaged, are not an object, or lack a key.
@@ -146,8 +146,8 @@ def read_parquet(file: str | Path, columns: Sequence[str] | None = None) -> Any:
     """Read the table of a Parquet file. Page checksums are verified if it has any.
 
     Args:
-        file: the file.
-        columns: columns to read. All of them must exist. Default: all.
+        file: The file.
+        columns: Columns to read. All of them must exist. Default: all.
 
     Raises:
         UserError: If the file is missing or damaged, or lacks a column.

@@ -45,8 +45,8 @@ def hashed_meanwhile(store: Path, fingerprints: dict[str, str]) -> Iterator[None
     """Compute the hashes of large local files in a thread while the stage in the `with` block reads them.
 
     Args:
-        store: the store. It keeps the hashes.
-        fingerprints: fingerprint of each outside file.
+        store: The store. It keeps the hashes.
+        fingerprints: Fingerprint of each outside file.
     """
     known = read_hashes(store)
     large = {path: name for path, name in fingerprints.items() if _is_large(path) and name not in known}

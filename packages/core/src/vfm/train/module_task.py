@@ -28,9 +28,9 @@ class ModuleTask(Task[Any]):
     batch statistics and has no dropout.
 
     Attributes:
-        model: the module.
+        model: The module.
         loss: `loss(model, batch)`. If it is a module, its parameters are trained too.
-        seed: seed of the generators of Python and NumPy. A loss may use them, as Mixup does.
+        seed: Seed of the generators of Python and NumPy. A loss may use them, as Mixup does.
         weight: `weight(batch)` sums the weights of a batch of which the loss is the weighted mean. None: a plain mean.
     """
 

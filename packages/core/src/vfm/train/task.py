@@ -40,8 +40,8 @@ class Frozen(Generic[M]):
     mode. Gradients still flow through it to its inputs.
 
     Args:
-        module: the model.
-        steps_only: whether only training steps use it, but no evaluation. `fit` then stores its matrices in the
+        module: The model.
+        steps_only: Whether only training steps use it, but no evaluation. `fit` then stores its matrices in the
             precision of the training, so that autocast does not convert them in every pass.
     """
 
@@ -66,8 +66,8 @@ def relative_weights(totals: Tensor, micro_batches: Sequence[Batch[Any]]) -> Ten
     """Compute the factors with which the weighted means of micro-batches add up to the weighted mean of the whole step.
 
     Args:
-        totals: sum of the weights in each micro-batch of this process.
-        micro_batches: this process' share of the step. All processes have equally many samples.
+        totals: Sum of the weights in each micro-batch of this process.
+        micro_batches: This process' share of the step. All processes have equally many samples.
     """
     sizes = torch.stack([totals.new_full((), len(batch)) for batch in micro_batches])  # filled on the device
     return totals / sizes / _mean_of_all(totals.sum() / sizes.sum())
@@ -103,11 +103,11 @@ class Task(nn.Module, Generic[Inputs]):
                 return F.cross_entropy(logits, inputs.labels), {"accuracy": accuracy}
 
     Attributes:
-        is_log_step: whether this is the last step before a line of the log. `fit` sets it. An expensive metric may be
+        is_log_step: Whether this is the last step before a line of the log. `fit` sets it. An expensive metric may be
             left out of the other steps, and the log then has its value at this step. Losses and metrics of every step
             are logged as means over the steps.
-        towers: models that are trained by layer. Their frozen parts stay in evaluation mode.
-        decay_vectors: whether to decay biases, norms and positions too.
+        towers: Models that are trained by layer. Their frozen parts stay in evaluation mode.
+        decay_vectors: Whether to decay biases, norms and positions too.
     """
 
     is_log_step: bool = True
@@ -132,11 +132,11 @@ class Task(nn.Module, Generic[Inputs]):
         same random draws (dropout, drop path, noise).
 
         Args:
-            call: runs `forward`, or another method of the task, as the loop requires.
-            micro_batches: this process' share of the step, on the device.
-            backward: adds the gradients of a loss. The last call must belong to the last micro-batch, because gradients
+            call: Runs `forward`, or another method of the task, as the loop requires.
+            micro_batches: This process' share of the step, on the device.
+            backward: Adds the gradients of a loss. The last call must belong to the last micro-batch, because gradients
                 are averaged over the processes then.
-            reseed: must be called with the number of the micro-batch before each forward pass.
+            reseed: Must be called with the number of the micro-batch before each forward pass.
 
         Returns:
             `loss` and the other metrics, detached. All processes return the same names, and so does every step, except

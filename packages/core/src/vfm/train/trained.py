@@ -34,14 +34,14 @@ class TrainedTower:
     """The weights of an encoder, or of another model with blocks, and the choice of trained weights.
 
     Attributes:
-        trained: the choice.
-        root: the module that has the weights.
-        layers: lists the names of the weights in `root` by layer: before the blocks, in each block, after the blocks.
+        trained: The choice.
+        root: The module that has the weights.
+        layers: Lists the names of the weights in `root` by layer: before the blocks, in each block, after the blocks.
             It is called again for the optimizer, because LoRA adds weights.
-        blocks: lists the blocks of `root`.
-        new: names of weights with random values. They are not frozen.
-        rate: learning rate by step, instead of the schedule of the training.
-        separate: whether each layer has separate parameter groups, as in BEiT's code, even if rates are equal. A
+        blocks: Lists the blocks of `root`.
+        new: Names of weights with random values. They are not frozen.
+        rate: Learning rate by step, instead of the schedule of the training.
+        separate: Whether each layer has separate parameter groups, as in BEiT's code, even if rates are equal. A
             gradient norm is summed in the order of the groups, so the order decides its last bits.
     """
 
@@ -154,8 +154,8 @@ def parameter_groups(
     Towers are grouped by layer if rates differ. All other parameters have the full rate.
 
     Args:
-        parameters: pairs of a parameter and whether it is decayed.
-        towers: models that are trained by layer.
+        parameters: Pairs of a parameter and whether it is decayed.
+        towers: Models that are trained by layer.
     """
     rates: dict[int, tuple[int, float, float | None, Any]] = {}
     last = 0
@@ -191,8 +191,8 @@ def freeze_unused(module: nn.Module, outputs: Callable[[], Sequence[Tensor]]) ->
     """Freeze trained parameters that receive no gradient, since DDP waits for the gradient of every trained parameter.
 
     Args:
-        module: the module, changed in place.
-        outputs: runs the module and returns the tensors that the losses depend on.
+        module: The module, changed in place.
+        outputs: Runs the module and returns the tensors that the losses depend on.
     """
     trained = [param for param in module.parameters() if param.requires_grad]
     if not trained:

@@ -217,10 +217,10 @@ def image_panel(
     """Save small copies of images with kept texts in an artifact's folder.
 
     Args:
-        card: the counts.
-        shards: balanced shards, each with all its texts. They are read until every group has its images.
-        source: the pool or subset.
-        directory: folder of the artifact.
+        card: The counts.
+        shards: Balanced shards, each with all its texts. They are read until every group has its images.
+        source: The pool or subset.
+        directory: Folder of the artifact.
 
     Returns:
         The panel. None if no image is readable.

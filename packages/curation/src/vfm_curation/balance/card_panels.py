@@ -199,8 +199,8 @@ def examples(card: DataCard, shards: Iterable[tuple[BalancedShard, pa.Table]]) -
     """Build the panel with kept and dropped texts of each decile, from head to tail, by the rarest of their entries.
 
     Args:
-        card: the counts.
-        shards: balanced shards, each with all its texts. They are read until every decile has its examples.
+        card: The counts.
+        shards: Balanced shards, each with all its texts. They are read until every decile has its examples.
     """
     decile = deciles(card.matched)
     rows = [list[Row]() for _ in range(NUM_DECILES + 1)]

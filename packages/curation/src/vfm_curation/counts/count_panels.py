@@ -18,10 +18,10 @@ def panels_of_matches(entries: pa.Table, counts: Integers, num_texts: int, num_m
     """Build the panels of a match, with its results, the imbalance of the entries, and the most frequent ones.
 
     Args:
-        entries: the metadata, with the columns `language`, `entry` and `source`.
-        counts: texts of each entry, (E,).
-        num_texts: number of texts.
-        num_matched: number of texts with an entry.
+        entries: The metadata, with the columns `language`, `entry` and `source`.
+        counts: Texts of each entry, (E,).
+        num_texts: Number of texts.
+        num_matched: Number of texts with an entry.
     """
     num_used = int(np.count_nonzero(counts))
     half = int(np.searchsorted(cumulative_share(counts), 0.5)) + 1

@@ -34,8 +34,8 @@ def keep_probability(counts: Integers, t: float | Floats) -> Floats:
     Entries matched at most `t` times keep all their texts. More frequent ones keep `t` on average by their own draw.
 
     Args:
-        counts: texts matched by each entry, (num_entries,).
-        t: texts per entry above which an entry is "head", such as 20_000 for 400M pairs or 170_000 for 2.5B. Either
+        counts: Texts matched by each entry, (num_entries,).
+        t: Texts per entry above which an entry is "head", such as 20_000 for 400M pairs or 170_000 for 2.5B. Either
             one value for all entries, or one for each, (num_entries,), if languages have different values.
 
     Returns:
@@ -56,8 +56,8 @@ def text_probability(ids: Ids, offsets: Integers, entry_probability: Floats) -> 
     """Compute the probability that a text is kept, if each of its entries draws once and any success keeps it.
 
     Args:
-        ids: entry ids of all texts, one text after the other, (num_ids,).
-        offsets: text i has `ids[offsets[i]:offsets[i + 1]]`, (num_texts + 1,).
+        ids: Entry ids of all texts, one text after the other, (num_ids,).
+        offsets: Text i has `ids[offsets[i]:offsets[i + 1]]`, (num_texts + 1,).
         entry_probability: (num_entries,), or (num_entries, K) for K choices at once.
 
     Returns:
@@ -142,10 +142,10 @@ def t_for_target_size(expected_size: Callable[[float], float], target_size: int,
     over entries is not the size, since texts match several entries.)
 
     Args:
-        expected_size: expected number of kept texts at a given `t`. It may jump over the target when other languages
+        expected_size: Expected number of kept texts at a given `t`. It may jump over the target when other languages
             follow `t` in steps. The `t` above the jump is returned then.
-        target_size: number of texts to keep.
-        counts: texts matched by each entry. Above the largest count every matched text is kept. (At the count itself
+        target_size: Number of texts to keep.
+        counts: Texts matched by each entry. Above the largest count every matched text is kept. (At the count itself
             the entry is outside the tail, and languages that follow that tail's share drop texts.)
 
     Raises:

@@ -43,11 +43,11 @@ class Link:
     """The URL of an image with one text.
 
     Attributes:
-        url: address of the image.
-        field: index in FIELDS of the attribute that holds the text.
-        text: the text.
-        noai: whether the page opts out of training.
-        license: address of the page's licence.
+        url: Address of the image.
+        field: Index in FIELDS of the attribute that holds the text.
+        text: The text.
+        noai: Whether the page opts out of training.
+        license: Address of the page's licence.
     """
 
     url: str
@@ -67,7 +67,7 @@ def resolve(base: str, address: str) -> str | None:
 
     Args:
         base: URL of the page.
-        address: value of the attribute.
+        address: Value of the attribute.
 
     Returns:
         An http(s) URL without fragment. None for other addresses.
@@ -101,9 +101,9 @@ def links_of_wat(record: Mapping[str, Any], on_bad: OnBad, *, unescape: bool = F
     A page with an error status has none.
 
     Args:
-        record: record as parsed JSON.
-        on_bad: called with (reason, where) for texts that cannot be used.
-        unescape: decode HTML entities. Common Crawl left them in its WAT files until August 2019.
+        record: Record as parsed JSON.
+        on_bad: Called with (reason, where) for texts that cannot be used.
+        unescape: Decode HTML entities. Common Crawl left them in its WAT files until August 2019.
     """
     page = field_of(record, TARGET)
     links = field_of(record, LINKS)
@@ -128,12 +128,12 @@ def links_of_page(
     """Yield the images with texts of an HTML page.
 
     Args:
-        body: the page, without transfer or content encoding.
+        body: The page, without transfer or content encoding.
         page: URL of the page.
-        charset: encoding in the HTTP header. A byte order mark goes before it, as in browsers. Without both, the page's
+        charset: Encoding in the HTTP header. A byte order mark goes before it, as in browsers. Without both, the page's
             own declaration or its bytes decide.
-        on_bad: called with (reason, where) for texts that cannot be used.
-        robots: the HTTP header `X-Robots-Tag`.
+        on_bad: Called with (reason, where) for texts that cannot be used.
+        robots: The HTTP header `X-Robots-Tag`.
     """
     # The extra `crawl`.
     from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5

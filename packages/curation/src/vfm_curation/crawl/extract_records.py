@@ -25,8 +25,8 @@ def read_records(path: str, on_bad: OnBad) -> Iterator[tuple[Any, bytes]]:
     """Yield the records of a file, each with its content.
 
     Args:
-        path: local or remote file, compressed record by record like Common Crawl's files, or plain.
-        on_bad: called with (reason, where) for each break. Everything between two whole records counts once.
+        path: Local or remote file, compressed record by record like Common Crawl's files, or plain.
+        on_bad: Called with (reason, where) for each break. Everything between two whole records counts once.
 
     Yields:
         (fastwarc's record, its content). The record's own reader is at its end. The content of a compressed record
@@ -88,8 +88,8 @@ class _Plain:
     record or the end of the file.
 
     Attributes:
-        start: position where the record starts.
-        end: position where it ends, set once it is read. None at the end of the file.
+        start: Position where the record starts.
+        end: Position where it ends, set once it is read. None at the end of the file.
     """
 
     def __init__(self, stream: _Reads, start: int) -> None:
@@ -155,8 +155,8 @@ class _Member:
     continue with the bytes of the next member, up to a record of full length with wrong content.
 
     Attributes:
-        start: position where the member starts.
-        end: position where it ends, set once its records are read. None at the end of the file.
+        start: Position where the member starts.
+        end: Position where it ends, set once its records are read. None at the end of the file.
     """
 
     def __init__(self, stream: _Reads, start: int) -> None:

@@ -26,7 +26,7 @@ def addresses(attribute: Callable[[str], str | None]) -> Iterator[str]:
     The caller takes the first that is a web address.
 
     Args:
-        attribute: looks up the value of an attribute. Missing attributes have None.
+        attribute: Looks up the value of an attribute. Missing attributes have None.
     """
     src = attribute("src")
     if src and not is_placeholder(src):

@@ -23,8 +23,8 @@ class Rights:
     """What a page says.
 
     Attributes:
-        noai: whether it opts out of training, by its header or a meta tag.
-        license: address of its licence as written, the first one.
+        noai: Whether it opts out of training, by its header or a meta tag.
+        license: Address of its licence as written, the first one.
     """
 
     noai: bool = False

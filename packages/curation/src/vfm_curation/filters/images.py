@@ -46,9 +46,9 @@ def remaining_samples(
     """Yield the remaining samples of a shard with their rows, ascending.
 
     Args:
-        dataset: folder of the pool.
-        survivors: texts that remain. A sample remains if one of its texts does. Default: all.
-        shard: number of the shard.
+        dataset: Folder of the pool.
+        survivors: Texts that remain. A sample remains if one of its texts does. Default: all.
+        shard: Number of the shard.
     """
     source = opened(dataset)
     end = int(source.shard_sizes[: shard + 1].sum())
@@ -108,12 +108,12 @@ def measure(sample: Sample | BadSample, columns: frozenset[str], shard: str) -> 
     """Measure an image.
 
     Args:
-        sample: the sample.
-        columns: columns to measure.
-        shard: path of its shard, for the error.
+        sample: The sample.
+        columns: Columns to measure.
+        shard: Path of its shard, for the error.
 
     Raises:
-        BadSample: the image is unusable.
+        BadSample: The image is unusable.
     """
     if isinstance(sample, BadSample):
         raise sample

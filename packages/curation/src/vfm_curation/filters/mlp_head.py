@@ -38,9 +38,9 @@ def network_scores(network: nn.Sequential, vectors: Tensor, head: str) -> NDArra
     """Compute the score of each embedding.
 
     Args:
-        network: layers of the head.
-        vectors: embeddings, (N, D).
-        head: name of the head, for the error.
+        network: Layers of the head.
+        vectors: Embeddings, (N, D).
+        head: Name of the head, for the error.
 
     Returns:
         (N,).

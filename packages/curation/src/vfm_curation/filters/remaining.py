@@ -88,11 +88,11 @@ def write_codes(survivors: Survivors, folder: Path, shard: int, unit: Unit, code
     """Give each remaining unit of a shard its code, and write the codes of all texts of the shard.
 
     Args:
-        survivors: texts that remain so far.
-        folder: folder for the file.
-        shard: number of the shard.
-        unit: texts, or images with their texts.
-        codes_of_units: code of each remaining unit.
+        survivors: Texts that remain so far.
+        folder: Folder for the file.
+        shard: Number of the shard.
+        unit: Texts, or images with their texts.
+        codes_of_units: Code of each remaining unit.
     """
     codes = survivors.codes_of(shard)
     places = survivors.places(shard)

@@ -54,11 +54,11 @@ class FilterRun:
     """Applies filters in turn. They read the remaining units by `texts`, `images`, `scores` and `embeddings`.
 
     Attributes:
-        ctx: context of the running stage.
-        runtime: settings for running the tasks.
-        num_shards: number of shards of the pool.
-        scratch: folder for the files of a filter, such as `Buckets`. It is emptied before and after each filter.
-        details: a panel as JSON. A filter may set it at its end for the report.
+        ctx: Context of the running stage.
+        runtime: Settings for running the tasks.
+        num_shards: Number of shards of the pool.
+        scratch: Folder for the files of a filter, such as `Buckets`. It is emptied before and after each filter.
+        details: A panel as JSON. A filter may set it at its end for the report.
     """
 
     def __init__(

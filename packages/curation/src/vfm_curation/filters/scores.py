@@ -66,9 +66,9 @@ def cut(config: ScoreFilter, scores: Callable[[], Iterable[Scores]], total: int)
     """Yield a mask for each batch: the units that pass.
 
     Args:
-        config: rule of the cut.
-        scores: returns all scores, in batches. It is called several times. NaN never passes.
-        total: number of scores. A fraction keeps round(fraction * total), at least one, and all that tie with the last
+        config: Rule of the cut.
+        scores: Returns all scores, in batches. It is called several times. NaN never passes.
+        total: Number of scores. A fraction keeps round(fraction * total), at least one, and all that tie with the last
             kept score, so that the order of units does not matter.
     """
     lowest = config.max_score is not None or config.bottom_fraction is not None
@@ -94,8 +94,8 @@ def kth_largest(batches: Callable[[], Iterable[Scores]], k: int) -> float:
     lower half.
 
     Args:
-        batches: returns all scores, in batches of any size and order, without NaN. It is called twice.
-        k: rank of the score, 1 for the largest.
+        batches: Returns all scores, in batches of any size and order, without NaN. It is called twice.
+        k: Rank of the score, 1 for the largest.
     """
     # Two passes over the scores: the upper 16 bits of the k-th, then the lower ones among scores with these upper bits.
     upper, above = _bin_of(batches, k, lambda bits: bits >> np.uint32(16))

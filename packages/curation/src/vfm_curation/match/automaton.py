@@ -90,9 +90,9 @@ class Automaton:
         """Build the automaton.
 
         Args:
-            entries: the metadata of a language.
-            ids: id of each entry. The default is its index.
-            semantics: how texts are split and which scripts have no spaces.
+            entries: The metadata of a language.
+            ids: Id of each entry. The default is its index.
+            semantics: How texts are split and which scripts have no spaces.
 
         Raises:
             UserError: If there are no entries, or an entry occurs twice.

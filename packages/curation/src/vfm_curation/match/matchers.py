@@ -32,8 +32,8 @@ class Matchers:
     """Matches texts of several languages, each against its entries.
 
     Args:
-        folder: folder written by `Matchers.build`. A language's matcher is loaded at its first text.
-        verify: compare the bytes of entries that a table's keys match. An automaton is exact without.
+        folder: Folder written by `Matchers.build`. A language's matcher is loaded at its first text.
+        verify: Compare the bytes of entries that a table's keys match. An automaton is exact without.
     """
 
     def __init__(self, folder: Path, *, verify: bool = False) -> None:
@@ -51,10 +51,10 @@ class Matchers:
         """Build the matchers of the shared entries and of the languages that have entries.
 
         Args:
-            folder: folder to save them in. FACTS_FILE is written last.
-            entries: columns language and entry. An entry's id is its row number.
-            semantics: how texts are split.
-            languages: languages of the texts. The default is all.
+            folder: Folder to save them in. FACTS_FILE is written last.
+            entries: Columns language and entry. An entry's id is its row number.
+            semantics: How texts are split.
+            languages: Languages of the texts. The default is all.
 
         Raises:
             UserError: If an entry occurs twice in a language.

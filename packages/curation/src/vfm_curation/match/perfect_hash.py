@@ -58,14 +58,14 @@ def _place(
     """Find the smallest pilot of each bucket that maps all its runs to free slots, fullest buckets first.
 
     Args:
-        keys: keys of the runs, (num_runs,).
-        values: values of their slots, (num_runs,).
-        longer: whether a longer run begins with each run, (num_runs,).
-        num_slots: size of the table.
-        order: runs by bucket, (num_runs,).
-        sizes: number of runs in each bucket, (num_pilots,).
-        ends: end of each bucket's part of `order`, (num_pilots,).
-        hardest: buckets in descending order of their number of runs, (num_pilots,).
+        keys: Keys of the runs, (num_runs,).
+        values: Values of their slots, (num_runs,).
+        longer: Whether a longer run begins with each run, (num_runs,).
+        num_slots: Size of the table.
+        order: Runs by bucket, (num_runs,).
+        sizes: Number of runs in each bucket, (num_pilots,).
+        ends: End of each bucket's part of `order`, (num_pilots,).
+        hardest: Buckets in descending order of their number of runs, (num_pilots,).
     """
     pilots = np.zeros(len(sizes), np.uint16)
     slots = np.zeros(2 * num_slots, U)

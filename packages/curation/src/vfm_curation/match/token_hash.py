@@ -100,10 +100,10 @@ def match_texts(
     """Find the ids in all texts, ascending and distinct within a text, with the offsets of each text's.
 
     Args:
-        data: bytes of all texts, UTF-8.
-        offsets: text i is data[offsets[i]:offsets[i + 1]], (num_texts + 1,).
-        tables: tables of the entries.
-        verify: compare the bytes of the entries that the keys match.
+        data: Bytes of all texts, UTF-8.
+        offsets: Text i is data[offsets[i]:offsets[i + 1]], (num_texts + 1,).
+        tables: Tables of the entries.
+        verify: Compare the bytes of the entries that the keys match.
     """
     num_texts, longest = len(offsets) - 1, 0
     for text in range(num_texts):

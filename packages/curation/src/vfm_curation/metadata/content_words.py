@@ -33,7 +33,7 @@ class WordNetForms:
     """Words that WordNet knows, in their base form or inflected.
 
     Args:
-        folder: folder with WordNet's `index.noun`, `noun.exc` and the same files for verb, adj and adv.
+        folder: Folder with WordNet's `index.noun`, `noun.exc` and the same files for verb, adj and adv.
 
     Raises:
         UserError: If a file is missing or not text.
@@ -63,7 +63,7 @@ class ContentWords:
     """Tests whether words of a language are content words or names.
 
     Args:
-        language: code of the language.
+        language: Code of the language.
         wordnet: WordNet's words, for English.
     """
 

@@ -27,9 +27,9 @@ class SpillingCounter:
     """Counts strings and returns the counts as tables.
 
     Args:
-        folder: folder for counts that exceed memory. Without it, all counts stay in memory.
-        max_counted: largest number of distinct strings in memory.
-        num_files: number of an earlier counter's files to keep in the folder. The others are removed.
+        folder: Folder for counts that exceed memory. Without it, all counts stay in memory.
+        max_counted: Largest number of distinct strings in memory.
+        num_files: Number of an earlier counter's files to keep in the folder. The others are removed.
     """
 
     def __init__(self, folder: Path | None = None, *, max_counted: int = MAX_COUNTED, num_files: int = 0) -> None:
@@ -69,9 +69,9 @@ class SpillingCounter:
         """Select strings counted at least `min_count` times, most frequent first. Ties are ordered by the string.
 
         Args:
-            min_count: smallest count of a string.
-            share: largest fraction of all distinct strings.
-            limit: largest number of strings.
+            min_count: Smallest count of a string.
+            share: Largest fraction of all distinct strings.
+            limit: Largest number of strings.
         """
         num_distinct = 0
         parts = []

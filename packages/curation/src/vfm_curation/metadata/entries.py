@@ -34,7 +34,7 @@ class EntryList:
     """Merges sources in the order of `add`: an entry that several sources have belongs to the first.
 
     Args:
-        size: largest number of entries of each language. None means no limit.
+        size: Largest number of entries of each language. None means no limit.
     """
 
     def __init__(self, size: int | None = None) -> None:

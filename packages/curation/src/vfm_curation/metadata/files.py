@@ -21,8 +21,8 @@ def read_entries(path: str | Path, *, column: str | None = None) -> dict[str, st
     """Read the entries of a file for any language, or of a WordNet folder, as entry -> source, in order.
 
     Args:
-        path: as for `read_lists`.
-        column: as for `read_lists`.
+        path: As for `read_lists`.
+        column: As for `read_lists`.
 
     Raises:
         UserError: If the file is missing, is not in a supported format, does not fit its suffix, or has lists by
@@ -42,8 +42,8 @@ def read_lists(path: str | Path, *, column: str | None = None, language: str = S
             MetaCLIP's metadata.json, a mapping of entries to sources like MetaCLIP 2's, or a mapping of languages to
             either. A folder is WordNet's, with `data.noun`, `data.verb`, `data.adj` and `data.adv`, or has files named
             `LANGUAGE.json`.
-        column: column of a csv or tsv with a header. The default is the first column of a file without a header.
-        language: language of the entries of a file that has no languages.
+        column: Column of a csv or tsv with a header. The default is the first column of a file without a header.
+        language: Language of the entries of a file that has no languages.
 
     Raises:
         UserError: If the file is missing, is not in a supported format, or does not fit its suffix.

@@ -63,7 +63,7 @@ def find_tokenizer(name: str, language: str, *, prose: bool) -> WordSplitter:
     Args:
         name: auto, words, characters or icu. `auto` means characters for languages without spaces, and words for all
             others.
-        language: language of the texts.
+        language: Language of the texts.
         prose: True for running text. False for captions, split like the matcher splits them.
 
     Raises:

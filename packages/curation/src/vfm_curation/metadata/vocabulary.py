@@ -37,11 +37,11 @@ class Vocabulary:
     """Counter of the words of texts and of pairs of adjacent words. No pair crosses a break ("") of the tokenizer.
 
     Args:
-        texts: texts to count at once.
-        tokenizer: splits texts. The default gives the words that the matcher sees in captions.
-        folder: folder for counts that exceed memory. Without it, all counts stay in memory.
-        max_counted: largest number of distinct words, and of distinct pairs, in memory.
-        resume: continue from the counts that `save` wrote to the folder and restore `progress`. Without it, the folder
+        texts: Texts to count at once.
+        tokenizer: Splits texts. The default gives the words that the matcher sees in captions.
+        folder: Folder for counts that exceed memory. Without it, all counts stay in memory.
+        max_counted: Largest number of distinct words, and of distinct pairs, in memory.
+        resume: Continue from the counts that `save` wrote to the folder and restore `progress`. Without it, the folder
             is emptied.
     """
 
@@ -101,12 +101,12 @@ class Vocabulary:
         """Select pairs as entries, strongest first. Ties are ordered by the text.
 
         Args:
-            min_count: smallest count of a pair. PMI alone is highest for pairs that occur once.
+            min_count: Smallest count of a pair. PMI alone is highest for pairs that occur once.
             rank: `pmi` ranks by log2(count(ab) * N / (count(a) * count(b))), where N is the number of words. `score`
                 ranks by MetaCLIP 2's (count + 1)^0.7 * (PMI - the 0.3 quantile of PMI over all distinct pairs), and
                 takes positive scores only.
-            min_pmi: smallest PMI of a pair in bits, only for `pmi`.
-            limit: largest number of pairs.
+            min_pmi: Smallest PMI of a pair in bits, only for `pmi`.
+            limit: Largest number of pairs.
         """
         base = self._pmi_quantile(SCORE_QUANTILE) if rank == "score" else 0.0
         parts = []
@@ -137,12 +137,12 @@ class Vocabulary:
         """Select words and pairs of words as entries.
 
         Args:
-            size: number of entries. Default: all that qualify.
-            min_count: least count of a word.
-            bigram_min_count: least count of a pair.
-            bigram_share: fraction of `size` that are pairs. If there are too few words or pairs, the others fill up.
-            min_pmi: smallest PMI of a pair in bits.
-            only: checks whether a word or pair may be an entry. Default: all may.
+            size: Number of entries. Default: all that qualify.
+            min_count: Least count of a word.
+            bigram_min_count: Least count of a pair.
+            bigram_share: Fraction of `size` that are pairs. If there are too few words or pairs, the others fill up.
+            min_pmi: Smallest PMI of a pair in bits.
+            only: Checks whether a word or pair may be an entry. Default: all may.
 
         Returns:
             Entries in order, each with its source, "unigram" or "bigram".

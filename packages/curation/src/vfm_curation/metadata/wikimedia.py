@@ -55,7 +55,7 @@ def articles(path: Path, on_read: OnRead | None = None) -> Iterator[str]:
 
     Args:
         path: `.xml`, `.xml.bz2` or `.xml.gz`, in MediaWiki's export format.
-        on_read: called with the bytes of the file that have been read, after each page.
+        on_read: Called with the bytes of the file that have been read, after each page.
 
     Raises:
         UserError: If the file ends early, or is not XML or not a dump.
@@ -122,10 +122,10 @@ def views_of_hour(
     Main_Page 242 0`. The domain `en.m` counts mobile readers.
 
     Args:
-        file: hourly file of Wikimedia, `pageviews-20180419-000000.gz`, or decompressed.
-        domain: code of the Wikipedia, such as `en`.
-        mobile: count views of the mobile site too.
-        on_bad: called with (reason, where) for each line that cannot be used.
+        file: Hourly file of Wikimedia, `pageviews-20180419-000000.gz`, or decompressed.
+        domain: Code of the Wikipedia, such as `en`.
+        mobile: Count views of the mobile site too.
+        on_bad: Called with (reason, where) for each line that cannot be used.
 
     Raises:
         UserError: If the file ends early or is not what its name says, or a line is too long.

@@ -74,10 +74,10 @@ class Corpus:
         that were counted are read again, but not stripped and split.
 
         Args:
-            vocabulary: receives the counts. To resume, it needs a separate folder for this corpus, such as one named
+            vocabulary: Receives the counts. To resume, it needs a separate folder for this corpus, such as one named
                 by `source_hash`.
-            ctx: receives the progress and the texts that cannot be read.
-            workers: processes that strip and split texts. With fewer than 2, this process does.
+            ctx: Receives the progress and the texts that cannot be read.
+            workers: Processes that strip and split texts. With fewer than 2, this process does.
 
         Raises:
             UserError: If a file ends early, or is not what its name says.
@@ -118,7 +118,7 @@ class Corpus:
         """Count the words of some texts.
 
         Args:
-            texts: articles' wikitext, or lines of plain text as bytes.
+            texts: Articles' wikitext, or lines of plain text as bytes.
         """
         split = self.tokenizer.build(self.language, prose=True)
         plain = []

@@ -22,8 +22,8 @@ def wordnet_entries(path: Path, *, numbers: bool = True) -> dict[str, str]:
     spaces for `_`. The words of a wordnet of another language are taken as they are.
 
     Args:
-        path: folder with WordNet's database files, or a `.tab` file of the Open Multilingual Wordnet.
-        numbers: put the numbers first.
+        path: Folder with WordNet's database files, or a `.tab` file of the Open Multilingual Wordnet.
+        numbers: Put the numbers first.
 
     Returns:
         Entries with their sources.

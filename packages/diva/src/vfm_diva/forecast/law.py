@@ -26,10 +26,10 @@ class Law:
     """A fitted law.
 
     Attributes:
-        slope: gain of an attribute that the generator always knows and CLIP never, times two.
-        spread: standard deviation of the gains around the law.
-        squares: sum of the squared exposures that it was fitted on.
-        degrees: cells that it was fitted on, minus one.
+        slope: Gain of an attribute that the generator always knows and CLIP never, times two.
+        spread: Standard deviation of the gains around the law.
+        squares: Sum of the squared exposures that it was fitted on.
+        degrees: Cells that it was fitted on, minus one.
     """
 
     slope: float
@@ -85,9 +85,9 @@ def predict_held_out(exposures: ArrayLike, gains: ArrayLike, in_first: ArrayLike
     """Predict the gain of each cell, (C,), by the law fitted on the other half of the cells.
 
     Args:
-        exposures: exposure of each cell, (C,).
-        gains: measured gain of each cell, (C,).
-        in_first: whether a cell is in the first half, (C,) bool.
+        exposures: Exposure of each cell, (C,).
+        gains: Measured gain of each cell, (C,).
+        in_first: Whether a cell is in the first half, (C,) bool.
 
     Raises:
         ValueError: If a half cannot be fitted (`fit_law`).

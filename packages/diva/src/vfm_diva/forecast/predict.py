@@ -46,11 +46,11 @@ class Knowledge:
     """A generator's knowledge of an attribute, and CLIP's accuracy on it.
 
     Attributes:
-        pattern: name of the attribute.
-        preference: share of its images that are denoised better with the right statement.
-        low: lower end of the preference's 95 % interval.
-        high: upper end of the interval.
-        images: number of images.
+        pattern: Name of the attribute.
+        preference: Share of its images that are denoised better with the right statement.
+        low: Lower end of the preference's 95 % interval.
+        high: Upper end of the interval.
+        images: Number of images.
         pairs: CLIP's accuracy on the attribute's pairs.
     """
 
@@ -109,8 +109,8 @@ class PromptedGenerator(nn.Module):
     """Pretrained generator that is conditioned on a prompt, encoded by its own text encoders.
 
     Args:
-        generator: generator that was loaded from a folder.
-        prompt: text before each statement.
+        generator: Generator that was loaded from a folder.
+        prompt: Text before each statement.
     """
 
     def __init__(self, generator: Generator, prompt: str) -> None:

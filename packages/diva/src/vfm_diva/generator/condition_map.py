@@ -43,11 +43,11 @@ class ConditionMap(nn.Module):
     text.
 
     Args:
-        embed_dim: width D of the joint space.
-        num_tokens: number K of context tokens.
-        width: width W of a context token.
-        vector_width: width P of the vector, or 0 for networks without a vector.
-        layers: layers of the map.
+        embed_dim: Width D of the joint space.
+        num_tokens: Number K of context tokens.
+        width: Width W of a context token.
+        vector_width: Width P of the vector, or 0 for networks without a vector.
+        layers: Layers of the map.
     """
 
     gap: Tensor
@@ -72,8 +72,8 @@ class ConditionMap(nn.Module):
         """Map text-like embeddings to context tokens, (B, K, W), and to the vector, (B, P).
 
         Args:
-            embeds: embeddings of any scale, (B, D).
-            noise: noise that is added when channels have a root mean square of 1, (B, D).
+            embeds: Embeddings of any scale, (B, D).
+            noise: Noise that is added when channels have a root mean square of 1, (B, D).
             is_empty: True for samples without a condition, (B,) bool.
         """
         embeds = unit_rms(embeds)
@@ -150,7 +150,7 @@ class ConditionMap(nn.Module):
         """Load a saved map.
 
         Args:
-            directory: folder of the generator.
+            directory: Folder of the generator.
             weights: False gives a map on the meta device.
 
         Returns:

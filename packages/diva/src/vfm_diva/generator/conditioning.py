@@ -19,8 +19,8 @@ class Conditioning:
     """Context of the cross-attention, and an additional vector for networks that take one.
 
     Attributes:
-        tokens: context tokens, (B, K, W).
-        pooled: additional vector, (B, P): SDXL's pooled text, un-CLIP's class embedding, or the vector of a flow
+        tokens: Context tokens, (B, K, W).
+        pooled: Additional vector, (B, P): SDXL's pooled text, un-CLIP's class embedding, or the vector of a flow
             transformer. Other networks have None.
     """
 
@@ -57,9 +57,9 @@ def combine_with_prompt(image: Conditioning, prompt: Conditioning | None, how: C
     """Combine the conditioning of images with a constant prompt.
 
     Args:
-        image: conditioning of each image, without tokens (T = 0) for networks conditioned only on the vector.
-        prompt: conditioning of the prompt, B = 1. None returns `image`.
-        how: rule. `replace`: the image tokens replace the text states. `add`: elementwise if there are as many of both,
+        image: Conditioning of each image, without tokens (T = 0) for networks conditioned only on the vector.
+        prompt: Conditioning of the prompt, B = 1. None returns `image`.
+        how: Rule. `replace`: the image tokens replace the text states. `add`: elementwise if there are as many of both,
             else the states' mean is added to each token, as in DIVA's code (77 tokens, other numbers). `concatenate`:
             the image tokens follow the states. A vector cannot be concatenated, so `concatenate` keeps the prompt's.
             `broadcast`: the image token is added to each of the states, as in DCR's code, for one token only.

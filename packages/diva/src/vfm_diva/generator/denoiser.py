@@ -24,9 +24,9 @@ class Denoiser(nn.Module):
     """Network that predicts noise or velocity from a noisy sample, its time and a conditioning, and its error.
 
     Args:
-        network: network of a class in `vfm_diva.generator.networks.NETWORKS`.
-        prediction: target that the network was trained with. Its error is measured against the same target.
-        alphas_cumprod: share of signal at each timestep of the schedule, (T,). `flow` uses only T.
+        network: Network of a class in `vfm_diva.generator.networks.NETWORKS`.
+        prediction: Target that the network was trained with. Its error is measured against the same target.
+        alphas_cumprod: Share of signal at each timestep of the schedule, (T,). `flow` uses only T.
     """
 
     alphas_cumprod: Tensor
@@ -42,10 +42,10 @@ class Denoiser(nn.Module):
         """Compute the mean squared error of each sample, fp32 (B,).
 
         Args:
-            x0: clean samples, (B, C, h, h).
+            x0: Clean samples, (B, C, h, h).
             noise: unit-normal noise of the same shape.
-            times: diffusion times in [0, 1), (B,), where 0 is clean.
-            conditioning: conditioning of each sample.
+            times: Diffusion times in [0, 1), (B,), where 0 is clean.
+            conditioning: Conditioning of each sample.
         """
         predicted, alpha_bar = self._predict_noisy(x0, noise, times, conditioning)
         return denoising_error(self.prediction, predicted, x0, noise, alpha_bar)
@@ -56,10 +56,10 @@ class Denoiser(nn.Module):
         """Add noise to samples, predict from them, and compute the target of the prediction.
 
         Args:
-            x0: clean samples, (B, C, h, h).
-            noise: like `x0`.
-            times: times from 0 (clean) to 1, (B,).
-            conditioning: condition of each sample.
+            x0: Clean samples, (B, C, h, h).
+            noise: Like `x0`.
+            times: Times from 0 (clean) to 1, (B,).
+            conditioning: Condition of each sample.
 
         Returns:
             Prediction and target, both shaped like `x0`.
@@ -88,8 +88,8 @@ class Denoiser(nn.Module):
 
         Args:
             noisy: (B, C, h, h).
-            timesteps: timesteps of the schedule, (B,).
-            conditioning: condition of each sample.
+            timesteps: Timesteps of the schedule, (B,).
+            conditioning: Condition of each sample.
 
         Returns:
             (B, C, h, h).
@@ -103,11 +103,11 @@ def error_over_times(
     """Compute the error of each sample, averaged over its N times, (B,), in a single pass of the network.
 
     Args:
-        denoiser: module that is called like a `Denoiser`.
-        x0: clean samples, (B, C, h, h).
-        noise: noise at each time, (B, N, C, h, h).
-        times: diffusion times, (B, N).
-        conditioning: conditioning of each sample, the same at all times, so its gradients add up. Or of each time of
+        denoiser: Module that is called like a `Denoiser`.
+        x0: Clean samples, (B, C, h, h).
+        noise: Noise at each time, (B, N, C, h, h).
+        times: Diffusion times, (B, N).
+        conditioning: Conditioning of each sample, the same at all times, so its gradients add up. Or of each time of
             each sample, (B N).
     """
     num_times = times.shape[1]

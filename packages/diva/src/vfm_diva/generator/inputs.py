@@ -49,12 +49,12 @@ class ImageInputs:
     """A crop of an image for CLIP and for the generator, with noise, of a sample or of a batch (B, ...).
 
     Attributes:
-        images: image for CLIP, uint8 (3, S, S).
-        target_images: image for the generator, uint8 (3, G, G). None with cached latents.
-        target_latents: cached latents of the generator's image, (C, h, h), or None.
+        images: Image for CLIP, uint8 (3, S, S).
+        target_images: Image for the generator, uint8 (3, G, G). None with cached latents.
+        target_latents: Cached latents of the generator's image, (C, h, h), or None.
         latent_noise: unit-normal noise that samples the VAE's posterior, (C, h, h). None takes its mean.
         noise: unit-normal noise, (N, C, h, h).
-        times: diffusion times in [0, 1), (N,).
+        times: Diffusion times in [0, 1), (N,).
     """
 
     images: Tensor
@@ -70,9 +70,9 @@ class TuneInputs(ImageInputs):
     """Inputs of `diva.tune`.
 
     Attributes:
-        patch_draws: uniform numbers that choose the patches, (num_draws,), or as many for each time. None without such
+        patch_draws: Uniform numbers that choose the patches, (num_draws,), or as many for each time. None without such
             a choice.
-        views: random crop of `images`, uint8 (3, S, S). Only present if the loss compares it.
+        views: Random crop of `images`, uint8 (3, S, S). Only present if the loss compares it.
     """
 
     patch_draws: Tensor | None = None
@@ -84,9 +84,9 @@ class PriorInputs(ImageInputs):
     """Inputs of `diva.prior`.
 
     Attributes:
-        tokens: tokens of a caption, (L,).
-        is_text: whether the caption is the condition instead of the image, bool.
-        is_empty: whether the condition is dropped, bool.
+        tokens: Tokens of a caption, (L,).
+        is_text: Whether the caption is the condition instead of the image, bool.
+        is_empty: Whether the condition is dropped, bool.
         condition_noise: unit-normal noise, (D,).
     """
 
@@ -110,11 +110,11 @@ class MakeImageInputs(BatchMake[Image.Image | ImageUse, ImageInputs]):
     """Makes `ImageInputs`. Both images are resized from the decoded image with antialiasing, as in evaluation.
 
     Attributes:
-        transform: makes the generator's image.
-        sampler: draws noise and times.
+        transform: Makes the generator's image.
+        sampler: Draws noise and times.
         preprocess: CLIP's preprocessing.
-        stored: cached latents, used instead of the generator's image. `transform` must then make their crops.
-        sample_latents: draw noise for the VAE's posterior.
+        stored: Cached latents, used instead of the generator's image. `transform` must then make their crops.
+        sample_latents: Draw noise for the VAE's posterior.
     """
 
     transform: ImageTransform
@@ -207,12 +207,12 @@ class MakePriorInputs(BatchMake[CaptionedImage, PriorInputs]):
     """Makes `PriorInputs`. If an image has several captions, one is drawn. With `text_share` 0 it needs none.
 
     Attributes:
-        images: makes the images.
+        images: Makes the images.
         tokenize: CLIP's tokenizer.
-        language: language of the captions.
-        embed_dim: width D of the joint space.
-        text_share: probability that the caption is the condition.
-        dropout: probability that the condition is dropped.
+        language: Language of the captions.
+        embed_dim: Width D of the joint space.
+        text_share: Probability that the caption is the condition.
+        dropout: Probability that the condition is dropped.
     """
 
     images: MakeImageInputs
@@ -273,10 +273,10 @@ def sample_batches(
     The order matters, since a dataset's shards may be sorted.
 
     Args:
-        data: data of the training run.
-        device: device of the batches.
-        num_batches: largest number of batches. A small dataset gives fewer.
-        batch_size: samples per batch. A smaller dataset gives one batch.
+        data: Data of the training run.
+        device: Device of the batches.
+        num_batches: Largest number of batches. A small dataset gives fewer.
+        batch_size: Samples per batch. A smaller dataset gives one batch.
     """
     # Distinct samples only: a batch larger than the dataset would repeat them.
     size = min(batch_size, len(data.source))

@@ -89,8 +89,8 @@ class StoredLatents:
     """Reads the latents of each sample's crop, and the seed of that crop.
 
     Attributes:
-        tensors: tensors of a cache made by `diva.latents`.
-        global_batch_size: batch size of the training run. It determines the epoch of a step.
+        tensors: Tensors of a cache made by `diva.latents`.
+        global_batch_size: Batch size of the training run. It determines the epoch of a step.
     """
 
     tensors: CachedTensors
@@ -114,11 +114,11 @@ def open_latents(
     """Open a cache of latents for a training run.
 
     Args:
-        cache: result of `diva.latents`.
-        data: images of the training.
-        generator: generator whose VAE made the latents.
-        transform: the training's image transform.
-        global_batch_size: samples per step, over all processes.
+        cache: Result of `diva.latents`.
+        data: Images of the training.
+        generator: Generator whose VAE made the latents.
+        transform: The training's image transform.
+        global_batch_size: Samples per step, over all processes.
 
     Returns:
         The latents, and the transform with the cache's crops.
@@ -140,10 +140,10 @@ def check_latents(
     """Check that a cache fits a dataset, a shape and a VAE.
 
     Args:
-        cache: result of `diva.latents`.
-        data: images of the training. None is not checked.
-        shape: shape of a sample's latents, (C, h, h). None is not checked.
-        space: latent space of the generator. None is not checked.
+        cache: Result of `diva.latents`.
+        data: Images of the training. None is not checked.
+        shape: Shape of a sample's latents, (C, h, h). None is not checked.
+        space: Latent space of the generator. None is not checked.
 
     Raises:
         UserError: If something differs. The message names the first difference.

@@ -20,11 +20,11 @@ class MlpDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Residual network on all pixels at once. Each block is scaled and shifted by the condition and the time.
 
     Args:
-        sample_size: side h of the samples. Other sides do not fit.
-        in_channels: number C of channels.
-        cross_attention_dim: width W of a context token. The condition is the mean of the context tokens.
-        width: width D of the hidden layers.
-        num_blocks: number of residual blocks.
+        sample_size: Side h of the samples. Other sides do not fit.
+        in_channels: Number C of channels.
+        cross_attention_dim: Width W of a context token. The condition is the mean of the context tokens.
+        width: Width D of the hidden layers.
+        num_blocks: Number of residual blocks.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]
@@ -50,9 +50,9 @@ class MlpDenoiser(ModelMixin, ConfigMixin):  # type: ignore[misc]
         """Predict from noisy samples and return the prediction as `.sample`, as diffusers' networks do.
 
         Args:
-            sample: noisy samples, (B, C, h, h).
-            timestep: timesteps from 0 to the length of the schedule, (B,).
-            encoder_hidden_states: context tokens, (B, K, W).
+            sample: Noisy samples, (B, C, h, h).
+            timestep: Timesteps from 0 to the length of the schedule, (B,).
+            encoder_hidden_states: Context tokens, (B, K, W).
         """
         condition = self.context(encoder_hidden_states.mean(dim=1)) + self.time(self.times(timestep))  # (B, D)
         x = F.silu(self.first(sample.flatten(1)) + condition)

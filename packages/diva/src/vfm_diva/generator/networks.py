@@ -52,12 +52,12 @@ class NetworkInputs:
     """Shapes of a network's inputs.
 
     Attributes:
-        channels: number C of channels.
-        multiple: both sides of a sample must be multiples of it.
-        context_width: width W of a context token, or 0 if the network attends to no context.
-        pooled_width: width P of the vector, or 0 if the network takes no vector.
-        embed_width: width of the CLIP embedding in the vector that an un-CLIP was trained on, else 0.
-        side: only side of a sample that fits. Default: every multiple.
+        channels: Number C of channels.
+        multiple: Both sides of a sample must be multiples of it.
+        context_width: Width W of a context token, or 0 if the network attends to no context.
+        pooled_width: Width P of the vector, or 0 if the network takes no vector.
+        embed_width: Width of the CLIP embedding in the vector that an un-CLIP was trained on, else 0.
+        side: Only side of a sample that fits. Default: every multiple.
     """
 
     channels: int
@@ -151,10 +151,10 @@ def build_unet(config: UNet, *, sample_size: int, channels: int, context_width: 
     a context that describes the whole image matters least there.
 
     Args:
-        config: levels and widths.
-        sample_size: side of a sample.
-        channels: channels of a sample.
-        context_width: width of a context token.
+        config: Levels and widths.
+        sample_size: Side of a sample.
+        channels: Channels of a sample.
+        context_width: Width of a context token.
     """
     plain = len(config.block_out_channels) - config.attention_levels
     attending = config.attention_levels
@@ -176,10 +176,10 @@ def build_mlp(config: Mlp, *, sample_size: int, channels: int, context_width: in
     """Build an MLP with random weights from torch's generator.
 
     Args:
-        config: layers and widths.
-        sample_size: side of a sample.
-        channels: channels of a sample.
-        context_width: width of a context token.
+        config: Layers and widths.
+        sample_size: Side of a sample.
+        channels: Channels of a sample.
+        context_width: Width of a context token.
     """
     network: MlpDenoiser = MlpDenoiser(sample_size, channels, context_width, config.width, config.num_blocks)
     return network
@@ -191,10 +191,10 @@ def build_flow_transformer(
     """Build a flow transformer with random weights from torch's generator.
 
     Args:
-        config: blocks and widths.
-        sample_size: not used, because samples may have any even side.
-        channels: channels of a sample.
-        context_width: width of a context token.
+        config: Blocks and widths.
+        sample_size: Not used, because samples may have any even side.
+        channels: Channels of a sample.
+        context_width: Width of a context token.
     """
     return FluxTransformer2DModel(
         patch_size=1,  # squares of latents become tokens before the network
@@ -214,10 +214,10 @@ def predict(network: Any, noisy: Tensor, timesteps: Tensor, conditioning: Condit
     """Predict from noisy samples with a network, (B, C, h, w).
 
     Args:
-        network: network of a class in `NETWORKS`.
-        noisy: noisy samples, (B, C, h, w).
-        timesteps: timesteps from 0 to the length of the schedule, (B,).
-        conditioning: conditioning with the widths of `network_inputs`.
+        network: Network of a class in `NETWORKS`.
+        noisy: Noisy samples, (B, C, h, w).
+        timesteps: Timesteps from 0 to the length of the schedule, (B,).
+        conditioning: Conditioning with the widths of `network_inputs`.
     """
     if isinstance(network, SD3Transformer2DModel):
         return torch.as_tensor(network(noisy, conditioning.tokens, conditioning.pooled, timesteps).sample)

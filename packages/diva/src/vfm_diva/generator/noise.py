@@ -21,9 +21,9 @@ class NoiseSampler:
     """Draws the noise and the times of each sample of a batch separately.
 
     Attributes:
-        shape: shape of the noise, (C, h, h).
-        num_times: number N of times.
-        timesteps: distribution of the times.
+        shape: Shape of the noise, (C, h, h).
+        num_times: Number N of times.
+        timesteps: Distribution of the times.
     """
 
     shape: tuple[int, int, int]

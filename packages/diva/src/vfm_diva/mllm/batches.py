@@ -21,9 +21,9 @@ class MllmInputs:
     """Inputs of a step.
 
     Attributes:
-        images: images, uint8 (B, 3, S, S).
-        ids: tokens of prompt, answer and end, int64 (B, T).
-        answers: mask of the tokens that count, bool (B, T).
+        images: Images, uint8 (B, 3, S, S).
+        ids: Tokens of prompt, answer and end, int64 (B, T).
+        answers: Mask of the tokens that count, bool (B, T).
     """
 
     images: Tensor
@@ -47,11 +47,11 @@ class QuestionBatches:
         """Yield the steps of a training run, each as this process' micro-batches.
 
         Args:
-            start_step: first step.
-            num_steps: step after the last one.
-            rank: number of this process.
-            world_size: number of processes.
-            micro_batch_size: samples of a micro-batch.
+            start_step: First step.
+            num_steps: Step after the last one.
+            rank: Number of this process.
+            world_size: Number of processes.
+            micro_batch_size: Samples of a micro-batch.
 
         Raises:
             UserError: If the batch size is not divisible by the processes, or the images cannot be read.
@@ -96,9 +96,9 @@ def image_of(questions: Questions, question: Question, preprocess: Preprocess) -
     """Load the image of a question at a model's size.
 
     Args:
-        questions: dataset that has the image.
-        question: one of its questions.
-        preprocess: the model's preprocessing.
+        questions: Dataset that has the image.
+        question: One of its questions.
+        preprocess: The model's preprocessing.
 
     Returns:
         uint8 (3, S, S).

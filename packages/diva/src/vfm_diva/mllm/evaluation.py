@@ -44,9 +44,9 @@ def evaluate_mllm(config: EvalMllm, ctx: Context, models: Mapping[str, Mllm]) ->
     """Evaluate language models with images by the likelihood of the options.
 
     Args:
-        config: settings of the evaluation.
-        ctx: context of the stage.
-        models: models by their names.
+        config: Settings of the evaluation.
+        ctx: Context of the stage.
+        models: Models by their names.
 
     Raises:
         UserError: If a question has only one option, or too many images or one of each pair are unreadable.
@@ -95,10 +95,10 @@ def option_likelihoods(
     """Compute the log-likelihood of each option with the end after it, for each question.
 
     Args:
-        model: model in evaluation mode.
-        images: images of the questions, uint8 (Q, 3, S, S).
-        items: questions.
-        name: name of the model, for errors.
+        model: Model in evaluation mode.
+        images: Images of the questions, uint8 (Q, 3, S, S).
+        items: Questions.
+        name: Name of the model, for errors.
     """
     texts: list[Sequence[str]] = []
     for item in items:

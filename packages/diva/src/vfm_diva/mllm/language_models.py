@@ -35,9 +35,9 @@ def small_llama(config: SmallLlama, texts: Iterable[str], seed: int) -> tuple[Pr
     The weights depend only on the seed, the sizes and the number of words, so that towers can be compared.
 
     Args:
-        config: sizes of the model.
-        texts: texts whose words the tokenizer knows.
-        seed: seed of the weights.
+        config: Sizes of the model.
+        texts: Texts whose words the tokenizer knows.
+        seed: Seed of the weights.
     """
     tokenizer = word_tokenizer(texts)
     sizes = LlamaConfig(
@@ -76,9 +76,9 @@ def pretrained(config: PretrainedLanguageModel, texts: Iterable[str], seed: int)
     """Load a pretrained language model and its tokenizer, with a token for images.
 
     Args:
-        config: folder of the model, or its name on the hub.
-        texts: not used, because the model has its tokenizer.
-        seed: seed of the image token's embedding.
+        config: Folder of the model, or its name on the hub.
+        texts: Not used, because the model has its tokenizer.
+        seed: Seed of the image token's embedding.
 
     Raises:
         UserError: If there is no such model, or its tokenizer has no end token.
@@ -99,8 +99,8 @@ def planned_language_model(part: LanguageModel, texts: Iterable[str]) -> tuple[P
     """Build a language model for an estimate, on torch's default device.
 
     Args:
-        part: the configured model.
-        texts: texts whose words a new tokenizer knows.
+        part: The configured model.
+        texts: Texts whose words a new tokenizer knows.
 
     Returns:
         The model and its tokenizer. None for a model on the hub.

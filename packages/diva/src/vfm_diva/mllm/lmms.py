@@ -81,10 +81,10 @@ def lmms_command(config: EvalLmms, folder: Path, task: str, out: Path) -> list[s
     """Build the command line that evaluates a folder on a task of lmms-eval.
 
     Args:
-        config: settings of the evaluation.
-        folder: folder of the model.
-        task: name of the task.
-        out: folder for the results.
+        config: Settings of the evaluation.
+        folder: Folder of the model.
+        task: Name of the task.
+        out: Folder for the results.
 
     Raises:
         UserError: If the device of runtime does not exist, or a comma is in an argument.

@@ -30,9 +30,9 @@ def find_log(folder: Path, task: str, name: str) -> Path:
     """Find the newest log of a task.
 
     Args:
-        folder: folder to search, with its subfolders.
-        task: name of the task.
-        name: name of the model, for messages.
+        folder: Folder to search, with its subfolders.
+        task: Name of the task.
+        name: Name of the model, for messages.
 
     Raises:
         UserError: If there is none.
@@ -75,10 +75,10 @@ def check_same_items(first: Sequence[Item], second: Sequence[Item], names: tuple
     """Check that two models have answered the same items.
 
     Args:
-        first: answers of the first model.
-        second: answers of the second model.
-        names: names of the models, for messages.
-        task: name of the task, for messages.
+        first: Answers of the first model.
+        second: Answers of the second model.
+        names: Names of the models, for messages.
+        task: Name of the task, for messages.
 
     Raises:
         UserError: If they have not. The message names the first difference.

@@ -46,9 +46,9 @@ def score_replies(task: str, items: Sequence[Item], where: str) -> ScoredReplies
     """Score a model's replies.
 
     Args:
-        task: name of the task in lmms-eval.
-        items: items of its log.
-        where: path of the log, for errors.
+        task: Name of the task in lmms-eval.
+        items: Items of its log.
+        where: Path of the log, for errors.
 
     Raises:
         UserError: If the items lack fields of the task's log.

@@ -53,11 +53,11 @@ class Reading:
     """Rules by which a model reads an image and a question.
 
     Attributes:
-        layer: hidden state of the tower, as in transformers: 1 is the first block's output, -1 the last one's.
-        tokens: tokens of that layer.
-        prompt: text with `<image>` and `{question}`.
-        pad: pad images to squares with the mean colour, instead of a crop.
-        later_prompt: text with `{question}` around later questions of a conversation.
+        layer: Hidden state of the tower, as in transformers: 1 is the first block's output, -1 the last one's.
+        tokens: Tokens of that layer.
+        prompt: Text with `<image>` and `{question}`.
+        pad: Pad images to squares with the mean colour, instead of a crop.
+        later_prompt: Text with `{question}` around later questions of a conversation.
     """
 
     layer: int = -2
@@ -76,9 +76,9 @@ class Mllm(nn.Module):
     """Model with its tokenizer and preprocessing.
 
     Args:
-        llava: model of transformers with all weights.
-        tokenizer: tokenizer of the language model.
-        facts: facts of its artifact.
+        llava: Model of transformers with all weights.
+        tokenizer: Tokenizer of the language model.
+        facts: Facts of its artifact.
     """
 
     def __init__(self, llava: LlavaForConditionalGeneration, tokenizer: Any, facts: MllmCheckpoint) -> None:
@@ -118,9 +118,9 @@ class Mllm(nn.Module):
         """Compute the negative log-likelihood of each token of the answers, row by row, (number of tokens,).
 
         Args:
-            states: tokens of each sequence's image, (B, N, D).
-            ids: token sequences, (B, T), padded on the right.
-            answers: mask of the tokens that count, bool (B, T).
+            states: Tokens of each sequence's image, (B, N, D).
+            ids: Token sequences, (B, T), padded on the right.
+            answers: Mask of the tokens that count, bool (B, T).
         """
         model = self.llava.model
         embeds = model.get_input_embeddings()(ids)
@@ -164,10 +164,10 @@ def build_mllm(clip: ClipModel, part: LanguageModel, texts: Iterable[str], readi
 
     Args:
         clip: CLIP model, in a layout that transformers has.
-        part: configuration of the language model.
-        texts: texts for a vocabulary of words. The prompt's words are added.
-        reading: rules by which the model reads an image and a question.
-        seed: seed of the random weights.
+        part: Configuration of the language model.
+        texts: Texts for a vocabulary of words. The prompt's words are added.
+        reading: Rules by which the model reads an image and a question.
+        seed: Seed of the random weights.
 
     Raises:
         UserError: If transformers has no such tower, or it has no such layer or token.
@@ -189,11 +189,11 @@ def join_parts(
 
     Args:
         clip: CLIP model of the tower.
-        tower: vision tower in transformers' form.
-        language_model: as in `build_mllm`.
-        tokenizer: as in `build_mllm`.
-        reading: as in `build_mllm`.
-        seed: seed of the projector's weights.
+        tower: Vision tower in transformers' form.
+        language_model: As in `build_mllm`.
+        tokenizer: As in `build_mllm`.
+        reading: As in `build_mllm`.
+        seed: Seed of the projector's weights.
     """
     vision = tower.config
     _check_reading(reading, vision, clip.name)

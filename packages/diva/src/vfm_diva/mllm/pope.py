@@ -100,11 +100,11 @@ def draw_pope(
     are decided by the order of the names. If all counts are 0, any object is taken.
 
     Args:
-        objects: names in each image, without repetition, in order.
-        split: rule for choosing absent objects.
-        num_images: images to draw among images with enough objects and enough absent ones. There may be fewer.
-        per_image: questions of either answer.
-        generator: random generator of the draws.
+        objects: Names in each image, without repetition, in order.
+        split: Rule for choosing absent objects.
+        num_images: Images to draw among images with enough objects and enough absent ones. There may be fewer.
+        per_image: Questions of either answer.
+        generator: Random generator of the draws.
 
     Returns:
         The questions, by image.

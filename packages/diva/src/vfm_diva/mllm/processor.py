@@ -19,11 +19,11 @@ def llava_processor(
     """Build the processor of a model.
 
     Args:
-        config: configuration of the model.
-        tokenizer: tokenizer of its language model.
-        preprocess: preprocessing of its images.
-        template: chat template (Jinja).
-        class_token: whether the first token of the tower is a class token.
+        config: Configuration of the model.
+        tokenizer: Tokenizer of its language model.
+        preprocess: Preprocessing of its images.
+        template: Chat template (Jinja).
+        class_token: Whether the first token of the tower is a class token.
     """
     return LlavaProcessor(
         image_processor(preprocess),
@@ -65,9 +65,9 @@ def chat_template(prompt: str, later_prompt: str, end: str) -> str:
     The image is in the first message.
 
     Args:
-        prompt: text around the first question, with `<image>` and `{question}`.
-        later_prompt: text around later questions, with `{question}`.
-        end: the tokenizer's end token. It follows each answer.
+        prompt: Text around the first question, with `<image>` and `{question}`.
+        later_prompt: Text around later questions, with `{question}`.
+        end: The tokenizer's end token. It follows each answer.
     """
     words = "{{ message.content | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('\\n') }}"
     first = _template_around(words, prompt)

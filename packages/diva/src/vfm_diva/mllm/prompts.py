@@ -35,9 +35,9 @@ class Tokens:
     """The tokens of a conversation.
 
     Attributes:
-        ids: tokens.
-        is_answer: mask of the answers and the ends after them.
-        last_turn: index at which the last turn begins.
+        ids: Tokens.
+        is_answer: Mask of the answers and the ends after them.
+        last_turn: Index at which the last turn begins.
     """
 
     ids: tuple[int, ...]
@@ -49,11 +49,11 @@ class QuestionTokenizer:
     """Tokenizer of questions and answers.
 
     Args:
-        tokenizer: tokenizer of transformers, with the token `<image>` and an end token.
-        prompt: text around the first question, with `<image>` and `{question}`.
-        later_prompt: text around later questions, with `{question}`.
-        num_image_tokens: number of tokens that an image takes.
-        max_length: largest number of tokens of a sequence.
+        tokenizer: Tokenizer of transformers, with the token `<image>` and an end token.
+        prompt: Text around the first question, with `<image>` and `{question}`.
+        later_prompt: Text around later questions, with `{question}`.
+        num_image_tokens: Number of tokens that an image takes.
+        max_length: Largest number of tokens of a sequence.
     """
 
     def __init__(self, tokenizer: Any, prompt: str, later_prompt: str, num_image_tokens: int, max_length: int) -> None:
@@ -71,8 +71,8 @@ class QuestionTokenizer:
         """Build the sequences of conversations.
 
         Args:
-            conversations: questions and answers in alternation.
-            last_only: mark only the last answers.
+            conversations: Questions and answers in alternation.
+            last_only: Mark only the last answers.
         """
         tokenized = [self.sequence(tuple(turns)) for turns in conversations]
         longest = max(len(tokens.ids) for tokens in tokenized)

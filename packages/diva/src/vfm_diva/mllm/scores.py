@@ -34,10 +34,10 @@ def pair_scores(
     There is a score of all pairs, and one of each family if there are several.
 
     Args:
-        correct: whether each question is answered right, (Q,).
-        pairs: the two questions of each pair, (P, 2).
-        num_options: number of options of each question, (Q,). Guesses of both questions are independent.
-        families: family of each question, (Q,).
+        correct: Whether each question is answered right, (Q,).
+        pairs: The two questions of each pair, (P, 2).
+        num_options: Number of options of each question, (Q,). Guesses of both questions are independent.
+        families: Family of each question, (Q,).
     """
     first, second = np.array(pairs).reshape(-1, 2).T
     right = correct[first] & correct[second]
@@ -53,10 +53,10 @@ def question_scores(
     There is a score of all questions, and one of each family if there are several.
 
     Args:
-        correct: whether each question is answered right, (Q,).
-        images: image of each question, (Q,). The questions of an image are not independent.
-        num_options: number of options of each question, (Q,).
-        families: family of each question, (Q,).
+        correct: Whether each question is answered right, (Q,).
+        images: Image of each question, (Q,). The questions of an image are not independent.
+        num_options: Number of options of each question, (Q,).
+        families: Family of each question, (Q,).
     """
     return _by_family("accuracy", correct, 1 / num_options, families, images)
 
@@ -68,9 +68,9 @@ def yes_no_scores(said_yes: Booleans, is_yes: Booleans, images: NDArray[np.int64
     answered by "yes", precision and F1 are 0.
 
     Args:
-        said_yes: the answers, (Q,).
-        is_yes: the right answers, (Q,).
-        images: image of each question, (Q,).
+        said_yes: The answers, (Q,).
+        is_yes: The right answers, (Q,).
+        images: Image of each question, (Q,).
     """
     counts = yes_no_counts(said_yes, is_yes, images)
     share = float(is_yes.mean())
@@ -87,9 +87,9 @@ def yes_no_counts(said_yes: Booleans, is_yes: Booleans, images: NDArray[np.int64
     """Count the answers to yes-no questions, by image.
 
     Args:
-        said_yes: whether the model said yes, (Q,).
-        is_yes: whether yes is right, (Q,).
-        images: image of each question, (Q,).
+        said_yes: Whether the model said yes, (Q,).
+        is_yes: Whether yes is right, (Q,).
+        images: Image of each question, (Q,).
 
     Returns:
         True yes, false yes, false no and true no of each image, (I, 4).
@@ -137,9 +137,9 @@ def resampled_rule(rule: Callable[[ArrayLike], Floats], counts: NDArray[np.int64
     """Compute a score of counts for resampled images, (R,).
 
     Args:
-        rule: computes the score from counts (..., K).
-        counts: counts of each image, (I, K).
-        seed: seed of the resamples.
+        rule: Computes the score from counts (..., K).
+        counts: Counts of each image, (I, K).
+        seed: Seed of the resamples.
     """
     return rule(image_weights(len(counts), seed=seed) @ counts)
 

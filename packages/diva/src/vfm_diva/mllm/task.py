@@ -23,9 +23,9 @@ class MllmTask(Task[MllmInputs]):
     Only modules that are trained, wholly or in parts, are registered, so that checkpoints hold no vision tower.
 
     Args:
-        model: model whose tower stays frozen.
-        trained: weights of the language model to train besides the projector.
-        seed: seed of LoRA's weights.
+        model: Model whose tower stays frozen.
+        trained: Weights of the language model to train besides the projector.
+        seed: Seed of LoRA's weights.
     """
 
     def __init__(self, model: Mllm, trained: Trained, *, seed: int = 0) -> None:
@@ -77,8 +77,8 @@ def row_sums(values: Tensor, answers: Tensor) -> Tensor:
     """Sum values over the tokens of each answer, (B,).
 
     Args:
-        values: a value for each True of `answers`, row by row.
-        answers: mask of the tokens that count, bool (B, T). It is False in the first column.
+        values: A value for each True of `answers`, row by row.
+        answers: Mask of the tokens that count, bool (B, T). It is False in the first column.
     """
     counted = answers[:, 1:]
     rows = torch.arange(len(answers), device=answers.device)[:, None].expand_as(counted)[counted]

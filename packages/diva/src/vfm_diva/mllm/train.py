@@ -33,9 +33,9 @@ def build(config: MllmTrain, ctx: Context, questions: Questions) -> Mllm:
     """Build or load the initial model of a training run.
 
     Args:
-        config: settings of the training.
-        ctx: context of the stage.
-        questions: training data.
+        config: Settings of the training.
+        ctx: Context of the stage.
+        questions: Training data.
     """
     if config.init:
         return load_mllm(ctx.load(config.init))

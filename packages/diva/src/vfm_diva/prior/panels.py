@@ -40,8 +40,8 @@ def condition_panel(task: PriorTask, data: TrainingData[PriorInputs], *, with_te
     A prior whose loss does not depend on the condition has nothing to teach.
 
     Args:
-        task: the trained prior.
-        data: batches to compute the losses on.
+        task: The trained prior.
+        data: Batches to compute the losses on.
         with_texts: False for a prior that was trained on images alone.
 
     Returns:
@@ -73,9 +73,9 @@ def condition_losses(
     """Compute the mean losses under the right, a wrong and no condition.
 
     Args:
-        task: the trained prior.
-        batches: batches to compute the losses on.
-        is_text: whether the conditions are captions or images.
+        task: The trained prior.
+        batches: Batches to compute the losses on.
+        is_text: Whether the conditions are captions or images.
 
     Returns:
         The losses with each image's condition, with another image's of the batch, and with none.
@@ -104,10 +104,10 @@ def samples_panel(
     image without a caption in the language is not shown.
 
     Args:
-        task: the trained prior.
-        data: batches to take images from.
-        language: language of the captions.
-        directory: folder to write the images into.
+        task: The trained prior.
+        data: Batches to take images from.
+        language: Language of the captions.
+        directory: Folder to write the images into.
     """
     usable = usable_samples(data)
     if language:

@@ -76,9 +76,9 @@ def build_prior(
     """Build the generator of a configuration with random weights.
 
     Args:
-        config: settings of the prior.
+        config: Settings of the prior.
         clip: CLIP model whose embeddings condition it.
-        vae: generator to take the VAE from. None works in pixels.
+        vae: Generator to take the VAE from. None works in pixels.
         weights: False on the meta device.
     """
     of_states = config.condition.source == "text_states"

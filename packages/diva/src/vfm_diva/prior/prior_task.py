@@ -28,9 +28,9 @@ class PriorTask(Task[PriorInputs]):
     """Denoises images, conditioned on the embedding of a caption or of the image, or on a caption's token states.
 
     Args:
-        clip: frozen model that computes embeddings or states.
-        generator: generator whose network and condition map are trained. Without a map the condition is states.
-        condition_noise: noise on the embedding, relative to its root mean square: training must cover the embeddings
+        clip: Frozen model that computes embeddings or states.
+        generator: Generator whose network and condition map are trained. Without a map the condition is states.
+        condition_noise: Noise on the embedding, relative to its root mean square: training must cover the embeddings
             that the prior meets when the tower changes. States have no noise.
 
     Sources: Ramesh et al. 2022, un-CLIP (arXiv:2204.06125), section 2.1, for images as conditions, and Rombach et al.
@@ -135,8 +135,8 @@ def measure_data(task: PriorTask, data: TrainingData[PriorInputs], *, with_gap: 
     The gap is the mean text embedding minus the mean image embedding.
 
     Args:
-        task: task on the device of the training run. It is changed in place.
-        data: data of the training run.
+        task: Task on the device of the training run. It is changed in place.
+        data: Data of the training run.
         with_gap: False leaves the gap at 0, for a prior conditioned on images only or on states.
     """
     squares = []

@@ -77,11 +77,11 @@ def statement_losses(
     """Compute each image's loss with the right and with the wrong statement, averaged over the same times, (P, 2).
 
     Args:
-        task: a `StatementSource` and a module, such as a `PriorTask` after training.
+        task: A `StatementSource` and a module, such as a `PriorTask` after training.
         pairs: P images with their statements.
-        transform: makes the generator's image.
-        sampler: draws noise and N times for each image.
-        seed: seed of the draws, together with an image's index.
+        transform: Makes the generator's image.
+        sampler: Draws noise and N times for each image.
+        seed: Seed of the draws, together with an image's index.
     """
     device, rows = next(task.denoiser.parameters()).device, []
     with eval_mode(task):
@@ -108,7 +108,7 @@ def rises(losses: NDArray[np.float64]) -> NDArray[np.float64]:
     """Check whether each image's loss rises with the wrong statement, (P,). Ties count as 1/2.
 
     Args:
-        losses: losses with the right and with the wrong statement, (P, 2).
+        losses: Losses with the right and with the wrong statement, (P, 2).
     """
     right, wrong = losses.T
     return np.asarray((wrong > right) + 0.5 * (wrong == right))
@@ -122,11 +122,11 @@ def statement_panel(
     The two images of a pair count as one item in the bootstrap interval.
 
     Args:
-        task: the trained prior.
-        choices: images with true and wrong statements.
-        transform: preprocessing of the images.
-        sampler: sampler of times and noise.
-        seed: seed of the noise.
+        task: The trained prior.
+        choices: Images with true and wrong statements.
+        transform: Preprocessing of the images.
+        sampler: Sampler of times and noise.
+        seed: Seed of the noise.
 
     Returns:
         Table of the share of images whose loss rises with the wrong statement, by pattern.

@@ -50,11 +50,11 @@ def build_linear(config: LinearAdapter, inputs: NetworkInputs, *, width: int, em
     """Build an adapter that is a linear layer.
 
     Args:
-        config: settings of the adapter.
-        inputs: inputs of the generator's network.
-        width: width E of the tokens.
-        embed_dim: width D of the image embedding.
-        seed: seed of the weights.
+        config: Settings of the adapter.
+        inputs: Inputs of the generator's network.
+        width: Width E of the tokens.
+        embed_dim: Width D of the image embedding.
+        seed: Seed of the weights.
     """
     return build_adapter(nn.Linear, inputs, width=width, embed_dim=embed_dim, seed=seed, unit_scale=config.unit_scale)
 
@@ -63,11 +63,11 @@ def build_mlp(config: MlpAdapter, inputs: NetworkInputs, *, width: int, embed_di
     """Build an adapter of layer norm, linear layer, GELU and linear layer.
 
     Args:
-        config: settings of the adapter.
-        inputs: inputs of the generator's network.
-        width: width E of the tokens.
-        embed_dim: width D of the image embedding.
-        seed: seed of the weights.
+        config: Settings of the adapter.
+        inputs: Inputs of the generator's network.
+        width: Width E of the tokens.
+        embed_dim: Width D of the image embedding.
+        seed: Seed of the weights.
     """
 
     def layers(wide: int, out: int) -> nn.Module:
@@ -82,12 +82,12 @@ def build_adapter(
     """Build an adapter with random weights. Torch's global generator does not change.
 
     Args:
-        layers: makes the layers of each of the two maps.
-        inputs: inputs of the generator's network.
-        width: width E of CLIP's tokens.
-        embed_dim: width D of the joint space.
-        seed: seed of the weights.
-        unit_scale: bring the inputs to a root mean square of 1.
+        layers: Makes the layers of each of the two maps.
+        inputs: Inputs of the generator's network.
+        width: Width E of CLIP's tokens.
+        embed_dim: Width D of the joint space.
+        seed: Seed of the weights.
+        unit_scale: Bring the inputs to a root mean square of 1.
     """
     # The run's random state does not change.
     with torch.random.fork_rng(devices=[]):

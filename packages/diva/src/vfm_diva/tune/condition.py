@@ -33,9 +33,9 @@ class ImageCondition(ABC):
     """Computes the tokens that condition the generator, with a tower of the CLIP model's architecture.
 
     Attributes:
-        width: width E of the tokens.
-        num_draws: random numbers that each choice of tokens needs. 0 if nothing is random.
-        draws_per_time: whether the choice is made for each time of an image.
+        width: Width E of the tokens.
+        num_draws: Random numbers that each choice of tokens needs. 0 if nothing is random.
+        draws_per_time: Whether the choice is made for each time of an image.
     """
 
     width: int
@@ -47,9 +47,9 @@ class ImageCondition(ABC):
         """Compute the features of normalised images, (B, 3, S, S).
 
         Args:
-            visual: vision tower.
-            pixels: normalised images, (B, 3, S, S).
-            draws: uniform random numbers, (B, num_draws), or (B, N num_draws) for tokens drawn for each of N times.
+            visual: Vision tower.
+            pixels: Normalised images, (B, 3, S, S).
+            draws: Uniform random numbers, (B, num_draws), or (B, N num_draws) for tokens drawn for each of N times.
         """
 
 
@@ -167,8 +167,8 @@ def pool_squares(patches: Tensor, grid: tuple[int, int], window: int) -> Tensor:
 
     Args:
         patches: (B, N, E), row by row.
-        grid: rows and columns of the patches.
-        window: side of a square in patches.
+        grid: Rows and columns of the patches.
+        window: Side of a square in patches.
 
     Returns:
         (B, N', E).

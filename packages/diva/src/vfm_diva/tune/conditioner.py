@@ -26,10 +26,10 @@ class Conditioner(nn.Module):
 
     Args:
         clip: CLIP model of the tower.
-        generator: diffusion model to condition.
-        feedback: settings of condition, adapter and prompt.
-        prompt: text states of the prompt (`encode_prompt`), if `needs_prompt`.
-        seed: seed of the adapter's initial weights.
+        generator: Diffusion model to condition.
+        feedback: Settings of condition, adapter and prompt.
+        prompt: Text states of the prompt (`encode_prompt`), if `needs_prompt`.
+        seed: Seed of the adapter's initial weights.
 
     Raises:
         UserError: If the parts do not fit, as for `check_feedback`, the generator's map belongs to another CLIP model,
@@ -109,8 +109,8 @@ def check_feedback(clip: ClipModel, generator: Generator, feedback: Feedback) ->
 
     Args:
         clip: CLIP model of the tower. Its weights may be on the meta device.
-        generator: diffusion model that gives the feedback.
-        feedback: settings of condition, adapter and prompt.
+        generator: Diffusion model that gives the feedback.
+        feedback: Settings of condition, adapter and prompt.
 
     Returns:
         The condition.

@@ -17,7 +17,7 @@ class DivergenceWatch(nn.Module):
     Its numbers are buffers, so they are saved in checkpoints, and a resumed run still compares with its first steps.
 
     Args:
-        max_rise: largest tolerated multiple of the first steps' mean.
+        max_rise: Largest tolerated multiple of the first steps' mean.
     """
 
     recent: Tensor

@@ -21,11 +21,11 @@ class Denoised:
     """Images of a forward pass, to be denoised.
 
     Attributes:
-        x0: clean samples, (B, C, h, h).
-        noise: noise at each time, (B, N, C, h, h).
-        times: diffusion times, (B, N).
-        conditioning: conditioning of each image, or of each time of each image.
-        view: conditioning on a second crop of each image, if the loss needs one.
+        x0: Clean samples, (B, C, h, h).
+        noise: Noise at each time, (B, N, C, h, h).
+        times: Diffusion times, (B, N).
+        conditioning: Conditioning of each image, or of each time of each image.
+        view: Conditioning on a second crop of each image, if the loss needs one.
     """
 
     x0: Tensor
@@ -79,10 +79,10 @@ def contrast(predicted: Tensor, of_view: Tensor, target: Tensor, temperature: fl
     The negatives are the predictions for the same noisy sample with the tokens of the other images.
 
     Args:
-        predicted: predictions for the noisy sample of image i with the tokens of image j, (B, B, C, h, h).
-        of_view: predictions with the tokens of a second crop, (B, C, h, h).
-        target: target of the denoiser, (B, C, h, h).
-        temperature: divisor of the cosines.
+        predicted: Predictions for the noisy sample of image i with the tokens of image j, (B, B, C, h, h).
+        of_view: Predictions with the tokens of a second crop, (B, C, h, h).
+        target: Target of the denoiser, (B, C, h, h).
+        temperature: Divisor of the cosines.
 
     Returns:
         fp32 (B,).

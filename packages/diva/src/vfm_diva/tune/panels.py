@@ -23,9 +23,9 @@ def before_after_panel(task: TuneTask, data: TrainingData[TuneInputs], *, batch_
     """Tabulate the denoising loss before and after tuning, with each image's embedding and with another image's.
 
     Args:
-        task: task after training.
-        data: data of the training run.
-        batch_size: images denoised at once. The micro-batch of training fits the device.
+        task: Task after training.
+        data: Data of the training run.
+        batch_size: Images denoised at once. The micro-batch of training fits the device.
     """
     sums = torch.zeros(4)
     count = 0
@@ -54,9 +54,9 @@ def image_samples_panel(task: TuneTask, data: TrainingData[TuneInputs], director
     """Show images of the dataset next to images generated from their embeddings before and after the tuning.
 
     Args:
-        task: task of the tuned tower.
-        data: batches to take images from.
-        directory: folder to write the images into.
+        task: Task of the tuned tower.
+        data: Batches to take images from.
+        directory: Folder to write the images into.
     """
     device = next(task.parameters()).device
     (batch,) = sample_batches(data, device, num_batches=1, batch_size=NUM_SAMPLES)

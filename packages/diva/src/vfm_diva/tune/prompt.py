@@ -121,7 +121,7 @@ def without_padding(states: Tensor, mask: Tensor, texts: Sequence[str]) -> Tenso
     Args:
         states: (B, L, W).
         mask: True for tokens, (B, L).
-        texts: the prompts, for messages.
+        texts: The prompts, for messages.
 
     Raises:
         UserError: If the prompts have different numbers of tokens.

@@ -115,9 +115,9 @@ def build_data(config: DivaTune, ctx: Context, task: TuneTask) -> TrainingData[T
     """Build the batches of a training run.
 
     Args:
-        config: settings of the tuning.
-        ctx: context of the stage.
-        task: task that the batches are for.
+        config: Settings of the tuning.
+        ctx: Context of the stage.
+        task: Task that the batches are for.
     """
     images = ctx.load(config.data)
     crops = config.augmentation

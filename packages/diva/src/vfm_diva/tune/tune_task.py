@@ -42,11 +42,11 @@ class TuneTask(Task[TuneInputs]):
     tower stays in evaluation mode: it is improved, not trained from scratch.
 
     Args:
-        clip: model whose vision tower is trained in place.
-        generator: frozen diffusion model.
-        feedback: settings of the condition, the trained weights and the anchor.
-        prompt: text states of the prompt (`encode_prompt`), if they are needed.
-        seed: seed of the initial weights of adapter and LoRA.
+        clip: Model whose vision tower is trained in place.
+        generator: Frozen diffusion model.
+        feedback: Settings of the condition, the trained weights and the anchor.
+        prompt: Text states of the prompt (`encode_prompt`), if they are needed.
+        seed: Seed of the initial weights of adapter and LoRA.
 
     Raises:
         UserError: If widths or sizes do not fit, the generator belongs to another CLIP model, or the CLIP model lacks
@@ -132,8 +132,8 @@ class TuneTask(Task[TuneInputs]):
 
         Args:
             images: uint8 (B, 3, S, S).
-            inputs: inputs with the random draws.
-            old: as in `features`.
+            inputs: Inputs with the random draws.
+            old: As in `features`.
         """
         assert images is not None
         visual = self.old_visual.module if old else self.visual

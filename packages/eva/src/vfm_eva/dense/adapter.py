@@ -40,9 +40,9 @@ class DeformableAttention(nn.Module):
     (arXiv:2010.04159), section 4.1. The sampling function comes from transformers.
 
     Args:
-        width: width of queries and values, D.
-        num_heads: number of heads. Each head attends to different points.
-        num_levels: number of feature maps, L.
+        width: Width of queries and values, D.
+        num_heads: Number of heads. Each head attends to different points.
+        num_levels: Number of feature maps, L.
     """
 
     def __init__(self, width: int, num_heads: int, num_levels: int) -> None:
@@ -63,8 +63,8 @@ class DeformableAttention(nn.Module):
         Args:
             queries: (B, N, D).
             locations: x and y of each query as fractions of the sides, (N, 2).
-            values: the L feature maps as tokens, one map after another, (B, M, D).
-            grids: rows and columns of each feature map.
+            values: The L feature maps as tokens, one map after another, (B, M, D).
+            grids: Rows and columns of each feature map.
         """
         per_level = (self.num_levels, POINTS)
         offsets = self.sampling_offsets(queries).unflatten(2, (self.num_heads, *per_level, 2))  # in cells of a map
@@ -92,10 +92,10 @@ class Injector(nn.Module):
         """Update the patch tokens.
 
         Args:
-            queries: patch tokens, (B, N, D).
-            locations: as in `DeformableAttention.forward`.
-            values: as in `DeformableAttention.forward`.
-            grids: as in `DeformableAttention.forward`.
+            queries: Patch tokens, (B, N, D).
+            locations: As in `DeformableAttention.forward`.
+            values: As in `DeformableAttention.forward`.
+            grids: As in `DeformableAttention.forward`.
 
         Returns:
             (B, N, D).
@@ -122,10 +122,10 @@ class Extractor(nn.Module):
         """Update the feature maps, as tokens, one map after another, (B, N, D).
 
         Args:
-            details: the feature maps as tokens, (B, N, D).
-            grids: rows and columns of each feature map.
-            patches: patch tokens, (B, M, D).
-            grid: rows and columns of the patches.
+            details: The feature maps as tokens, (B, N, D).
+            grids: Rows and columns of each feature map.
+            patches: Patch tokens, (B, M, D).
+            grid: Rows and columns of the patches.
         """
         locations = centres(grids, details)
         details = details + self.attn(self.query_norm(details), locations, self.feat_norm(patches), [grid])
@@ -167,8 +167,8 @@ class PositionBias(nn.Module):
     The index is timm's.
 
     Args:
-        grid: rows and columns of the patches. Images must have this size.
-        blocks: blocks of a timm encoder with a class token.
+        grid: Rows and columns of the patches. Images must have this size.
+        blocks: Blocks of a timm encoder with a class token.
     """
 
     index: Tensor
@@ -198,13 +198,13 @@ class ViTAdapter(nn.Module):
     The encoder is not a submodule.
 
     Args:
-        encoder: a timm encoder with a class token and patches of 16 pixels.
-        num_heads: heads of the deformable attention.
-        channels: channels of the first convolutions.
-        relative: add a relative position bias to the attention of the blocks. Images must then have a fixed size.
+        encoder: A timm encoder with a class token and patches of 16 pixels.
+        num_heads: Heads of the deformable attention.
+        channels: Channels of the first convolutions.
+        relative: Add a relative position bias to the attention of the blocks. Images must then have a fixed size.
 
     Raises:
-        UserError: if the encoder has no class token, other patches, an image side that is no multiple of 32, or a
+        UserError: If the encoder has no class token, other patches, an image side that is no multiple of 32, or a
             number of blocks that is no multiple of four, or its width is not divisible among the heads.
     """
 
@@ -229,8 +229,8 @@ class ViTAdapter(nn.Module):
         """Compute the four feature maps, (B, D, H / stride, W / stride).
 
         Args:
-            encoder: the encoder that was given to the constructor.
-            images: normalised images, (B, 3, H, W), with sides that are multiples of 32.
+            encoder: The encoder that was given to the constructor.
+            images: Normalised images, (B, 3, H, W), with sides that are multiples of 32.
         """
         # The finest map has too many cells to attend from, so it only gets the upsampled result.
         finest, *coarse = self.prior(images)

@@ -36,11 +36,11 @@ class Placement:
     The image is resized, flipped, cropped, and padded on the right and below.
 
     Attributes:
-        source: width and height of the image.
-        resized: width and height of the whole image after the resize.
-        corner: left and top of the crop in the resized image.
-        side: side of the crop in pixels, S.
-        flip: whether left and right are exchanged.
+        source: Width and height of the image.
+        resized: Width and height of the whole image after the resize.
+        corner: Left and top of the crop in the resized image.
+        side: Side of the crop in pixels, S.
+        flip: Whether left and right are exchanged.
     """
 
     source: tuple[int, int]
@@ -101,11 +101,11 @@ def draw_placement(
     """Draw a large-scale jitter (Ghiasi et al. 2020, arXiv:2012.07177). Sizes are rounded as in torchvision.
 
     Args:
-        source: width and height of the image.
-        side: side of the crop in pixels, S.
-        scale: smallest and largest size, as factors of the size at which the whole image just fits the crop.
-        flip: probability of a left-right flip.
-        rng: random generator, from which four numbers are drawn.
+        source: Width and height of the image.
+        side: Side of the crop in pixels, S.
+        scale: Smallest and largest size, as factors of the size at which the whole image just fits the crop.
+        flip: Probability of a left-right flip.
+        rng: Random generator, from which four numbers are drawn.
     """
     # All numbers at once, so that each keeps its meaning whatever the others are.
     at, left, top, turn = rng.random(4).tolist()
@@ -134,10 +134,10 @@ def place_image(
     The result equals a resize of the whole image, a crop and a pad, but only the visible part is resized.
 
     Args:
-        image: the whole image.
-        placement: geometry of the crop.
-        interpolation: filter of the resize.
-        fill: color of the padding.
+        image: The whole image.
+        placement: Geometry of the crop.
+        interpolation: Filter of the resize.
+        fill: Color of the padding.
 
     Returns:
         uint8 (3, S, S).
@@ -159,9 +159,9 @@ def place_objects(objects: ObjectArrays, placement: Placement, *, with_masks: bo
     """Move objects into a crop, without crowds, ignored objects and objects outside of it.
 
     Args:
-        objects: objects of the image.
-        placement: placement of the image.
-        with_masks: crop the masks too, and compute boxes from the cropped masks. An object without a mask gets its box
+        objects: Objects of the image.
+        placement: Placement of the image.
+        with_masks: Crop the masks too, and compute boxes from the cropped masks. An object without a mask gets its box
             as mask. Otherwise boxes are moved and clipped.
     """
     visible = objects[~(objects.crowd | objects.ignored)]

@@ -30,12 +30,12 @@ def draw_crop(
     """Draw a resize, a crop and a flip. The crop is drawn again while a single class covers too much of it.
 
     Args:
-        labels: class of each pixel, negative where it is unlabelled, (H, W).
-        side: side of the crop in pixels, S.
-        scale: smallest and largest length of the image's shorter side, in units of S.
-        flip: probability of a left-right flip.
-        rng: random generator.
-        max_share: a class must cover less than this share of the labelled pixels. The tenth crop is always accepted.
+        labels: Class of each pixel, negative where it is unlabelled, (H, W).
+        side: Side of the crop in pixels, S.
+        scale: Smallest and largest length of the image's shorter side, in units of S.
+        flip: Probability of a left-right flip.
+        rng: Random generator.
+        max_share: A class must cover less than this share of the labelled pixels. The tenth crop is always accepted.
     """
     height, width = labels.shape
     low, high = scale

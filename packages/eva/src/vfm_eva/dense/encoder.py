@@ -32,8 +32,8 @@ class Tokens:
 
     Attributes:
         values: (B, P + N, D).
-        num_prefix: number of prefix tokens, P.
-        grid: rows and columns of the patches, (h, w).
+        num_prefix: Number of prefix tokens, P.
+        grid: Rows and columns of the patches, (h, w).
     """
 
     values: Tensor
@@ -55,15 +55,15 @@ class DenseEncoder(nn.Module):
     itself. Its parameters keep their names below `visual`.
 
     Args:
-        model: a timm encoder, or a CLIP model whose image tower is used.
-        layers: blocks whose maps are returned. Negative numbers count from the end.
-        window: side of the windows in patches. None: every block attends to the whole map.
-        global_blocks: blocks that attend to the whole map despite windows. Negative numbers count from the end.
-        prefix: keep class and register tokens. Default: only without windows. With prefix tokens, windows must be as
+        model: A timm encoder, or a CLIP model whose image tower is used.
+        layers: Blocks whose maps are returned. Negative numbers count from the end.
+        window: Side of the windows in patches. None: every block attends to the whole map.
+        global_blocks: Blocks that attend to the whole map despite windows. Negative numbers count from the end.
+        prefix: Keep class and register tokens. Default: only without windows. With prefix tokens, windows must be as
             large as the map.
 
     Raises:
-        UserError: if the model has no patch tokens, or there is no such block.
+        UserError: If the model has no patch tokens, or there is no such block.
     """
 
     def __init__(
@@ -98,11 +98,11 @@ class DenseEncoder(nn.Module):
         """Compute the maps of `layers` in their order, (B, D, h, w) each, without the final norm.
 
         Args:
-            images: normalised images, (B, 3, H, W).
-            relative: relative positions of each block. `RelativePositions` do not support prefix tokens.
+            images: Normalised images, (B, 3, H, W).
+            relative: Relative positions of each block. `RelativePositions` do not support prefix tokens.
 
         Raises:
-            UserError: if a side is not a multiple of the patch size, or windows do not tile the map.
+            UserError: If a side is not a multiple of the patch size, or windows do not tile the map.
         """
         tokens = self.embed(images)
         maps = {}
@@ -144,14 +144,14 @@ class DenseEncoder(nn.Module):
         """Apply some blocks in their order.
 
         Args:
-            tokens: the input of the first block. Further tokens may precede the prefix tokens.
-            blocks: block numbers, from 0.
-            visible: attention mask for all blocks, as in `Trunk.apply_block`. Only for blocks without windows.
-            copies: copies of blocks with separate weights, by number, to apply in place of the originals.
-            relative: relative positions of each block. `RelativePositions` do not support prefix tokens.
+            tokens: The input of the first block. Further tokens may precede the prefix tokens.
+            blocks: Block numbers, from 0.
+            visible: Attention mask for all blocks, as in `Trunk.apply_block`. Only for blocks without windows.
+            copies: Copies of blocks with separate weights, by number, to apply in place of the originals.
+            relative: Relative positions of each block. `RelativePositions` do not support prefix tokens.
 
         Raises:
-            UserError: if there are prefix tokens and windows smaller than the map.
+            UserError: If there are prefix tokens and windows smaller than the map.
         """
         values = tokens.values
         cut = False

@@ -20,13 +20,13 @@ class SimpleFeaturePyramid(nn.Module):
     """Resamples a map of stride `patch_size` to other strides, with separate layers for each stride.
 
     Args:
-        width: channels of the input, D.
-        out: channels of all output maps.
-        scales: strides of the output maps in pixels, from the finest.
-        patch_size: stride of the input in pixels.
+        width: Channels of the input, D.
+        out: Channels of all output maps.
+        scales: Strides of the output maps in pixels, from the finest.
+        patch_size: Stride of the input in pixels.
 
     Raises:
-        UserError: if a stride is not 4, 2, 1 or 1/2 times finer than the input's.
+        UserError: If a stride is not 4, 2, 1 or 1/2 times finer than the input's.
     """
 
     def __init__(self, width: int, out: int, scales: Sequence[int] = (4, 8, 16, 32), *, patch_size: int = 16) -> None:

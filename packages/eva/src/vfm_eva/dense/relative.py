@@ -40,12 +40,12 @@ class RelativePositions(nn.Module):
     """The relative positions of a block, initialized with zeros.
 
     Args:
-        block: block of a timm encoder.
-        side: side of the square of patches that the tables are for.
-        resizing: how the tables are resized if the block attends within another square.
+        block: Block of a timm encoder.
+        side: Side of the square of patches that the tables are for.
+        resizing: How the tables are resized if the block attends within another square.
 
     Raises:
-        UserError: if the block is of another kind.
+        UserError: If the block is of another kind.
     """
 
     def __init__(self, block: nn.Module, side: int, resizing: TableResizing = "linear") -> None:
@@ -64,9 +64,9 @@ class RelativePositions(nn.Module):
         """Compute the term added to a block's attention scores.
 
         Args:
-            block: the block.
-            tokens: input of the block, (B, N, D).
-            grid: rows and columns of the patches.
+            block: The block.
+            tokens: Input of the block, (B, N, D).
+            grid: Rows and columns of the patches.
 
         Returns:
             (B, H, N, N).
@@ -126,8 +126,8 @@ def beit_weights(length: int, new_length: int) -> NDArray[np.float64]:
     cubic spline through them is read at every whole distance.
 
     Args:
-        length: entries of the table, L, an odd number of at least 3.
-        new_length: entries of the resized table, an odd number.
+        length: Entries of the table, L, an odd number of at least 3.
+        new_length: Entries of the resized table, an odd number.
     """
     distances = np.cumsum(BEIT_RATIO ** np.arange(length // 2))
     positions = np.concatenate([-distances[::-1], [0.0], distances])

@@ -18,7 +18,7 @@ def build_released(model: str | Mapping[str, Any]) -> nn.Module:
     """Build the encoder of a dense model released by EVA, with random weights.
 
     Args:
-        model: as in `build_vision`.
+        model: As in `build_vision`.
 
     Raises:
         UserError: If the name is unknown, or an argument is invalid.

@@ -34,7 +34,7 @@ class Trunk:
         """Find the parts.
 
         Raises:
-            UserError: if the model has no patch tokens or no square patches, a convolutional stem, or relative
+            UserError: If the model has no patch tokens or no square patches, a convolutional stem, or relative
                 positions.
         """
         tower = vision_tower(model)
@@ -131,12 +131,12 @@ class Trunk:
         """Apply a block.
 
         Args:
-            number: number of the block.
+            number: Number of the block.
             tokens: (B, N, D).
-            rope: a row for each of the N tokens. Rows with sin 0 and cos 1 leave a token unchanged.
+            rope: A row for each of the N tokens. Rows with sin 0 and cos 1 leave a token unchanged.
             visible: True where a token (row) sees another (column), (B, 1, N, N). None: everywhere.
-            copy: a copy of the block with separate weights, to apply in its place.
-            relative: relative positions and the grid of the patches among the tokens, instead of `visible`.
+            copy: A copy of the block with separate weights, to apply in its place.
+            relative: Relative positions and the grid of the patches among the tokens, instead of `visible`.
 
         Returns:
             (B, N, D).

@@ -17,12 +17,12 @@ def check_window(grid: Grid, window: int, patch_size: int) -> None:
     Padding is not supported: detectron2 pads after a block's first norm, but here windows wrap the whole block.
 
     Args:
-        grid: rows and columns of the patches.
-        window: side of a window in patches.
-        patch_size: side of a patch in pixels, for the message.
+        grid: Rows and columns of the patches.
+        window: Side of a window in patches.
+        patch_size: Side of a patch in pixels, for the message.
 
     Raises:
-        UserError: if they do not.
+        UserError: If they do not.
     """
     if any(side % window for side in grid):
         pixels = " x ".join(str(side * patch_size) for side in grid)
@@ -38,8 +38,8 @@ def to_windows(tokens: Tensor, grid: Grid, window: int) -> Tensor:
 
     Args:
         tokens: (B, N, C), row by row.
-        grid: rows and columns, multiples of `window`.
-        window: side of a window in patches, w.
+        grid: Rows and columns, multiples of `window`.
+        window: Side of a window in patches, w.
 
     Returns:
         (B N / w^2, w^2, C): the windows of an image row by row, and the tokens of each window row by row.
@@ -54,9 +54,9 @@ def from_windows(windows: Tensor, grid: Grid, window: int) -> Tensor:
     """Join the windows cut by `to_windows` into maps.
 
     Args:
-        windows: windows of all maps.
-        grid: rows and columns of the patches.
-        window: side of a window in patches.
+        windows: Windows of all maps.
+        grid: Rows and columns of the patches.
+        window: Side of a window in patches.
 
     Returns:
         (B, N, C).

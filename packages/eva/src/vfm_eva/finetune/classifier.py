@@ -43,14 +43,14 @@ class Classifier(Task[LabeledImages]):
     The loss is cross-entropy, or binary cross-entropy for several labels per image.
 
     Args:
-        model: a timm vision transformer with a head.
-        trained: trainable weights of the encoder. The head and a new norm before it are always trained.
-        label_smoothing: share of the target spread evenly over all classes.
+        model: A timm vision transformer with a head.
+        trained: Trainable weights of the encoder. The head and a new norm before it are always trained.
+        label_smoothing: Share of the target spread evenly over all classes.
         mixup: alpha of mixup. 0: none.
         cutmix: alpha of CutMix. 0: none.
-        erasing: probability that a rectangle of an image becomes noise.
-        batch_norm: put a batch norm without parameters before the head, over all samples of a step.
-        seed: seed of mixing and of LoRA's initial weights.
+        erasing: Probability that a rectangle of an image becomes noise.
+        batch_norm: Put a batch norm without parameters before the head, over all samples of a step.
+        seed: Seed of mixing and of LoRA's initial weights.
 
     Sources: Bao et al. 2021, BEiT (arXiv:2106.08254) for layer decay. Zhang et al. 2017 (arXiv:1710.09412) and Yun et
     al. 2019 (arXiv:1905.04899) for mixing, as in timm but drawn once per step. Zhong et al. 2017 (arXiv:1708.04896) for
@@ -108,9 +108,9 @@ class Classifier(Task[LabeledImages]):
         """Compute a scalar that propagates gradients of the head's weights and inputs.
 
         Args:
-            inputs: images of a micro-batch.
-            head_grads: gradients with respect to the head's weights.
-            feature_grads: gradient with respect to the head's inputs. None for a frozen encoder.
+            inputs: Images of a micro-batch.
+            head_grads: Gradients with respect to the head's weights.
+            feature_grads: Gradient with respect to the head's inputs. None for a frozen encoder.
         """
         head: Any = self.model.head
         products = []
@@ -134,10 +134,10 @@ class Classifier(Task[LabeledImages]):
         encoder's gradients, unless the encoder is frozen.
 
         Args:
-            call: as in `Task.accumulate`.
-            micro_batches: as in `Task.accumulate`.
-            backward: as in `Task.accumulate`.
-            reseed: as in `Task.accumulate`.
+            call: As in `Task.accumulate`.
+            micro_batches: As in `Task.accumulate`.
+            backward: As in `Task.accumulate`.
+            reseed: As in `Task.accumulate`.
         """
         head = self.model.head
         if not isinstance(head, NormedHead) or (len(micro_batches) == 1 and not dist.is_initialized()):
@@ -237,12 +237,12 @@ def encoder_tower(
     The head is not included. It has the full learning rate.
 
     Args:
-        trained: choice of the trained weights.
-        root: module that contains the encoder.
-        blocks: name of the encoder's blocks in `root`.
-        layer: maps a weight's name to its layer, as `layer_of` does. None: the weight is part of the head.
-        new: names of weights in new layers. They are not frozen.
-        rate: separate learning rate of the encoder by step.
+        trained: Choice of the trained weights.
+        root: Module that contains the encoder.
+        blocks: Name of the encoder's blocks in `root`.
+        layer: Maps a weight's name to its layer, as `layer_of` does. None: the weight is part of the head.
+        new: Names of weights in new layers. They are not frozen.
+        rate: Separate learning rate of the encoder by step.
 
     Source: Bao et al. 2021, BEiT (arXiv:2106.08254), for the groups.
     """

@@ -57,11 +57,11 @@ def estimate_with_encoder(
     """Estimate the cost of a training run that starts from an encoder. It is unknown until the encoder exists.
 
     Args:
-        config: configuration of the training stage, with `encoder` and `data`.
-        ctx: looks up artifacts that already exist.
-        plan: builds the task for a checkpoint, whose folder may hold a configuration without weights.
-        checkpoint: the encoder, if it differs from `config.encoder`.
-        selected: as in `estimate_training`.
+        config: Configuration of the training stage, with `encoder` and `data`.
+        ctx: Looks up artifacts that already exist.
+        plan: Builds the task for a checkpoint, whose folder may hold a configuration without weights.
+        checkpoint: The encoder, if it differs from `config.encoder`.
+        selected: As in `estimate_training`.
     """
     with known_checkpoint(ctx, config.encoder) as planned:
         checkpoint = checkpoint or planned

@@ -48,7 +48,7 @@ def check_eva_finetune(config: EvaFinetune, ctx: Preflight) -> None:
     """Check that timm has the augmentation, that the data have classes, and that a known encoder can be built.
 
     Raises:
-        UserError: the first mistake.
+        UserError: The first mistake.
     """
     config.trained.check()
     check_rand_augment(config.augmentation.rand_augment)
@@ -124,13 +124,13 @@ def build_classifier(
     Encoder weights are not loaded.
 
     Args:
-        config: settings of the fine-tuning.
-        checkpoint: encoder to start from.
-        class_names: names of the classes.
-        independent: an image can have several of the classes.
+        config: Settings of the fine-tuning.
+        checkpoint: Encoder to start from.
+        class_names: Names of the classes.
+        independent: An image can have several of the classes.
 
     Raises:
-        UserError: if it is no vision transformer, or cannot be built at this size.
+        UserError: If it is no vision transformer, or cannot be built at this size.
     """
     name = f"local-dir:{checkpoint.path}"
     check_vision_transformer(name)
@@ -162,9 +162,9 @@ def init_head(head: Any, scale: float, seed: int) -> None:
     The weights have standard deviation 0.02 times `scale`. Heads on `meta` are skipped.
 
     Args:
-        head: linear layer.
-        scale: factor of the weights.
-        seed: seed of the draw.
+        head: Linear layer.
+        scale: Factor of the weights.
+        seed: Seed of the draw.
     """
     if not head.weight.is_meta:
         # BEiT's rule: a small head lets the encoder's features change slowly at first.
@@ -182,7 +182,7 @@ def load_encoder_weights(checkpoint: VisionCheckpoint, model: nn.Module) -> KeyR
     if the classes are the same.
 
     Raises:
-        UserError: if a key is missing, unknown or has another shape.
+        UserError: If a key is missing, unknown or has another shape.
     """
     weights = load_state_dict(checkpoint.path / VISION_WEIGHTS_FILE)
     report = KeyReport()

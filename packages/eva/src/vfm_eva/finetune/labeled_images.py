@@ -92,9 +92,9 @@ class MakeLabeled:
         """Create the loader for a model's image size, interpolation and mean.
 
         Args:
-            preprocess: the model's preprocessing.
-            crop_scale: smallest and largest area of a crop.
-            flip: probability of a horizontal flip.
+            preprocess: The model's preprocessing.
+            crop_scale: Smallest and largest area of a crop.
+            flip: Probability of a horizontal flip.
             rand_augment: timm's description of RandAugment.
         """
         size = preprocess.image_size
@@ -166,7 +166,7 @@ def check_rand_augment(notation: str | None) -> None:
     """Check that timm can parse a RandAugment setting.
 
     Raises:
-        UserError: if it cannot.
+        UserError: If it cannot.
     """
     try:
         if notation is not None:

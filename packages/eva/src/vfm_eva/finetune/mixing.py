@@ -20,9 +20,9 @@ class StepMix:
     Args:
         mixup: alpha of mixup. 0: none.
         cutmix: alpha of CutMix. 0: none.
-        label_smoothing: share of the target spread evenly over all classes.
-        num_classes: number of classes, C.
-        seed: seed of the draws.
+        label_smoothing: Share of the target spread evenly over all classes.
+        num_classes: Number of classes, C.
+        seed: Seed of the draws.
     """
 
     def __init__(self, mixup: float, cutmix: float, label_smoothing: float, num_classes: int, seed: int) -> None:

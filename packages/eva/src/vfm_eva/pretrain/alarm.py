@@ -45,10 +45,10 @@ class PretrainAlarm(Alarm):
     A log line reports R for a single batch. As the distribution of targets does not change, R is averaged over lines.
 
     Args:
-        ctx: the stage's context.
-        warmup_steps: number of warm-up steps.
-        num_steps: number of training steps.
-        teacher: name of the teacher whose metrics are watched, if there are several.
+        ctx: The stage's context.
+        warmup_steps: Number of warm-up steps.
+        num_steps: Number of training steps.
+        teacher: Name of the teacher whose metrics are watched, if there are several.
     """
 
     def __init__(self, ctx: Context, *, warmup_steps: int, num_steps: int, teacher: str = "") -> None:

@@ -36,7 +36,7 @@ def check_eva_clip(config: EvaClip, ctx: Preflight) -> None:
     """Check that the given teacher taught the student's class token, and that open_clip can build the student.
 
     Raises:
-        UserError: if a check fails.
+        UserError: If a check fails.
     """
     encoder = ctx.artifact(config.encoder)
     stage = ctx.stage(config.encoder)
@@ -64,12 +64,12 @@ def clip_of_student(encoder: VisionCheckpoint, clip: ClipModel, teacher_number: 
     """Build a CLIP model from a student's encoder, its class token's head, and the teacher's text tower.
 
     Args:
-        encoder: a student whose class token was taught.
-        clip: the teacher.
-        teacher_number: index of the teacher in the student's training run, from 0.
+        encoder: A student whose class token was taught.
+        clip: The teacher.
+        teacher_number: Index of the teacher in the student's training run, from 0.
 
     Raises:
-        UserError: if this teacher did not teach the class token, or open_clip has no such model.
+        UserError: If this teacher did not teach the class token, or open_clip has no such model.
     """
     weight, bias = _class_head(encoder, teacher_number)
     width = clip.config["embed_dim"]
@@ -105,7 +105,7 @@ def _check_listed(config: EvaClip, student: EvaPretrain) -> None:
     """Check that the CLIP model teaches the class token of a student that is trained in the same recipe.
 
     Raises:
-        UserError: if it does not.
+        UserError: If it does not.
     """
     taught_by = student.taught_by
     number = config.teacher_number
@@ -122,7 +122,7 @@ def _check_recorded(config: EvaClip, encoder: VisionCheckpoint, identity: str | 
     """Check in the manifest of a saved student that the CLIP model with this identity taught its class token.
 
     Raises:
-        UserError: if another model did.
+        UserError: If another model did.
     """
     file = encoder.path / MANIFEST_FILE
     if identity is None or not file.is_file():
@@ -157,7 +157,7 @@ def _check_tower(student: Any, clip: Mapping[str, Any], encoder: str) -> None:
     """Check that building a student by its architecture name alone, as open_clip does, gives the same model.
 
     Raises:
-        UserError: if it does not, because the student has further arguments.
+        UserError: If it does not, because the student has further arguments.
     """
     name = student.pretrained_cfg["architecture"]
     tower = blueprint(_with_tower(clip, name, vision_preprocess(student).image_size))

@@ -19,11 +19,11 @@ class MaskDecoder(nn.Module):
 
     Args:
         student_width: D.
-        grid: rows and columns of the patches.
+        grid: Rows and columns of the patches.
         num_prefix_tokens: P, class and register tokens of the student.
         width: W, a multiple of 4 (for sine-cosine positions) and of `num_heads`.
-        depth: number of blocks.
-        num_heads: attention heads of each block.
+        depth: Number of blocks.
+        num_heads: Attention heads of each block.
 
     Source: He et al. 2021, MAE (arXiv:2111.06377), section 3. EVA-L's decoder is 512 wide, 4 deep, with 16 heads.
     """

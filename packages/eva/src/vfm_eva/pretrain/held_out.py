@@ -43,7 +43,7 @@ def check_masked_patches(config: MaskedPatches, ctx: Preflight) -> None:
     """Check that the teacher has the target, and that known models have a head of its width.
 
     Raises:
-        UserError: the first mistake.
+        UserError: The first mistake.
     """
     if config.models and not config.teacher:
         raise UserError("models need the teacher whose features they predict; set teacher")
@@ -66,7 +66,7 @@ def evaluate_masked_patches(config: MaskedPatches, ctx: Context, encoders: Mappi
     """Evaluate encoders by the mean cosine between prediction and target over masked patches.
 
     Raises:
-        UserError: if an encoder has no mask token and head, or there is no teacher.
+        UserError: If an encoder has no mask token and head, or there is no teacher.
     """
     if config.teacher:
         teacher = load_teacher(ctx.load(config.teacher), config.target)

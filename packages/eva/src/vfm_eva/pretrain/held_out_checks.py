@@ -20,8 +20,8 @@ def check_held_out(config: EvaPretrain, known: Known) -> None:
     """Check that evaluations of masked patches have a teacher, with as many channels as the student predicts.
 
     Args:
-        config: the training stage.
-        known: looks up an input, or returns None if it does not exist yet: `Preflight.artifact` or `Context.load`.
+        config: The training stage.
+        known: Looks up an input, or returns None if it does not exist yet: `Preflight.artifact` or `Context.load`.
 
     Raises:
         UserError: If a teacher is missing or its width differs.

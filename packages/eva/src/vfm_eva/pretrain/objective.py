@@ -29,12 +29,12 @@ class Objective(nn.Module):
     """The loss for a single teacher, with the heads that predict its features.
 
     Args:
-        teacher: computes the targets.
-        weight: weight of this teacher's loss.
-        class_weight: weight of the class token's loss relative to the masked patches. 0: it is not taught.
-        gram_weight: weight of the Gram anchor relative to the masked patches. 0: none.
-        phi_s: standardises the targets. The loss is then their squared error. None: the loss of the target.
-        name: suffix of its metrics' names if the student has several losses.
+        teacher: Computes the targets.
+        weight: Weight of this teacher's loss.
+        class_weight: Weight of the class token's loss relative to the masked patches. 0: it is not taught.
+        gram_weight: Weight of the Gram anchor relative to the masked patches. 0: none.
+        phi_s: Standardises the targets. The loss is then their squared error. None: the loss of the target.
+        name: Suffix of its metrics' names if the student has several losses.
 
     Source: EVA (arXiv:2211.07636) for the cosine, AM-RADIO (arXiv:2312.06709) for several teachers with a head each and
     for the cosine loss of the image feature, PHI-S (arXiv:2410.01680) for the squared error.
@@ -98,11 +98,11 @@ class Objective(nn.Module):
         """Compute the loss of a batch, and its parts with further metrics if they are logged.
 
         Args:
-            tokens: the student's patch tokens, (B, K, D).
-            class_token: the student's class token, (B, D), if it is taught.
-            target: what the student predicts.
+            tokens: The student's patch tokens, (B, K, D).
+            class_token: The student's class token, (B, D), if it is taught.
+            target: What the student predicts.
             counted: (B, K) booleans.
-            log: compute metrics beside the losses.
+            log: Compute metrics beside the losses.
         """
         compared = (self.head(tokens), self.standardised(target.patches), counted)
         total = self.patch_loss(*compared)

@@ -57,7 +57,7 @@ def triptych(image: Tensor, bool_mask: Tensor, heat: Tensor, grid: tuple[int, in
         image: (3, S, S) uint8.
         bool_mask: (N,), True = masked.
         heat: (N,), in [0, 1].
-        grid: rows and columns of the N patches.
+        grid: Rows and columns of the N patches.
 
     Returns:
         (S', 3 S' + 2 MAP_GAP, 3) uint8, where S' is a multiple of S and at least `MAP_SIDE`.

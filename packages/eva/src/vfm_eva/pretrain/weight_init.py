@@ -23,7 +23,7 @@ def check_init(student: nn.Module, init: Init) -> None:
     """Check that the initial weights of a paper are defined for a student's blocks.
 
     Raises:
-        UserError: if eva01 or eva02 is chosen and the student's blocks lack `attn` or `mlp`, whose weights they scale.
+        UserError: If eva01 or eva02 is chosen and the student's blocks lack `attn` or `mlp`, whose weights they scale.
     """
     if init == "timm":
         return

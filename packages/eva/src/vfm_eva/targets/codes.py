@@ -24,7 +24,7 @@ class Codebook(Statistics):
     """K-means centres of features.
 
     Args:
-        centres: one centre per code, (C, T).
+        centres: One centre per code, (C, T).
     """
 
     def __init__(self, centres: Tensor) -> None:
@@ -36,7 +36,7 @@ class Codebook(Statistics):
         """Fit the centres by k-means (Lloyd), initialized from evenly spaced distinct features.
 
         Raises:
-            UserError: if there are fewer distinct features than codes.
+            UserError: If there are fewer distinct features than codes.
         """
         # On the CPU, where the order of additions is fixed, so that all processes find the same centres.
         rows = torch.cat([part.flatten(0, -2).float().cpu() for part in parts])
@@ -100,10 +100,10 @@ def codes_of(
     """Build the target for codes of an encoder's features. Its centres are fitted later.
 
     Args:
-        target: settings of the codes.
-        student: the student, for its grid of patches.
-        encoder: encoder whose features are clustered.
-        bf16: see `Teacher`.
+        target: Settings of the codes.
+        student: The student, for its grid of patches.
+        encoder: Encoder whose features are clustered.
+        bf16: See `Teacher`.
     """
     teacher = features_of(Features(layer=target.layer, projected=target.projected), student, encoder, bf16=bf16)
     return CodeTarget(teacher, Codebook(torch.zeros(target.num_codes, teacher.width)))

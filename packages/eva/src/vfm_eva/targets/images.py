@@ -59,9 +59,9 @@ def crop_transform(crop_scale: tuple[float, float] | None, flip: float, preproce
     The crop boxes are the same for all models.
 
     Args:
-        crop_scale: smallest and largest area of a crop. None crops as in evaluation.
-        flip: probability of a horizontal flip.
-        preprocess: the model's preprocessing.
+        crop_scale: Smallest and largest area of a crop. None crops as in evaluation.
+        flip: Probability of a horizontal flip.
+        preprocess: The model's preprocessing.
     """
     return ImageTransform(preprocess.image_size, scale=crop_scale, flip=flip, interpolation=preprocess.interpolation)
 
@@ -95,9 +95,9 @@ class MakeViews(BatchMake[Image.Image, EvaViews]):
         """Create the views of an image.
 
         Args:
-            image: the decoded image.
-            mask_seed: seed of the mask.
-            crop_seed: seed of the crop.
+            image: The decoded image.
+            mask_seed: Seed of the mask.
+            crop_seed: Seed of the crop.
         """
         student_image = to_tensor(self.transform.apply(image, crop_seed))
         teacher_images: list[Tensor | None] = []

@@ -17,8 +17,8 @@ def gram_loss(tokens: Tensor, target: Tensor, counted: Tensor) -> Tensor:
     Images weigh by their counted patches, so the loss of a step does not depend on its micro-batches.
 
     Args:
-        tokens: the student's patch tokens, (B, K, D).
-        target: the teacher's patch features, (B, K, T).
+        tokens: The student's patch tokens, (B, K, D).
+        target: The teacher's patch features, (B, K, T).
         counted: (B, K) booleans.
 
     Source: Simeoni et al. 2025, DINOv3 (arXiv:2508.10104), section 4.2.
@@ -35,7 +35,7 @@ def squared_error(prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor
 
     Args:
         prediction: (B, K, T).
-        target: like `prediction`.
+        target: Like `prediction`.
         counted: (B, K), True for tokens that count.
     """
     error = (prediction.float() - target.float()).square().mean(dim=-1)  # (B, K)

@@ -22,7 +22,7 @@ def join_mosaics(images: Tensor, side: int) -> Tensor:
     """Lay images (B, 3, t, t) out row by row as mosaics (M, 3, k t, k t). The last one is filled up with zeros.
 
     Args:
-        images: square images.
+        images: Square images.
         side: k, tiles a side.
     """
     if side == 1:
@@ -37,8 +37,8 @@ def cut_mosaics(features: Tensor, grid: tuple[int, int], side: int, num_images: 
     """Cut features of mosaics, (M, N, T), into the features of each image, (B, N / k^2, T), with their grid.
 
     Args:
-        features: patch features, row by row.
-        grid: rows and columns of a mosaic's patches, multiples of k.
+        features: Patch features, row by row.
+        grid: Rows and columns of a mosaic's patches, multiples of k.
         side: k, tiles a side.
         num_images: B. Tiles after the last image are dropped.
     """

@@ -22,7 +22,7 @@ class Pca(nn.Module):
     Args:
         mean: (T,).
         components: (n, T), orthonormal rows sorted by decreasing variance.
-        kept: fraction of the variance that the components explain.
+        kept: Fraction of the variance that the components explain.
     """
 
     def __init__(self, mean: Tensor, components: Tensor, kept: Tensor) -> None:
@@ -39,7 +39,7 @@ class Pca(nn.Module):
         """Fit a PCA to features (..., T) that arrive in parts. Sums are accumulated in fp64.
 
         Raises:
-            UserError: if there are fewer features than components.
+            UserError: If there are fewer features than components.
         """
         count = 0
         total = torch.zeros(())

@@ -44,7 +44,7 @@ class PhiS(Statistics):
     Args:
         mean: (T,).
         rotation: (T, T), orthogonal.
-        scale: square root of the mean channel variance, a scalar.
+        scale: Square root of the mean channel variance, a scalar.
 
     Source: Ranzinger et al. 2024, PHI-S (arXiv:2410.01680). The paper rotates by a PCA and a Hadamard matrix. Hadamard
     matrices exist for some widths only. Here plane rotations give equal variances at any width.
@@ -71,7 +71,7 @@ class PhiS(Statistics):
         """Fit the map to features (..., T) that arrive in parts. Sums are accumulated in fp64.
 
         Raises:
-            UserError: if all features are equal.
+            UserError: If all features are equal.
         """
         count = 0
         total = torch.zeros(())

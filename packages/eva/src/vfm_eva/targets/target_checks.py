@@ -16,12 +16,12 @@ def check_teacher(ref: Ref[ClipCheckpoint | VisionCheckpoint], target: Target, c
     Its stage need not have run.
 
     Args:
-        ref: the teacher.
-        target: settings of the target.
-        ctx: plan of the recipe.
+        ref: The teacher.
+        target: Settings of the target.
+        ctx: Plan of the recipe.
 
     Raises:
-        UserError: if it lacks one.
+        UserError: If it lacks one.
     """
     if not target.needs_teacher:
         return

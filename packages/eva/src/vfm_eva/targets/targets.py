@@ -33,7 +33,7 @@ def check_eva_targets(config: EvaTargets, ctx: Preflight) -> None:
     """Check that a teacher has the target, and a known one at least as many channels as components.
 
     Raises:
-        UserError: if it does not.
+        UserError: If it does not.
     """
     check_teacher(config.teacher, config.target, ctx)
     checkpoint = ctx.artifact(config.teacher)
@@ -110,7 +110,7 @@ def _pca(
     """Fit a PCA to the features of some images, or load the one that an interrupted run left in the work folder.
 
     Raises:
-        UserError: if there are fewer patches than components.
+        UserError: If there are fewer patches than components.
     """
     if (ctx.work / FILE).is_file():
         return Pca.load(ctx.work)

@@ -24,10 +24,10 @@ def save_classifier(
     The encoder gets the mean positions and patches of the frames, so that it takes images.
 
     Args:
-        model: the classifier.
-        clip: number and sampling of the frames.
-        class_names: names of the classes.
-        directory: folder of the checkpoint.
+        model: The classifier.
+        clip: Number and sampling of the frames.
+        class_names: Names of the classes.
+        directory: Folder of the checkpoint.
     """
     model.write_back()
     if model.attentive is None:

@@ -70,9 +70,9 @@ def recolored(clip: Tensor, augmentation: VideoAugmentation, rng: np.random.Gene
     """Change brightness, contrast and saturation of a whole clip, and convert it to grey, each at random.
 
     Args:
-        clip: frames.
-        augmentation: ranges and probabilities of the changes.
-        rng: random generator of the draws.
+        clip: Frames.
+        augmentation: Ranges and probabilities of the changes.
+        rng: Random generator of the draws.
     """
     jitter, grey, *strengths = rng.random(5)  # the number of draws does not depend on the settings
     if augmentation.color_jitter and jitter < JITTER_SHARE:

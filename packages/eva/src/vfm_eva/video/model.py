@@ -32,13 +32,13 @@ class VideoTransformer(nn.Module):
 
     Args:
         visual: timm's vision transformer with its head and pooling, or without a head for attentive pooling.
-        num_frames: frames of a clip, T.
-        settings: attention, time, tubelets and pooling.
-        num_classes: number of classes of the attentive head, C.
-        seed: seed of new weights.
+        num_frames: Frames of a clip, T.
+        settings: Attention, time, tubelets and pooling.
+        num_classes: Number of classes of the attentive head, C.
+        seed: Seed of new weights.
 
     Raises:
-        UserError: if the encoder lacks a part that the settings need.
+        UserError: If the encoder lacks a part that the settings need.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class VideoTransformer(nn.Module):
         """Compute the score of each class, (B, C).
 
         Args:
-            clips: normalised frames, (B, T, 3, H, W).
+            clips: Normalised frames, (B, T, 3, H, W).
         """
         tokens = self.tokens(clips)
         if self.attentive is None:

@@ -48,7 +48,7 @@ def check_eva_video(config: EvaVideo, ctx: Preflight) -> None:
     """Check that the data have classes, and that a known encoder can be built.
 
     Raises:
-        UserError: the first mistake.
+        UserError: The first mistake.
     """
     config.trained.check()
     data = ctx.artifact(config.data)
@@ -84,9 +84,9 @@ def video_task(config: EvaVideo, model: VideoTransformer, class_names: list[str]
     """Create the training task for a classifier.
 
     Args:
-        config: settings of the training.
-        model: result of `build_model`.
-        class_names: names of the classes.
+        config: Settings of the training.
+        model: Result of `build_model`.
+        class_names: Names of the classes.
     """
     model.set_grad_checkpointing(config.grad_checkpointing)
     return VideoTask(
@@ -105,12 +105,12 @@ def build_model(config: EvaVideo, checkpoint: VisionCheckpoint, class_names: Seq
     """Build the classifier with a new head of small weights. Encoder weights are not loaded.
 
     Args:
-        config: settings of the training.
-        checkpoint: encoder to start from.
-        class_names: names of the classes.
+        config: Settings of the training.
+        checkpoint: Encoder to start from.
+        class_names: Names of the classes.
 
     Raises:
-        UserError: if the encoder is no vision transformer, or lacks a part that the settings need.
+        UserError: If the encoder is no vision transformer, or lacks a part that the settings need.
     """
     attentive = config.video.pool == "attentive"
     num_outputs = 0 if attentive else len(class_names)  # an attentive head is not part of the encoder
@@ -146,10 +146,10 @@ def load_weights(
     source lacks keep initial weights.
 
     Args:
-        model: the classifier.
-        checkpoint: the encoder.
-        source: model that training starts from.
-        class_names: names of the classes.
+        model: The classifier.
+        checkpoint: The encoder.
+        source: Model that training starts from.
+        class_names: Names of the classes.
 
     Returns:
         What happened to every weight.
@@ -206,8 +206,8 @@ def copy_rows(target: Tensor, source: Tensor, rows: Sequence[tuple[int, int]]) -
     """Copy rows of a tensor to another tensor, in place.
 
     Args:
-        target: tensor to change.
-        source: tensor to copy from.
+        target: Tensor to change.
+        source: Tensor to copy from.
         rows: (row in `target`, row in `source`) for each copy.
     """
     for row, known in rows:

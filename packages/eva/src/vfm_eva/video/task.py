@@ -27,14 +27,14 @@ class VideoTask(Task[VideoClips]):
     """Cross-entropy of a clip classifier, with layer decay, mixup and CutMix over clips.
 
     Args:
-        model: the classifier.
-        clip: number and sampling of its frames, for the export.
-        class_names: class names of its outputs.
-        trained: trainable weights of the encoder. The head and a new norm before it are always trained.
-        label_smoothing: share of the target spread evenly over all classes.
+        model: The classifier.
+        clip: Number and sampling of its frames, for the export.
+        class_names: Class names of its outputs.
+        trained: Trainable weights of the encoder. The head and a new norm before it are always trained.
+        label_smoothing: Share of the target spread evenly over all classes.
         mixup: alpha of mixup. 0: none.
         cutmix: alpha of CutMix. 0: none.
-        seed: seed of mixing and of LoRA's initial weights.
+        seed: Seed of mixing and of LoRA's initial weights.
     """
 
     def __init__(

@@ -18,8 +18,8 @@ def interpolate_positions(positions: Tensor, times: int, grid: tuple[int, int]) 
 
     Args:
         positions: (F', N', D).
-        times: number F of times of the result.
-        grid: rows and columns of the result.
+        times: Number F of times of the result.
+        grid: Rows and columns of the result.
 
     Returns:
         (F, N, D).

@@ -23,14 +23,14 @@ class Size(NamedTuple):
     """The size and kind of a call, for which an implementation is chosen.
 
     Attributes:
-        op: name of the op.
-        rows: batch x heads for attention, rows of the first input for other ops.
-        length: tokens of the longest sequence for attention, 0 for other ops.
-        width: channels of a head for attention, of a row for other ops.
-        dtype: dtype of the first input, such as `bfloat16`.
-        backward: whether gradients will be needed, so that both directions count.
-        compiled: whether the plain form is compiled by inductor.
-        kind: words for the kind of attention: `causal`, `varlen`, `rope`.
+        op: Name of the op.
+        rows: Batch x heads for attention, rows of the first input for other ops.
+        length: Tokens of the longest sequence for attention, 0 for other ops.
+        width: Channels of a head for attention, of a row for other ops.
+        dtype: Dtype of the first input, such as `bfloat16`.
+        backward: Whether gradients will be needed, so that both directions count.
+        compiled: Whether the plain form is compiled by inductor.
+        kind: Words for the kind of attention: `causal`, `varlen`, `rope`.
     """
 
     op: str
@@ -48,16 +48,16 @@ class Measurement:
     """Times of the implementations of an op at one size, in one direction.
 
     Attributes:
-        op: see `Size`.
+        op: See `Size`.
         direction: `forward` or `backward`.
-        rows: see `Size`.
-        length: see `Size`.
-        width: see `Size`.
-        dtype: see `Size`.
-        card: name of the card.
-        versions: versions of torch and triton.
-        times: median, 20th and 80th percentile in milliseconds of each implementation.
-        kind: see `Size`.
+        rows: See `Size`.
+        length: See `Size`.
+        width: See `Size`.
+        dtype: See `Size`.
+        card: Name of the card.
+        versions: Versions of torch and triton.
+        times: Median, 20th and 80th percentile in milliseconds of each implementation.
+        kind: See `Size`.
     """
 
     op: str
@@ -76,8 +76,8 @@ class Choice(NamedTuple):
     """The chosen implementation of an op.
 
     Attributes:
-        name: name of the implementation.
-        saved: milliseconds saved for each call over the best other implementation. 0 for a library.
+        name: Name of the implementation.
+        saved: Milliseconds saved for each call over the best other implementation. 0 for a library.
     """
 
     name: str
@@ -88,8 +88,8 @@ def choose_by_times(table: Iterable[Measurement], size: Size) -> Choice | None:
     """Choose the fastest implementation of an op from measured times.
 
     Args:
-        table: measurements of one card.
-        size: size and kind of the call.
+        table: Measurements of one card.
+        size: Size and kind of the call.
 
     Returns:
         The choice. None without a measurement of about this size.
@@ -114,8 +114,8 @@ def winner(times: Times, compiled: bool = False) -> Choice:
     One of our kernels must win by `MARGIN` and by more than the noise. Otherwise the library is taken.
 
     Args:
-        times: times of each implementation, see `Measurement`.
-        compiled: whether the plain form is compiled by inductor.
+        times: Times of each implementation, see `Measurement`.
+        compiled: Whether the plain form is compiled by inductor.
     """
     library = _median_of(times, _libraries(times, compiled))
     ours = [name for name in times if name in OURS]
@@ -174,10 +174,10 @@ def _bracket(measured: set[int], wanted: int, fewer: float, more: float) -> list
     """List the measured numbers below and above one, the nearer one first.
 
     Args:
-        measured: the numbers.
-        wanted: number that they stand for.
-        fewer: factor by which it may be below all of them.
-        more: factor by which it may be above all of them.
+        measured: The numbers.
+        wanted: Number that they stand for.
+        fewer: Factor by which it may be below all of them.
+        more: Factor by which it may be above all of them.
     """
     below = max((number for number in measured if number <= wanted), default=None)
     above = min((number for number in measured if number >= wanted), default=None)

@@ -66,8 +66,8 @@ def fused(op: str, *tensors: Tensor) -> bool:
     """Check whether an op on these tensors takes its kernel under the current choice.
 
     Args:
-        op: name of the op in the table of measurements.
-        *tensors: inputs. The last dimension of the first is the op's width.
+        op: Name of the op in the table of measurements.
+        *tensors: Inputs. The last dimension of the first is the op's width.
 
     Raises:
         ValueError: If the choice is `triton` and the kernel cannot run. The message gives the reasons.

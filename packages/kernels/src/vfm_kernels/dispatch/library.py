@@ -20,9 +20,9 @@ class Op:
     """An op, `torch.ops.vfm_kernels.NAME`, called by the shortest way.
 
     Args:
-        schema: name, arguments and results, such as `twice(Tensor x) -> Tensor`. The first argument must be a tensor.
-        run: the op on tensors of any device, without autograd.
-        fake: computes results of the right shapes, strides and dtypes, without values.
+        schema: Name, arguments and results, such as `twice(Tensor x) -> Tensor`. The first argument must be a tensor.
+        run: The op on tensors of any device, without autograd.
+        fake: Computes results of the right shapes, strides and dtypes, without values.
     """
 
     def __init__(self, schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
@@ -37,9 +37,9 @@ class Op:
         """Register the gradient.
 
         Args:
-            backward: maps the context and the results' gradients to the arguments' gradients. It must call ops or
+            backward: Maps the context and the results' gradients to the arguments' gradients. It must call ops or
                 differentiable torch, because `torch.compile` traces it.
-            keep: saves the arguments and results that `backward` needs in the context.
+            keep: Saves the arguments and results that `backward` needs in the context.
         """
         torch.library.register_autograd(f"{NAMESPACE}::{self.name}", backward, setup_context=keep, lib=_library)
         run = self._eager

@@ -40,8 +40,8 @@ def choice_on(card: str, size: Size) -> Choice | None:
     """Choose the fastest implementation of an op on a card.
 
     Args:
-        card: name of the card.
-        size: size and kind of the call.
+        card: Name of the card.
+        size: Size and kind of the call.
 
     Returns:
         The choice. None without a measurement of about this size.
@@ -63,9 +63,9 @@ def gains(op: str, device: torch.device, width: int) -> list[float]:
     A layer is replaced if the list is not empty, and then chooses again in each call.
 
     Args:
-        op: name of the op in the table.
-        device: device of the layer.
-        width: channels of a head for attention, of a row for other ops.
+        op: Name of the op in the table.
+        device: Device of the layer.
+        width: Channels of a head for attention, of a row for other ops.
 
     Returns:
         Milliseconds saved for each call, one number for each size.

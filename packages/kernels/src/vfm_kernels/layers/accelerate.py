@@ -22,9 +22,9 @@ class Acceleration:
     """Record of the layers of a model that were replaced. `undo`, or the end of a `with` block, restores them.
 
     Attributes:
-        replaced: maps the name of a layer to the op that it runs, or to how its weights are stored.
-        skipped: maps the name of a layer of a known class to the reason why it was not replaced.
-        gains: maps an op to the milliseconds a call that it saved where it was measured to win.
+        replaced: Maps the name of a layer to the op that it runs, or to how its weights are stored.
+        skipped: Maps the name of a layer of a known class to the reason why it was not replaced.
+        gains: Maps an op to the milliseconds a call that it saved where it was measured to win.
     """
 
     replaced: dict[str, str] = field(default_factory=dict)
@@ -87,8 +87,8 @@ def with_state_of(layer: nn.Module, new_class: type[nn.Module]) -> nn.Module:
     Everything registered on the layer stays registered, and the layer returns to the model up to date.
 
     Args:
-        layer: module whose state is shared.
-        new_class: class of the new module.
+        layer: Module whose state is shared.
+        new_class: Class of the new module.
     """
     module = new_class.__new__(new_class)
     # One dictionary for both, so whatever is set on one of them (a weight, a hook, the mode) is seen by the other.
@@ -107,7 +107,7 @@ def accelerate(model: nn.Module) -> Acceleration:
     measured to be faster on this GPU's architecture, and none on a CPU.
 
     Args:
-        model: model on its device, with layers of timm (`Eva`, `VisionTransformer`) or open_clip.
+        model: Model on its device, with layers of timm (`Eva`, `VisionTransformer`) or open_clip.
 
     Returns:
         The replaced layers, and the reasons why others were skipped. As a context manager it reverses itself.
@@ -176,8 +176,8 @@ def accelerated(choice: Kernels, *models: nn.Module) -> Iterator[str]:
     their forward.
 
     Args:
-        choice: choice of `use_kernels`.
-        *models: models on their devices.
+        choice: Choice of `use_kernels`.
+        *models: Models on their devices.
 
     Yields:
         A description of the ops in use.
@@ -197,7 +197,7 @@ def subset_drop_path(model: nn.Module) -> Acceleration:
     keeps the rest of its forward, so `accelerate` does not fuse its residual sums.
 
     Args:
-        model: model with timm's blocks.
+        model: Model with timm's blocks.
 
     Returns:
         The replaced blocks. As a context manager it reverses itself.

@@ -32,7 +32,7 @@ def add_layer_norm(
         branch: (B, ..., D), output of attention or an MLP, to be added to the residual.
         weight: (D,), weight of the norm.
         bias: (D,), bias of the norm.
-        eps: added to the variance.
+        eps: Added to the variance.
         layer_scale: (D,), a factor per channel.
         drop_scale: (B,), a factor per sample: drop path's 0 or 1 / (1 - rate). With factor 0 the branch is not read.
             Not differentiated.

@@ -20,7 +20,7 @@ class NextNorm:
     """The norm that follows a block. It is neither copied nor saved with the block.
 
     Attributes:
-        wanted: whether the last norm was used. Windows, for example, reorder tokens between blocks.
+        wanted: Whether the last norm was used. Windows, for example, reorder tokens between blocks.
     """
 
     def __init__(self, norm: nn.Module | None = None) -> None:
@@ -68,9 +68,9 @@ def sum_for_next(
     """Compute a block's residual sum, and attach the next block's norm of it if that norm is known.
 
     Args:
-        following: norm of the next block. The last block has none.
-        plain: computes the sum alone.
-        sum_and_norm: computes the sum and its norm.
+        following: Norm of the next block. The last block has none.
+        plain: Computes the sum alone.
+        sum_and_norm: Computes the sum and its norm.
     """
     # The compiler comes first, because it cannot trace a weak reference.
     norm = None

@@ -104,8 +104,8 @@ def reason_against(block: Any, model: nn.Module) -> str | None:
     """Explain why a layer of a known class keeps its forward.
 
     Args:
-        block: layer of open_clip.
-        model: model that has the layer.
+        block: Layer of open_clip.
+        model: Model that has the layer.
 
     Returns:
         The reason, or None if the layer can be replaced.

@@ -59,8 +59,8 @@ def packed_row(model: nn.Module, lengths: Sequence[int]) -> Iterator[None]:
     Blocks are called with all tokens in one row, (1, T, C), and `rope` from `positions_of_row` if they rotate.
 
     Args:
-        model: a transformer of timm, or its blocks.
-        lengths: tokens of each sequence, with prefix tokens. Their sum is T.
+        model: A transformer of timm, or its blocks.
+        lengths: Tokens of each sequence, with prefix tokens. Their sum is T.
 
     Raises:
         ValueError: If no attention can take a row, or a layer would drop the paths of the whole row.
@@ -86,7 +86,7 @@ def positions_of_row(tables: Sequence[Tensor], num_prefix_tokens: int) -> Tensor
 
     Args:
         tables: timm's positions of each sequence's patches, (..., N, 2 D): sine, then cosine.
-        num_prefix_tokens: class and register tokens before the patches of each sequence.
+        num_prefix_tokens: Class and register tokens before the patches of each sequence.
 
     Returns:
         (..., T, 2 D).

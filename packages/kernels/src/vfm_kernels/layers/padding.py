@@ -44,7 +44,7 @@ def pad_swiglu(model: nn.Module, multiple: int = 64) -> Acceleration:
     the true shapes. Linear layers of other classes than torch's (LoRA's) are skipped.
 
     Args:
-        model: model with timm's layers, such as an `Eva`.
+        model: Model with timm's layers, such as an `Eva`.
         multiple: 64 fills the tiles of matrix products; 8 would suffice for 16-byte rows.
 
     Returns:

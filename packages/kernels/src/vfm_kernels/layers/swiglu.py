@@ -25,7 +25,7 @@ def swiglu_subln(gate: Tensor, value: Tensor, weight: Tensor, bias: Tensor, eps:
         value: (..., P).
         weight: (W,), W <= P, any float dtype.
         bias: (W,).
-        eps: added to the variance.
+        eps: Added to the variance.
 
     Returns:
         (..., P) in the dtype of `gate`. Statistics are fp32 (fp64 for fp64).

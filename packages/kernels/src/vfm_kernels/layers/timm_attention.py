@@ -78,11 +78,11 @@ def rotary_attention(
 
     Args:
         layer: timm's attention.
-        x: tokens.
+        x: Tokens.
         rope: timm's rotary positions.
-        attn_mask: booleans, True where a query sees a key.
-        is_causal: a token sees only itself and earlier tokens.
-        row: boundaries and longest length of the sequences in a batch of 1. `rope` then has a row for every token.
+        attn_mask: Booleans, True where a query sees a key.
+        is_causal: A token sees only itself and earlier tokens.
+        row: Boundaries and longest length of the sequences in a batch of 1. `rope` then has a row for every token.
     """
     pattern: dict[str, Any] = {"causal": is_causal, "visible": attn_mask}
     num_prefix_tokens = getattr(layer, "num_prefix_tokens", 0)
@@ -205,9 +205,9 @@ def projected(layer: Any, x: Tensor, mixed: Tensor) -> Tensor:
     These are the norm, the gate, the linear layer and dropout.
 
     Args:
-        layer: attention layer of timm.
-        x: input of the layer, (B, N, E).
-        mixed: output of the attention, (B, N, H, D).
+        layer: Attention layer of timm.
+        x: Input of the layer, (B, N, E).
+        mixed: Output of the attention, (B, N, H, D).
     """
     mixed = layer.norm(mixed.flatten(2))
     if layer.gate is not None:
@@ -230,8 +230,8 @@ def reason_against_attention(module: Any, model: nn.Module) -> str | None:
     """Explain why an attention layer of a known class keeps its forward.
 
     Args:
-        module: attention layer of timm.
-        model: model that has the layer.
+        module: Attention layer of timm.
+        model: Model that has the layer.
 
     Returns:
         The reason, or None if the layer can be replaced.

@@ -128,11 +128,11 @@ def sum_and_norm(
     """Call `add_layer_norm` with a block's modules.
 
     Args:
-        x: residual stream, (B, N, D).
-        branch: output of the attention or the MLP, (B, N, D).
-        norm: layer norm that follows the sum.
-        layer_scale: factor per channel, (D,).
-        drop_path: the block's drop path. It draws the same numbers as in timm.
+        x: Residual stream, (B, N, D).
+        branch: Output of the attention or the MLP, (B, N, D).
+        norm: Layer norm that follows the sum.
+        layer_scale: Factor per channel, (D,).
+        drop_path: The block's drop path. It draws the same numbers as in timm.
 
     Returns:
         The sum and its norm, (B, N, D) each.
@@ -167,8 +167,8 @@ def reason_against(module: Any, model: nn.Module) -> str | None:
     """Explain why a layer of a known class keeps its forward.
 
     Args:
-        module: layer of timm.
-        model: model that has the layer.
+        module: Layer of timm.
+        model: Model that has the layer.
 
     Returns:
         The reason, or None if the layer can be replaced.

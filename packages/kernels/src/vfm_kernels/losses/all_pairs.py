@@ -36,9 +36,9 @@ def all_pairs_loss(
     Args:
         image: (n, D), fp32, normalised.
         text: (n, D), fp32, normalised.
-        scale: factor of the cosines, a scalar.
-        chunk_size: rows of logits in memory at once, in the backward pass.
-        group: processes that share the batch. All of them must backpropagate the loss with the same factor, since the
+        scale: Factor of the cosines, a scalar.
+        chunk_size: Rows of logits in memory at once, in the backward pass.
+        group: Processes that share the batch. All of them must backpropagate the loss with the same factor, since the
             gradients of a process include its samples' share in the losses of the others.
 
     Returns:

@@ -38,12 +38,12 @@ def chunked_pair_loss(
     Args:
         queries: (n, D).
         keys: (N, D).
-        scale: scalar.
-        bias: scalar.
+        scale: Scalar.
+        bias: Scalar.
         row_loss: `cross_entropy_rows`, `sigmoid_rows`, or a result of `distinct_cross_entropy_rows` or
             `soft_cross_entropy_rows`.
-        first_positive: index of the key that belongs to query 0.
-        chunk_size: rows in memory at once.
+        first_positive: Index of the key that belongs to query 0.
+        chunk_size: Rows in memory at once.
 
     Returns:
         Scalar, differentiable once in queries, keys, scale and bias.
@@ -67,7 +67,7 @@ def distinct_cross_entropy_rows(all_groups: Tensor) -> RowLoss:
     """Build a variant of `cross_entropy_rows` that ignores the other keys of a row's group.
 
     Args:
-        all_groups: group of each key, (N,). A row has the group of its positive key.
+        all_groups: Group of each key, (N,). A row has the group of its positive key.
     """
 
     def row_loss(logits: Tensor, first_positive: int) -> tuple[Tensor, Tensor]:
@@ -82,9 +82,9 @@ def same_group(all_groups: Tensor, first: int, num_rows: int) -> Tensor:
     """Find the other keys in each row's group.
 
     Args:
-        all_groups: group of each key, (N,).
-        first: key that is the positive of row 0. The positive of row i is `first` + i.
-        num_rows: number of rows n.
+        all_groups: Group of each key, (N,).
+        first: Key that is the positive of row 0. The positive of row i is `first` + i.
+        num_rows: Number of rows n.
 
     Returns:
         Mask (n, N), True for keys of the row's group except its positive.
@@ -110,7 +110,7 @@ def soft_cross_entropy_rows(distributions: Callable[[slice], Tensor]) -> RowLoss
     """Build the cross-entropy of each row with a target distribution over all keys. Its gradient is the difference.
 
     Args:
-        distributions: maps a slice of rows to their target distributions (c, N). Use `first_positive` 0.
+        distributions: Maps a slice of rows to their target distributions (c, N). Use `first_positive` 0.
     """
 
     def row_loss(logits: Tensor, first: int) -> tuple[Tensor, Tensor]:

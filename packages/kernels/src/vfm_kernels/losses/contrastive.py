@@ -50,17 +50,17 @@ def info_nce(
     Args:
         image_features: (n, D), normalised.
         text_features: (n, D), normalised.
-        logit_scale: factor of the cosines, a scalar.
+        logit_scale: Factor of the cosines, a scalar.
         all_image_features: (N, D), the features of all processes, rank by rank. Default: this process alone.
         all_text_features: (N, D), required together with the images.
         all_groups: (N,) integers of all processes, such as hashes of the texts. Samples of the same group are left out
             of each other's softmax, where a repeated text would be both the right and a wrong answer. Default: every
             other sample is a wrong answer.
         weights: (n,), factors of this process's samples in the mean. Their mean over all processes must be 1.
-        rank: rank of this process, whose samples start at rank * n.
-        chunk_size: rows of logits in memory at once. Loss and gradients equal the plain form, but memory holds
+        rank: Rank of this process, whose samples start at rank * n.
+        chunk_size: Rows of logits in memory at once. Loss and gradients equal the plain form, but memory holds
             chunk_size x N logits instead of n x N. No second derivative is available.
-        group: processes that share the batch, in place of `all_image_features`, `all_text_features` and `rank`. The
+        group: Processes that share the batch, in place of `all_image_features`, `all_text_features` and `rank`. The
             features that are needed are gathered here. With a chunk size, these are the texts alone where that was
             measured to be faster. All processes must backpropagate the loss with the same factor.
 
@@ -129,13 +129,13 @@ def similarity_distillation(
     The teacher's features may have any width, and they get no gradient.
 
     Args:
-        student: image and text features, (n, D) each, normalised.
-        teacher: features of the same samples, (n, E) each, normalised.
-        logit_scale: factor of the student's cosines, a scalar.
-        teacher_logit_scale: factor of the teacher's cosines, a scalar.
-        all_student: features of all processes, (N, D) each. Default: this process alone.
-        all_teacher: the teacher's features, (N, E) each, required together with the student's.
-        chunk_size: rows of logits in memory at once, as in `info_nce`.
+        student: Image and text features, (n, D) each, normalised.
+        teacher: Features of the same samples, (n, E) each, normalised.
+        logit_scale: Factor of the student's cosines, a scalar.
+        teacher_logit_scale: Factor of the teacher's cosines, a scalar.
+        all_student: Features of all processes, (N, D) each. Default: this process alone.
+        all_teacher: The teacher's features, (N, E) each, required together with the student's.
+        chunk_size: Rows of logits in memory at once, as in `info_nce`.
 
     Returns:
         Scalar, fp32: the mean over this process's samples and both directions.
@@ -189,11 +189,11 @@ def siglip_loss(
     Args:
         image_features: (n, D), normalised.
         text_features: (n, D), normalised.
-        logit_scale: factor of the cosines, a scalar.
-        logit_bias: added to every logit. The paper starts it at -10, as nearly all pairs are negatives.
+        logit_scale: Factor of the cosines, a scalar.
+        logit_bias: Added to every logit. The paper starts it at -10, as nearly all pairs are negatives.
         all_text_features: (N, D), the features of all processes, rank by rank. Default: this process alone.
-        rank: rank of this process, whose samples start at rank * n.
-        chunk_size: rows of logits in memory at once, as in `info_nce`.
+        rank: Rank of this process, whose samples start at rank * n.
+        chunk_size: Rows of logits in memory at once, as in `info_nce`.
 
     Returns:
         Scalar, fp32: summed over the N texts, averaged over this process's images.

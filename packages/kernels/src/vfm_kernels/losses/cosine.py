@@ -37,7 +37,7 @@ def masked_cosine_loss(prediction: Tensor, target: Tensor, bool_mask: Tensor | N
 
     Args:
         prediction: (B, N, D) with `bool_mask`. Without it, only the masked tokens, (..., D).
-        target: like `prediction`.
+        target: Like `prediction`.
         bool_mask: (B, N), True = masked. It selects by weights, so shapes stay static. A batch without masked tokens
             has loss 0 and zero gradients.
 

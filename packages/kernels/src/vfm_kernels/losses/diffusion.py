@@ -23,9 +23,9 @@ def add_noise(x0: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     """Add noise on the variance-preserving path, for `epsilon` and `v`: sqrt(a) x0 + sqrt(1 - a) noise.
 
     Args:
-        x0: clean data or latents, (B, ...).
-        noise: unit normal, like `x0`.
-        alpha_bar: remaining fraction of the signal's variance, (B,), in [0, 1], such as `alphas_cumprod[timesteps]`
+        x0: Clean data or latents, (B, ...).
+        noise: Unit normal, like `x0`.
+        alpha_bar: Remaining fraction of the signal's variance, (B,), in [0, 1], such as `alphas_cumprod[timesteps]`
             in a scheduler.
 
     Returns:
@@ -41,9 +41,9 @@ def interpolate_noise(x0: Tensor, noise: Tensor, times: Tensor) -> Tensor:
     """Add noise on the straight path, for `flow`: (1 - t) x0 + t noise.
 
     Args:
-        x0: clean data or latents, (B, ...).
-        noise: unit normal, like `x0`.
-        times: fraction of noise, (B,), in [0, 1], where 1 is pure noise.
+        x0: Clean data or latents, (B, ...).
+        noise: Unit normal, like `x0`.
+        times: Fraction of noise, (B,), in [0, 1], where 1 is pure noise.
 
     Returns:
         Like `x0`.
@@ -59,9 +59,9 @@ def diffusion_target(kind: DiffusionKind, x0: Tensor, noise: Tensor, alpha_bar: 
 
     Args:
         kind: `epsilon`: noise; `v`: sqrt(a) noise - sqrt(1 - a) x0; `flow`: noise - x0.
-        x0: clean data or latents, (B, ...).
-        noise: noise that was added to `x0`.
-        alpha_bar: as in `add_noise`, (B,), needed by `v` only.
+        x0: Clean data or latents, (B, ...).
+        noise: Noise that was added to `x0`.
+        alpha_bar: As in `add_noise`, (B,), needed by `v` only.
 
     Returns:
         Like `x0`. For `v`, in the wider dtype of `x0` and `alpha_bar`.
@@ -89,10 +89,10 @@ def denoising_error(
     """Compute the mean squared error of each sample between a denoiser's prediction and the target of its kind.
 
     Args:
-        kind: see `diffusion_target`.
-        prediction: the denoiser's output, (B, ...).
-        x0: clean data or latents, like `prediction`.
-        noise: noise that was added to `x0`.
+        kind: See `diffusion_target`.
+        prediction: The denoiser's output, (B, ...).
+        x0: Clean data or latents, like `prediction`.
+        noise: Noise that was added to `x0`.
         alpha_bar: (B,), needed by `v` only.
 
     Returns:
@@ -125,12 +125,12 @@ def sample_times(
         distribution: `uniform` (DIVA); `logit_normal`, the sigmoid of a normal (GenHancer, SD 3: a condition matters
             most in the middle); `stratified`, uniform with one draw in each of `num_samples` equal parts of [0, 1) in
             random order. The last one lowers the variance of the batch's mean loss.
-        num_samples: number of times.
-        generator: generator on `device`. Default: torch's global one.
-        mean: mean of the normal distribution.
-        std: standard deviation of the normal distribution. GenHancer finds 1 best among 0.1 to 10.
-        shift: above 1 moves times towards noise, t' = s t / (1 + (s - 1) t), as larger images need.
-        device: device of the times. Default: the generator's.
+        num_samples: Number of times.
+        generator: Generator on `device`. Default: torch's global one.
+        mean: Mean of the normal distribution.
+        std: Standard deviation of the normal distribution. GenHancer finds 1 best among 0.1 to 10.
+        shift: Above 1 moves times towards noise, t' = s t / (1 + (s - 1) t), as larger images need.
+        device: Device of the times. Default: the generator's.
 
     Returns:
         (num_samples,) fp32.

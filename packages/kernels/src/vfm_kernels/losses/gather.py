@@ -17,7 +17,7 @@ def gather_with_grad(features: Tensor, group: dist.ProcessGroup | None = None) -
 
     Args:
         features: (n, ...), the same shape on every rank.
-        group: processes to gather from. Default: all of them.
+        group: Processes to gather from. Default: all of them.
 
     Returns:
         (world_size * n, ...).
@@ -40,8 +40,8 @@ def scattered_sum(values: Tensor, num_local: int, group: dist.ProcessGroup | Non
 
     Args:
         values: (world_size * n, ...) on every rank.
-        num_local: number n of rows of a rank.
-        group: processes to add over. None: all of them.
+        num_local: Number n of rows of a rank.
+        group: Processes to add over. None: all of them.
 
     Returns:
         (n, ...).

@@ -35,23 +35,23 @@ def attention(
 
     Args:
         q: (B, N, H, D), floating point.
-        k: like `q`.
-        v: like `q`.
-        causal: a token sees only itself and earlier tokens.
-        scale: factor of the scores. Default: 1 / sqrt(D).
+        k: Like `q`.
+        v: Like `q`.
+        causal: A token sees only itself and earlier tokens.
+        scale: Factor of the scores. Default: 1 / sqrt(D).
         sin: (P, D / 2) or, with angles for each sample, (B, P, D / 2). Channel pairs (0, 1), (2, 3), ... are rotated as
             in timm's `Eva`. Not differentiated.
-        cos: like `sin`.
-        num_prefix_tokens: leading tokens without a position (CLS, registers). Token n has row n - num_prefix_tokens.
+        cos: Like `sin`.
+        num_prefix_tokens: Leading tokens without a position (CLS, registers). Token n has row n - num_prefix_tokens.
         positions: (B, N) integers below P: each token's row of the table, for dropped patches. Negative: no position.
         cu_seqlens: (S + 1,) int32, from 0 to N: boundaries of sequences that are concatenated in a batch of 1 and do
             not see each other. A sequence may be empty.
-        max_seqlen: length of the longest sequence, which avoids waiting for the GPU to read it from `cu_seqlens`.
+        max_seqlen: Length of the longest sequence, which avoids waiting for the GPU to read it from `cu_seqlens`.
             Default: N. A smaller one, like a position beyond the table, is an error on a CPU. A GPU stops by an
             assertion on the device, as for an index of torch, and the host waits for neither.
-        visible: booleans that are broadcast to (B, H, N, N), True where a query (row) sees a key (column). Every query
+        visible: Booleans that are broadcast to (B, H, N, N), True where a query (row) sees a key (column). Every query
             must see a key. Not allowed with `causal` or `cu_seqlens`.
-        backend: name of the backend to use, as `explain` lists them. Default: the first that can run and is expected
+        backend: Name of the backend to use, as `explain` lists them. Default: the first that can run and is expected
             to be fastest.
 
     Returns:
@@ -93,9 +93,9 @@ def attention_packed(
 
     Args:
         qkv: (B, N, 3, H, D).
-        visible: as for `attention`.
-        backend: as for `attention`.
-        **pattern: the other keywords of `attention`.
+        visible: As for `attention`.
+        backend: As for `attention`.
+        **pattern: The other keywords of `attention`.
 
     Returns:
         (B, N, H, D).

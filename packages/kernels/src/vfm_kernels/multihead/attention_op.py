@@ -131,9 +131,9 @@ def _count(op: Op, num_products: int, first: int, num_heads_inputs: int) -> None
     """Register an op with torch's counters of operations.
 
     Args:
-        op: the op.
-        num_products: matrix products of N x N scores.
-        first: index of the heads among the arguments.
+        op: The op.
+        num_products: Matrix products of N x N scores.
+        first: Index of the heads among the arguments.
         num_heads_inputs: 3 for separate heads, 1 for packed ones.
     """
 

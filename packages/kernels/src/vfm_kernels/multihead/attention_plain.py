@@ -19,9 +19,9 @@ def attention_plain(
 
     Args:
         q: (B, N, H, D).
-        k: like `q`.
-        v: like `q`.
-        pattern: mask, scale and angles.
+        k: Like `q`.
+        v: Like `q`.
+        pattern: Mask, scale and angles.
         visible: True where a query (row) sees a key (column), broadcast to (B, H, N, N). None: see `pattern`.
 
     Returns:
@@ -43,13 +43,13 @@ def attention_plain_backward(
     """Compute the gradients of queries, keys and values from the saved results of the forward.
 
     Args:
-        d_out: gradient of the output, (B, N, H, D).
-        out: output of the forward, (B, N, H, D).
+        d_out: Gradient of the output, (B, N, H, D).
+        out: Output of the forward, (B, N, H, D).
         lse: base-2 logarithms of the softmax's sums, (B, H, N).
-        q: queries, (B, N, H, D).
-        k: keys, (B, N, H, D).
-        v: values, (B, N, H, D).
-        pattern: mask, scale and angles.
+        q: Queries, (B, N, H, D).
+        k: Keys, (B, N, H, D).
+        v: Values, (B, N, H, D).
+        pattern: Mask, scale and angles.
 
     Returns:
         The three gradients, (B, N, H, D) each.

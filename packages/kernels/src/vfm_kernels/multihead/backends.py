@@ -31,10 +31,10 @@ class Backend:
     """An implementation of attention.
 
     Attributes:
-        name: value of `attention`'s `backend`.
-        reasons: yields the reasons why the backend cannot take a problem. It yields nothing if it can.
-        run: maps q, k, v (B, N, H, D) and the pattern to (B, N, H, D). A boolean mask follows if there is one.
-        is_kernel: whether it is one of our kernels. `auto` takes such a backend only where it was measured to be
+        name: Value of `attention`'s `backend`.
+        reasons: Yields the reasons why the backend cannot take a problem. It yields nothing if it can.
+        run: Maps q, k, v (B, N, H, D) and the pattern to (B, N, H, D). A boolean mask follows if there is one.
+        is_kernel: Whether it is one of our kernels. `auto` takes such a backend only where it was measured to be
             fastest.
     """
 
@@ -158,12 +158,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, name: str, visible
     """Compute `attention` by the backend that `choose` has selected.
 
     Args:
-        q: queries, (B, N, H, D).
-        k: keys, (B, N, H, D).
-        v: values, (B, N, H, D).
-        pattern: mask, scale and angles.
-        name: name of the backend.
-        visible: booleans that are broadcast to (B, H, N, N), True where a query sees a key.
+        q: Queries, (B, N, H, D).
+        k: Keys, (B, N, H, D).
+        v: Values, (B, N, H, D).
+        pattern: Mask, scale and angles.
+        name: Name of the backend.
+        visible: Booleans that are broadcast to (B, H, N, N), True where a query sees a key.
     """
     run = BY_NAME[name].run
     return run(q, k, v, pattern) if visible is None else run(q, k, v, pattern, visible)
@@ -173,11 +173,11 @@ def choose(heads: Tensor, shape: Sequence[int], pattern: Pattern, name: str | No
     """Choose the backend for an attention by its name if it is forced, otherwise by the choice of kernels.
 
     Args:
-        heads: queries, or a tensor of their dtype on their device.
+        heads: Queries, or a tensor of their dtype on their device.
         shape: (B, N, H, D) of the queries.
-        pattern: mask, scale and angles of the attention.
-        name: name of a forced backend.
-        masked: whether there is a boolean mask.
+        pattern: Mask, scale and angles of the attention.
+        name: Name of a forced backend.
+        masked: Whether there is a boolean mask.
 
     Returns:
         The backend's name.

@@ -15,9 +15,9 @@ def explain(q: Tensor, k: Tensor, v: Tensor, **pattern: Any) -> None:
 
     Args:
         q: (B, N, H, D).
-        k: like `q`.
-        v: like `q`.
-        **pattern: the keywords of `attention` except `backend`.
+        k: Like `q`.
+        v: Like `q`.
+        **pattern: The keywords of `attention` except `backend`.
 
     Raises:
         ValueError: If shapes do not fit.
@@ -33,8 +33,8 @@ def report(problem: Problem, device_exists: bool = True) -> str:
     """Format the report, one line for each backend.
 
     Args:
-        problem: the attention.
-        device_exists: whether this machine has the problem's device.
+        problem: The attention.
+        device_exists: Whether this machine has the problem's device.
     """
     flags = {"causal": problem.causal, "variable length": problem.varlen, "boolean mask": problem.masked}
     kind = "".join(f", {word}" for word, is_set in flags.items() if is_set)

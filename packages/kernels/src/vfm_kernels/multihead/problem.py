@@ -17,17 +17,17 @@ class Problem:
 
     Attributes:
         shape: (B, N, H, D).
-        dtype: dtype of queries, keys and values.
+        dtype: Dtype of queries, keys and values.
         device: `cuda`, `cpu`, ...
-        capability: compute capability of the CUDA device, (0, 0) elsewhere.
-        no_kernels: reasons why Triton kernels cannot run on this device and dtype at all; empty if they can.
-        longest: tokens of the longest sequence.
-        causal: a token sees only itself and earlier tokens.
-        varlen: sequences of several lengths are concatenated in one row.
-        rope: rotary positions rotate queries and keys first.
-        masked: a boolean mask says which keys each query sees.
-        card: name of the CUDA device, empty elsewhere.
-        backward: whether gradients will be needed.
+        capability: Compute capability of the CUDA device, (0, 0) elsewhere.
+        no_kernels: Reasons why Triton kernels cannot run on this device and dtype at all; empty if they can.
+        longest: Tokens of the longest sequence.
+        causal: A token sees only itself and earlier tokens.
+        varlen: Sequences of several lengths are concatenated in one row.
+        rope: Rotary positions rotate queries and keys first.
+        masked: A boolean mask says which keys each query sees.
+        card: Name of the CUDA device, empty elsewhere.
+        backward: Whether gradients will be needed.
     """
 
     shape: tuple[int, int, int, int]
@@ -103,9 +103,9 @@ def hypothetical_problem(
 
     Args:
         shape: (B, N, H, D).
-        dtype: dtype of the heads.
-        capability: compute capability of the device, such as (9, 0).
-        **kind: further attributes of the problem, such as `causal`.
+        dtype: Dtype of the heads.
+        capability: Compute capability of the device, such as (9, 0).
+        **kind: Further attributes of the problem, such as `causal`.
     """
     no_kernels = () if importlib.util.find_spec("triton") else ("triton is not installed",)
     return Problem(shape, dtype, "cuda", capability, no_kernels, shape[1], **kind)

@@ -19,8 +19,8 @@ def rotate(heads: Tensor, sin: Tensor, cos: Tensor, num_prefix_tokens: int, posi
     Args:
         heads: (B, N, H, D), D even.
         sin: (B, P, D / 2), stride 0 over the batch where all samples share a table. Not differentiated.
-        cos: like `sin`.
-        num_prefix_tokens: leading tokens without a position (CLS, registers). Token n has row n - num_prefix_tokens.
+        cos: Like `sin`.
+        num_prefix_tokens: Leading tokens without a position (CLS, registers). Token n has row n - num_prefix_tokens.
         positions: (B, N) integers below P: each token's row of the table, for dropped patches. Negative: no position.
 
     Returns:
@@ -41,11 +41,11 @@ def rotate_plain(
 
     Args:
         heads: (B, N, H, D).
-        sin: as for `rotate`.
-        cos: as for `rotate`.
-        num_prefix_tokens: leading tokens without a position.
-        positions: as for `rotate`.
-        inverse: rotate back.
+        sin: As for `rotate`.
+        cos: As for `rotate`.
+        num_prefix_tokens: Leading tokens without a position.
+        positions: As for `rotate`.
+        inverse: Rotate back.
     """
     batch, num_tokens, _, width = heads.shape
     if positions is None:

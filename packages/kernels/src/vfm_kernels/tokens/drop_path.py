@@ -19,9 +19,9 @@ def residual_of_subset(
 
     Args:
         x: (B, ..., D).
-        branch: maps kept samples (K, ..., D) and their indices (K,) to (K, ..., D): norm, attention, layer scale.
-        drop_rate: fraction of the samples to drop, in [0, 1).
-        generator: generator on the CPU or the device of `x`. Default: torch's global one.
+        branch: Maps kept samples (K, ..., D) and their indices (K,) to (K, ..., D): norm, attention, layer scale.
+        drop_rate: Fraction of the samples to drop, in [0, 1).
+        generator: Generator on the CPU or the device of `x`. Default: torch's global one.
 
     Returns:
         (B, ..., D) in the dtype of `x`.

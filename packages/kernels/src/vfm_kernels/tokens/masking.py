@@ -39,10 +39,10 @@ def block_mask(seeds: Seeds, grid: Grid, num_masked: int, *, min_block: int | No
     are at most `num_masked`. For 105 of 16 x 16 patches, they are 104.45 on average, and 105 in 65 % of the masks.
 
     Args:
-        seeds: one integer per sample, (B,).
-        grid: rows and columns of the patch grid, each at least 2.
-        num_masked: patches to mask, 0 to N.
-        min_block: area of the smallest block in patches. Default: EVA's 16 of 256, in proportion to the grid.
+        seeds: One integer per sample, (B,).
+        grid: Rows and columns of the patch grid, each at least 2.
+        num_masked: Patches to mask, 0 to N.
+        min_block: Area of the smallest block in patches. Default: EVA's 16 of 256, in proportion to the grid.
 
     Returns:
         bool_mask, (B, N), True = masked, on the device of the seeds if they are a tensor.
@@ -62,10 +62,10 @@ def block_mask_exact(seeds: Seeds, grid: Grid, num_masked: int, *, min_block: in
     patch, as in nearly full masks, all free patches replace the block.
 
     Args:
-        seeds: one integer per sample, (B,).
-        grid: rows and columns of the patch grid, each at least 2.
-        num_masked: patches to mask, 0 to N.
-        min_block: area of the smallest block in patches, as for `block_mask`.
+        seeds: One integer per sample, (B,).
+        grid: Rows and columns of the patch grid, each at least 2.
+        num_masked: Patches to mask, 0 to N.
+        min_block: Area of the smallest block in patches, as for `block_mask`.
 
     Returns:
         bool_mask, (B, N), True = masked.
@@ -82,9 +82,9 @@ def random_mask(seeds: Seeds, grid: Grid, num_masked: int) -> Tensor:
     Every set of patches is equally likely, as in SimMIM and MAE.
 
     Args:
-        seeds: one integer per sample, (B,).
-        grid: rows and columns of the patch grid, each at least 2.
-        num_masked: patches to mask, 0 to N.
+        seeds: One integer per sample, (B,).
+        grid: Rows and columns of the patch grid, each at least 2.
+        num_masked: Patches to mask, 0 to N.
 
     Returns:
         bool_mask, (B, N), True = masked.

@@ -36,7 +36,7 @@ def scatter_tokens(tokens: Tensor, index: Tensor, num_tokens: int, fill: Tensor 
         tokens: (B, K, D).
         index: (B, K) integers in [0, num_tokens), distinct within a sample.
         num_tokens: N of the result.
-        fill: broadcasts to (B, N, D), cast to the tokens' dtype. Default: zeros.
+        fill: Broadcasts to (B, N, D), cast to the tokens' dtype. Default: zeros.
 
     Returns:
         (B, N, D).
@@ -65,12 +65,12 @@ def patch_dropout_index(
 
     Args:
         batch: B.
-        num_tokens: tokens of a sample, prefix tokens (CLS, registers) and patches.
-        keep: patches to keep, without prefix tokens. On GPUs, a total just below a multiple of 64 (127 + CLS of 256)
+        num_tokens: Tokens of a sample, prefix tokens (CLS, registers) and patches.
+        keep: Patches to keep, without prefix tokens. On GPUs, a total just below a multiple of 64 (127 + CLS of 256)
             fills attention tiles, while one just above wastes them.
-        generator: generator on `device`. Default: torch's global one.
-        num_prefix_tokens: leading tokens that are always kept.
-        device: device of the index. Default: the generator's.
+        generator: Generator on `device`. Default: torch's global one.
+        num_prefix_tokens: Leading tokens that are always kept.
+        device: Device of the index. Default: the generator's.
 
     Returns:
         (B, num_prefix_tokens + keep) int64, for `gather_tokens`.

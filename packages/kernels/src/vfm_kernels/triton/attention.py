@@ -31,16 +31,16 @@ class LaunchLayout(NamedTuple):
 
     Attributes:
         shape: (B, N, H, D) of the heads.
-        dtype: dtype of the heads.
-        device: device of all tensors.
-        strides: strides over batch, token and head, for each tensor of heads.
-        table: strides of the angles, if there are any.
-        positions: whether each token's row of the angles is given.
-        sequences: number of sequences in one row. A batch has None.
-        num_prefix_tokens: see `Pattern`.
-        max_seqlen: see `Pattern`.
-        causal: see `Pattern`.
-        scale: see `Pattern`.
+        dtype: Dtype of the heads.
+        device: Device of all tensors.
+        strides: Strides over batch, token and head, for each tensor of heads.
+        table: Strides of the angles, if there are any.
+        positions: Whether each token's row of the angles is given.
+        sequences: Number of sequences in one row. A batch has None.
+        num_prefix_tokens: See `Pattern`.
+        max_seqlen: See `Pattern`.
+        causal: See `Pattern`.
+        scale: See `Pattern`.
     """
 
     shape: tuple[int, ...]
@@ -120,13 +120,13 @@ def attention_forward(
     """Compute attention by a kernel, and write it into the buffers.
 
     Args:
-        q: queries, (B, N, H, D).
-        k: keys, (B, N, H, D).
-        v: values, (B, N, H, D).
-        out: buffer of the output, (B, N, H, D).
-        lse: buffer of the softmax's sums, (B, H, N).
-        pattern: mask, scale and angles.
-        short: whether to use the kernel for few tokens.
+        q: Queries, (B, N, H, D).
+        k: Keys, (B, N, H, D).
+        v: Values, (B, N, H, D).
+        out: Buffer of the output, (B, N, H, D).
+        lse: Buffer of the softmax's sums, (B, H, N).
+        pattern: Mask, scale and angles.
+        short: Whether to use the kernel for few tokens.
     """
     q, k, v = with_adjacent_columns(q), with_adjacent_columns(k), with_adjacent_columns(v)
     # The streaming kernel would rotate the same keys again for each block of queries, so it gets rotated ones.
@@ -156,16 +156,16 @@ def attention_backward(
     """Compute the gradients of attention by a kernel, and write them into the buffers.
 
     Args:
-        d_out: gradient of the output, (B, N, H, D).
-        out: output of the forward.
-        lse: the softmax's sums, (B, H, N).
-        q: queries, (B, N, H, D).
-        k: keys, (B, N, H, D).
-        v: values, (B, N, H, D).
-        d_q: buffer of the queries' gradient. The three buffers must have equal strides.
-        d_k: buffer of the keys' gradient.
-        d_v: buffer of the values' gradient.
-        pattern: mask, scale and angles.
+        d_out: Gradient of the output, (B, N, H, D).
+        out: Output of the forward.
+        lse: The softmax's sums, (B, H, N).
+        q: Queries, (B, N, H, D).
+        k: Keys, (B, N, H, D).
+        v: Values, (B, N, H, D).
+        d_q: Buffer of the queries' gradient. The three buffers must have equal strides.
+        d_k: Buffer of the keys' gradient.
+        d_v: Buffer of the values' gradient.
+        pattern: Mask, scale and angles.
     """
     d_out = with_adjacent_columns(d_out)
     q = with_adjacent_columns(q)

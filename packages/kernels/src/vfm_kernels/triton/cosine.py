@@ -87,7 +87,7 @@ def masked_cosine(prediction: Tensor, target: Tensor, bool_mask: Tensor | None, 
         prediction: (R, D).
         target: (R, D).
         bool_mask: (R,). Tokens where it is False have cosine 0.
-        eps: smallest length of a vector.
+        eps: Smallest length of a vector.
 
     Returns:
         (R,).

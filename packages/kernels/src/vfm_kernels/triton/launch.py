@@ -34,9 +34,9 @@ def settings(op: str, width: int, device: torch.device) -> Row:
     They are in the table's first row that is wide enough, or in its last row.
 
     Args:
-        op: name of the op.
-        width: channels of a row.
-        device: device of the tensors.
+        op: Name of the op.
+        width: Channels of a row.
+        device: Device of the tensors.
     """
     row = table_row(op, width, architecture(device))
     return {name: value for name, value in row.items() if name not in LIMITS}
@@ -63,9 +63,9 @@ def persistent_programs(num_rows: int, per_multiprocessor: int, device: torch.de
     """Compute the number of programs that loop over rows.
 
     Args:
-        num_rows: number of rows. There are no more programs than rows.
-        per_multiprocessor: programs that fit one multiprocessor.
-        device: device of the tensors.
+        num_rows: Number of rows. There are no more programs than rows.
+        per_multiprocessor: Programs that fit one multiprocessor.
+        device: Device of the tensors.
     """
     if device.type == "cuda":
         return min(num_rows, per_multiprocessor * torch.cuda.get_device_properties(device).multi_processor_count)
@@ -80,10 +80,10 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *arguments:
 
     Args:
         kernel: Triton kernel.
-        grid: number of programs in each dimension.
-        device: device of the tensors.
-        *arguments: tensors and numbers.
-        **constants: arguments that are compiled into the kernel.
+        grid: Number of programs in each dimension.
+        device: Device of the tensors.
+        *arguments: Tensors and numbers.
+        **constants: Arguments that are compiled into the kernel.
     """
     if 0 in grid:
         return

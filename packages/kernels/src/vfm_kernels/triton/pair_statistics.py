@@ -144,10 +144,10 @@ def pair_statistics(image: Tensor, text: Tensor, scale: Tensor, offset: int) -> 
     """Compute the statistics of the softmax over rows and over columns.
 
     Args:
-        image: features of this process's images, (n, D).
-        text: features of all texts, (N, D).
-        scale: factor of the cosines, a scalar tensor.
-        offset: key that belongs to row 0.
+        image: Features of this process's images, (n, D).
+        text: Features of all texts, (N, D).
+        scale: Factor of the cosines, a scalar tensor.
+        offset: Key that belongs to row 0.
 
     Returns:
         The largest logit and the sum of exponentials of rows, (n,), and of columns, (N,), and the positives.
@@ -182,13 +182,13 @@ def pair_gradients(
     """Compute the gradients of some rows of logits.
 
     Args:
-        image: features of this process's images, (n, D).
-        text: features of all texts, (N, D).
-        scale: factor of the cosines, a scalar tensor.
-        statistics: result of `pair_statistics`.
-        offset: key that belongs to row 0.
-        first: first row.
-        num_rows: number c of rows.
+        image: Features of this process's images, (n, D).
+        text: Features of all texts, (N, D).
+        scale: Factor of the cosines, a scalar tensor.
+        statistics: Result of `pair_statistics`.
+        offset: Key that belongs to row 0.
+        first: First row.
+        num_rows: Number c of rows.
 
     Returns:
         The gradients (c, N), and the sum of gradient times logit.

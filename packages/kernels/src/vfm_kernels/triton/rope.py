@@ -101,9 +101,9 @@ def rotate_into(
         source: (B, N, H, D).
         sin: (B, P, D / 2).
         cos: (B, P, D / 2).
-        num_prefix_tokens: leading tokens without a position.
-        positions: each token's row of the table, (B, N).
-        inverse: rotate back.
+        num_prefix_tokens: Leading tokens without a position.
+        positions: Each token's row of the table, (B, N).
+        inverse: Rotate back.
     """
     batch, num_tokens, num_heads, width = source.shape
     if source.stride(-1) != 1:

@@ -92,7 +92,7 @@ def scatter_tokens(tokens: Tensor, index: Tensor, num_tokens: int, fill: Tensor 
     Args:
         tokens: (B, K, D).
         index: (B, K).
-        num_tokens: number N of tokens of the result.
+        num_tokens: Number N of tokens of the result.
         fill: (B, N, D) of any strides, for the tokens that are not in the index. Default: zeros.
 
     Returns:

@@ -54,11 +54,11 @@ class Fit(Results):
     """A finished training run.
 
     Attributes:
-        model: the module that was given, trained and in evaluation mode.
-        metrics: log entries every `log_every` steps, as in `metrics.jsonl`. Only the first of several processes has
+        model: The module that was given, trained and in evaluation mode.
+        metrics: Log entries every `log_every` steps, as in `metrics.jsonl`. Only the first of several processes has
             them. They are empty in the others.
-        folder: folder with checkpoints, metrics and `model.safetensors`, if one was named.
-        skipped: number of bad samples by reason.
+        folder: Folder with checkpoints, metrics and `model.safetensors`, if one was named.
+        skipped: Number of bad samples by reason.
     """
 
     model: nn.Module
@@ -130,26 +130,26 @@ def fit(
     batches again.
 
     Args:
-        task: a module together with `loss`, or a `vfm.train.Task` that contains the loss. It is trained in place. Parts
+        task: A module together with `loss`, or a `vfm.train.Task` that contains the loss. It is trained in place. Parts
             in evaluation mode without trained parameters stay in evaluation mode.
-        data: a map-style Dataset (or list) of dicts, tuples such as (image, label), or dataclasses. Tensors, arrays,
+        data: A map-style Dataset (or list) of dicts, tuples such as (image, label), or dataclasses. Tensors, arrays,
             numbers and PIL images are stacked, (B, ...), and texts become lists. Or a DataLoader, or another iterable
             of such batches that can be iterated several times.
-        steps: optimizer steps. The data are repeated as often as needed.
+        steps: Optimizer steps. The data are repeated as often as needed.
         loss: `loss(model, batch)` returns a scalar tensor, or a scalar and other metrics by name. Micro-batches and
             processes change no result if it is a mean over the samples.
-        weight: for a loss that is a weighted mean, `weight(batch)` returns the sum of the batch's weights, such as
+        weight: For a loss that is a weighted mean, `weight(batch)` returns the sum of the batch's weights, such as
             `lambda batch: batch["weight"].sum()`. Without it a weighted mean depends on the size of micro-batches.
-        folder: folder for checkpoints, metrics and the trained weights (`model.safetensors`). By default nothing is
+        folder: Folder for checkpoints, metrics and the trained weights (`model.safetensors`). By default nothing is
             saved.
-        global_batch_size: samples per step, by default 128. A DataLoader determines it. For a loader without a batch
+        global_batch_size: Samples per step, by default 128. A DataLoader determines it. For a loader without a batch
             size, such as webdataset's, the samples of its batches are counted.
-        lr: peak learning rate.
-        seed: seed of the order and of all random draws.
+        lr: Peak learning rate.
+        seed: Seed of the order and of all random draws.
         device: auto, cpu, cuda, cuda:1 or mps.
-        workers: number of processes that read a Dataset. 0 reads in this thread. A DataLoader has its own workers.
-        progress: show a progress bar and messages.
-        settings: other fields of a training stage, as in a recipe: `optimizer={"type": "sgd"}`, `schedule`,
+        workers: Number of processes that read a Dataset. 0 reads in this thread. A DataLoader has its own workers.
+        progress: Show a progress bar and messages.
+        settings: Other fields of a training stage, as in a recipe: `optimizer={"type": "sgd"}`, `schedule`,
             `ema_decay`, `precision`, `micro_batch_size`, `log_every`, `checkpoint={"every_steps": 100}`, ... (`vfm
             stages clip.train` lists them). `grad_checkpointing` needs a model with `set_grad_checkpointing`, as in timm
             and open_clip. Several processes must be started by torchrun.
@@ -270,8 +270,8 @@ def _config(settings: Mapping[str, Any], runtime: Mapping[str, Any]) -> Settings
     """Build the configuration of the run.
 
     Args:
-        settings: its fields.
-        runtime: default fields of `runtime`. The settings override them.
+        settings: Its fields.
+        runtime: Default fields of `runtime`. The settings override them.
 
     Raises:
         UserError: If a setting is unknown or wrong, one line each.

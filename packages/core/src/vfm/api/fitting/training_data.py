@@ -35,9 +35,9 @@ def batch_size(data: Any, requested: int | None, micro_batch_size: int | None) -
     """Determine the samples per step.
 
     Args:
-        data: the data. The batches of a DataLoader have a size.
-        requested: number of samples for other data.
-        micro_batch_size: samples of a micro-batch.
+        data: The data. The batches of a DataLoader have a size.
+        requested: Number of samples for other data.
+        micro_batch_size: Samples of a micro-batch.
 
     Returns:
         Number of samples, or None for the default.
@@ -57,9 +57,9 @@ def training_data(data: Any, config: Training, log: Callable[[str], None]) -> tu
     """Open the data of a training run, and collect the facts that identify them in its record.
 
     Args:
-        data: a Dataset or a DataLoader.
-        config: configuration of the run.
-        log: called with a line if resuming skips batches.
+        data: A Dataset or a DataLoader.
+        config: Configuration of the run.
+        log: Called with a line if resuming skips batches.
 
     Raises:
         UserError: If a Dataset is empty, its first sample holds a value that is not a tensor, or workers are set

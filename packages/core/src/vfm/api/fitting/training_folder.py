@@ -43,9 +43,9 @@ def recorded(folder: Path, record: Mapping[str, Any], log: Callable[[str], None]
     """Lock a folder, compare its record with this one, and yield the record. A missing record is written first.
 
     Args:
-        folder: the folder.
+        folder: The folder.
         record: `settings`, `weights` and `data` of the run, and the hash `START` of its initial weights.
-        log: called with a line while another run holds the folder.
+        log: Called with a line while another run holds the folder.
 
     Raises:
         UserError: If the folder holds another training run.

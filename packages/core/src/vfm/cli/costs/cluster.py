@@ -25,12 +25,12 @@ def cluster_lines(
     """Simulate the steps of each training stage of a recipe on a cluster.
 
     Args:
-        recipe: name or path of the recipe.
-        store: folder of artifacts and runs.
-        overrides: values that override the recipe.
-        gpus: numbers of devices.
-        card: name of the card.
-        utilisation: fraction of the peak that is reached (MFU), 0 to 1.
+        recipe: Name or path of the recipe.
+        store: Folder of artifacts and runs.
+        overrides: Values that override the recipe.
+        gpus: Numbers of devices.
+        card: Name of the card.
+        utilisation: Fraction of the peak that is reached (MFU), 0 to 1.
 
     Yields:
         A table for each stage, then notes.
@@ -82,12 +82,12 @@ def cluster_table(stage: Training, load: Load, devices: list[int], card: Card, u
     The fastest step of each number is bold.
 
     Args:
-        stage: the training stage.
-        load: its work and memory.
-        devices: numbers of devices.
-        card: speeds of the card.
-        utilisation: fraction of the peak that is reached (MFU), 0 to 1.
-        title: title of the table.
+        stage: The training stage.
+        load: Its work and memory.
+        devices: Numbers of devices.
+        card: Speeds of the card.
+        utilisation: Fraction of the peak that is reached (MFU), 0 to 1.
+        title: Title of the table.
 
     Raises:
         UserError: If the batch cannot be divided among the devices.
@@ -116,9 +116,9 @@ def cluster_notes(recipe: Recipe, loads: Mapping[str, Load], utilisation: float)
     """Yield the assumptions behind the table, and the stages that it lacks.
 
     Args:
-        recipe: the recipe.
-        loads: work and memory of its training stages.
-        utilisation: fraction of the peak that is reached (MFU), 0 to 1.
+        recipe: The recipe.
+        loads: Work and memory of its training stages.
+        utilisation: Fraction of the peak that is reached (MFU), 0 to 1.
     """
     yield (
         f"assumptions: a device reaches {100 * utilisation:g} % of its peak (--mfu), a link {100 * LINK_EFFICIENCY:g} %"

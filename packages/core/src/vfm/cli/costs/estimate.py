@@ -23,11 +23,11 @@ def estimate_lines(
     """Yield the table of the costs of all stages of a recipe, and lines about it.
 
     Args:
-        recipe: name or path of the recipe.
-        store: folder of artifacts and runs.
-        overrides: values that override the recipe.
-        peak_flops: peak of a device, in operations per second.
-        mfu: fraction of the peak that is reached, 0 to 1.
+        recipe: Name or path of the recipe.
+        store: Folder of artifacts and runs.
+        overrides: Values that override the recipe.
+        peak_flops: Peak of a device, in operations per second.
+        mfu: Fraction of the peak that is reached, 0 to 1.
 
     Raises:
         UserError: If the recipe is wrong, or a stage's settings do not fit its models.
@@ -52,10 +52,10 @@ def cost_table(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, uti
     while it runs.
 
     Args:
-        recipe: the recipe.
-        costs: cost of each stage.
-        peak_flops: peak of a device, in operations per second.
-        utilisation: fraction of the peak that is reached (MFU), 0 to 1.
+        recipe: The recipe.
+        costs: Cost of each stage.
+        peak_flops: Peak of a device, in operations per second.
+        utilisation: Fraction of the peak that is reached (MFU), 0 to 1.
     """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, title_justify="left")
     table.title = f"{recipe.name}: GiB of memory a process, GiB of disk"
@@ -74,10 +74,10 @@ def notes(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, utilisat
     """Yield the assumptions behind the numbers, and the parts that are not included.
 
     Args:
-        recipe: the recipe.
-        costs: cost of each stage.
-        peak_flops: peak of a device, in operations per second.
-        utilisation: fraction of the peak that is reached (MFU), 0 to 1.
+        recipe: The recipe.
+        costs: Cost of each stage.
+        peak_flops: Peak of a device, in operations per second.
+        utilisation: Fraction of the peak that is reached (MFU), 0 to 1.
     """
     yield (
         f"time: {peak_flops / 1e12:g} TFLOP/s a device, of which {100 * utilisation:g} % are reached; data are always"
@@ -105,8 +105,8 @@ def epoch_notes(planned: Mapping[str, Stage], recipe: Recipe) -> Iterator[str]:
     """Yield the number of steps of each training whose length is given in epochs.
 
     Args:
-        planned: the stages as given, by name.
-        recipe: the recipe, with steps in place of epochs where the data exist.
+        planned: The stages as given, by name.
+        recipe: The recipe, with steps in place of epochs where the data exist.
     """
     for stage in recipe.stages:
         before = planned[stage.name]

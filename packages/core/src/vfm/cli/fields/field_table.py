@@ -29,9 +29,9 @@ class FieldRow:
     """A row of the table.
 
     Attributes:
-        cells: name, type, default and description of a field. Names are dotted as in `--set`. `[]` stands for an item
+        cells: Name, type, default and description of a field. Names are dotted as in `--set`. `[]` stands for an item
             of a list. `--set` cannot address these.
-        heading: whether the row begins a group of fields: a mapping, a slot, or the fields of a base class, whose name
+        heading: Whether the row begins a group of fields: a mapping, a slot, or the fields of a base class, whose name
             is in brackets.
     """
 
@@ -64,8 +64,8 @@ def overview(model: type[BaseModel], width: int) -> list[str]:
     Required fields are first, then the others by the class that defines them, then groups.
 
     Args:
-        model: the stage.
-        width: most characters of a line.
+        model: The stage.
+        width: Most characters of a line.
     """
     top = [row for row in field_rows(model) if "." not in row.cells[0] and "[" not in row.cells[0]]
     sections: dict[str, list[FieldRow]] = {"required": [], "settings": []}

@@ -24,12 +24,12 @@ def clean_annotations(
     """Yield the usable annotations as rows. Annotations of classes that the user left out are skipped.
 
     Args:
-        annotations: annotations of all images, in any order.
-        sizes: width and height of each image.
-        labels: label of each class id of the source. -1 marks a class that was left out.
-        skip: called with each unusable annotation.
-        bad_images: images that cannot be used, so that their annotations cannot be used either.
-        uses: receives the use of each annotation, for the ledger.
+        annotations: Annotations of all images, in any order.
+        sizes: Width and height of each image.
+        labels: Label of each class id of the source. -1 marks a class that was left out.
+        skip: Called with each unusable annotation.
+        bad_images: Images that cannot be used, so that their annotations cannot be used either.
+        uses: Receives the use of each annotation, for the ledger.
     """
     uses = [] if uses is None else uses
     for annotation in annotations:
@@ -57,10 +57,10 @@ def clean(annotation: Annotation, label: int, width: int, height: int) -> Object
     Its mask is encoded, its box clipped to the image, and its area taken or computed.
 
     Args:
-        annotation: object as its file describes it.
-        label: number of its class.
-        width: width of the image.
-        height: height of the image.
+        annotation: Object as its file describes it.
+        label: Number of its class.
+        width: Width of the image.
+        height: Height of the image.
 
     Raises:
         BadAnnotation: If the box is empty, not finite or outside the image, or the mask does not fit.
@@ -93,9 +93,9 @@ def clip_box(box: Box, width: int, height: int, where: str) -> Box:
 
     Args:
         box: (left, top, right, bottom) in pixels.
-        width: width of the image.
-        height: height of the image.
-        where: address of the annotation, for messages.
+        width: Width of the image.
+        height: Height of the image.
+        where: Address of the annotation, for messages.
 
     Raises:
         BadAnnotation: If the box has no area, has numbers that are not finite, or is outside the image.

@@ -152,10 +152,10 @@ def parse_images(
     The rule that locates the first image files is applied to all of them.
 
     Args:
-        images: entries of the list.
-        image_root: folder of the image files.
-        path: the JSON file, for messages.
-        has_images: whether image files are needed.
+        images: Entries of the list.
+        image_root: Folder of the image files.
+        path: The JSON file, for messages.
+        has_images: Whether image files are needed.
 
     Raises:
         UserError: If all images lack their id or name, an id is repeated, or none of the first images is below

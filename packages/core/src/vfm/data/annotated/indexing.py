@@ -52,11 +52,11 @@ class Wanted:
     """The parts of a dataset to keep.
 
     Attributes:
-        classes: names of the classes to keep, in the order of their labels. Empty: all classes.
-        keep_empty: keep images without objects.
-        images: index the images. False: labels only.
-        max_bad_fraction: tolerated fraction of bad images, and of bad annotations.
-        source: path of the annotations, for the ledger.
+        classes: Names of the classes to keep, in the order of their labels. Empty: all classes.
+        keep_empty: Keep images without objects.
+        images: Index the images. False: labels only.
+        max_bad_fraction: Tolerated fraction of bad images, and of bad annotations.
+        source: Path of the annotations, for the ledger.
     """
 
     classes: Sequence[str]
@@ -72,10 +72,10 @@ def import_annotations(
     """Check the images and annotations of a reader, and write them to `ctx.directory`.
 
     Args:
-        reader: reads the annotations.
-        ctx: context of the running stage.
-        wanted: the parts to keep.
-        name: name of the format. Default: the reader's format.
+        reader: Reads the annotations.
+        ctx: Context of the running stage.
+        wanted: The parts to keep.
+        name: Name of the format. Default: the reader's format.
 
     Raises:
         UserError: If too many images or annotations are bad, no image is good, or two images have the same id.

@@ -41,7 +41,7 @@ def check_map(path: str, classes: Sequence[int]) -> tuple[int, int]:
 
     Args:
         path: PNG file.
-        classes: class of each value.
+        classes: Class of each value.
 
     Raises:
         BadSample: If the file cannot be read, or has a value without a class.

@@ -74,8 +74,8 @@ def coco_stuff(images: str, maps: str, labels: str | None) -> LabelMaps:
     """Open COCO-Stuff's maps. Value v is id v + 1, 11 of the ids do not exist, and 255 is ignored.
 
     Args:
-        images: folder of the images.
-        maps: folder of the PNG files.
+        images: Folder of the images.
+        maps: Folder of the PNG files.
         labels: COCO-Stuff's `labels.txt` with lines such as "1: person". None: classes are named by their ids.
     """
     name_of: dict[int, str] = {}
@@ -125,9 +125,9 @@ def folder_maps(images: str, maps: str, classes: Classes) -> LabelMaps:
     map are skipped.
 
     Args:
-        images: folder of the images.
-        maps: folder of the maps.
-        classes: names of the classes by value.
+        images: Folder of the images.
+        maps: Folder of the maps.
+        classes: Names of the classes by value.
     """
     named = dict(zip(classes.ids, classes.names, strict=True))
     kept = [value for value, name in named.items() if name.lower() not in IGNORED_NAMES]

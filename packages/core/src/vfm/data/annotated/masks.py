@@ -54,10 +54,10 @@ def encode_segmentation(value: Any, height: int, width: int, where: str) -> byte
     """Encode a COCO `segmentation`. Polygons with fewer than three points are dropped.
 
     Args:
-        value: polygons, run lengths as a list, or a run-length string.
-        height: height of the image.
-        width: width of the image.
-        where: address of the annotation, for messages.
+        value: Polygons, run lengths as a list, or a run-length string.
+        height: Height of the image.
+        width: Width of the image.
+        where: Address of the annotation, for messages.
 
     Raises:
         BadAnnotation: If no polygon is left, or the runs do not fit the image.

@@ -19,11 +19,11 @@ def objects_in(
     """Yield the objects of a record with `annotations` or `objects`.
 
     Args:
-        record: the sample's record.
-        classes: the dataset's classes, to look up names.
-        image_index: number of the sample.
-        where: address of the sample.
-        box_format: order of a box's numbers, in pixels.
+        record: The sample's record.
+        classes: The dataset's classes, to look up names.
+        image_index: Number of the sample.
+        where: Address of the sample.
+        box_format: Order of a box's numbers, in pixels.
     """
     ids = dict(zip(classes.names, classes.ids, strict=True))
     for number, entry in enumerate(_listed(record)):
@@ -61,8 +61,8 @@ def class_names_in(records: Iterable[Mapping[str, Any]], where: str) -> list[str
     These are the sorted names that occur, or the numbers up to the largest.
 
     Args:
-        records: records of the samples.
-        where: address of the records.
+        records: Records of the samples.
+        where: Address of the records.
 
     Raises:
         UserError: If the largest number is too large to be a class.

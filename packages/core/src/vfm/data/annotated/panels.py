@@ -44,9 +44,9 @@ def overlay(image: Image.Image, segments: NDArray[np.integer], colours: NDArray[
     """Tint an image by the segment of each pixel.
 
     Args:
-        image: the image.
-        segments: number of each pixel's segment, (H, W). Pixels with a negative number stay untinted.
-        colours: colour of each segment.
+        image: The image.
+        segments: Number of each pixel's segment, (H, W). Pixels with a negative number stay untinted.
+        colours: Colour of each segment.
     """
     pixels = np.asarray(image, dtype=np.float32).copy()
     inside = segments >= 0

@@ -46,14 +46,14 @@ class AnnotatedImage:
     """An image of an annotated dataset.
 
     Attributes:
-        key: unique name.
-        image: path of the file. Empty if the images are in shards.
-        image_id: the source's id of the image. Result files use it.
-        size: width and height that the annotations refer to. Default: the size of the file.
-        negatives: ids of classes that were checked and are absent (LVIS).
-        not_exhaustive: ids of classes with only some instances annotated (LVIS).
-        label_map: path of the image's label map.
-        problem: why the image's entry cannot be used.
+        key: Unique name.
+        image: Path of the file. Empty if the images are in shards.
+        image_id: The source's id of the image. Result files use it.
+        size: Width and height that the annotations refer to. Default: the size of the file.
+        negatives: Ids of classes that were checked and are absent (LVIS).
+        not_exhaustive: Ids of classes with only some instances annotated (LVIS).
+        label_map: Path of the image's label map.
+        problem: Why the image's entry cannot be used.
     """
 
     key: str
@@ -71,15 +71,15 @@ class Annotation:
     """An object as its file describes it.
 
     Attributes:
-        image_index: index among the reader's images.
-        class_id: the source's id of the class.
-        where: address, for messages.
+        image_index: Index among the reader's images.
+        class_id: The source's id of the class.
+        where: Address, for messages.
         box: (left, top, right, bottom) in pixels. None: the box of the mask.
         segmentation: COCO's polygons or runs, or encoded counts (`bytes`). None: no mask.
-        area: area in pixels. None: the area of the mask, or of the box without a mask.
-        crowd: a region with several objects. It is never a target.
-        ignored: too difficult to count as a mistake.
-        identity: the source's id of the annotation. It must be unique. None: no id.
+        area: Area in pixels. None: the area of the mask, or of the box without a mask.
+        crowd: A region with several objects. It is never a target.
+        ignored: Too difficult to count as a mistake.
+        identity: The source's id of the annotation. It must be unique. None: no id.
     """
 
     image_index: int

@@ -150,9 +150,9 @@ class ObjectTable:
     """Objects of all images before they are written.
 
     Attributes:
-        table: the objects.
-        repeated: identities that occurred before. These objects are left out.
-        left_out: numbers of these objects among all.
+        table: The objects.
+        repeated: Identities that occurred before. These objects are left out.
+        left_out: Numbers of these objects among all.
     """
 
     table: Any

@@ -72,9 +72,9 @@ def split_stems(root: str, task: str, split: str) -> list[str]:
     """List the names of a split's images, or of all images if there are no lists.
 
     Args:
-        root: folder of the dataset.
-        task: folder of the lists, such as Main or Segmentation.
-        split: name of the split.
+        root: Folder of the dataset.
+        task: Folder of the lists, such as Main or Segmentation.
+        split: Name of the split.
 
     Raises:
         UserError: If there are lists, but none for this split.

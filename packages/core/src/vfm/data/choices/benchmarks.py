@@ -113,10 +113,10 @@ def read_sugarcrepe(path: Path, records: Mapping[str, Any], image_root: str | No
     The pattern is the name of the subset's file.
 
     Args:
-        path: the JSON file.
-        records: its content.
-        image_root: folder of COCO's images.
-        on_bad: called with (reason, where) for items that cannot be used.
+        path: The JSON file.
+        records: Its content.
+        image_root: Folder of COCO's images.
+        on_bad: Called with (reason, where) for items that cannot be used.
 
     Raises:
         UserError: If `image_root` is missing.
@@ -154,9 +154,9 @@ def required_texts(record: Any, names: tuple[str, ...], where: str) -> list[str]
     """Get the texts of a record.
 
     Args:
-        record: the record.
-        names: names of the texts.
-        where: address of the record, for messages.
+        record: The record.
+        names: Names of the texts.
+        where: Address of the record, for messages.
 
     Raises:
         BadSample: If a text is missing or empty, or is not a string.

@@ -85,8 +85,8 @@ def read_choices(path: str, on_bad: OnBad, image_root: str | None = None) -> Ite
     Args:
         path: MMVP-VLM's folder, a file of another benchmark (`pair_benchmarks`), a folder of such JSON files, or items
             in JSON lines.
-        on_bad: called with (reason, where) of each bad item.
-        image_root: folder of the images, if it is not next to the file.
+        on_bad: Called with (reason, where) of each bad item.
+        image_root: Folder of the images, if it is not next to the file.
 
     Raises:
         UserError: If the path is none of these.

@@ -35,11 +35,11 @@ class Choice:
     """An item of a caption-choice benchmark.
 
     Attributes:
-        key: name of the item.
-        pattern: the aspect in which its images or statements differ.
-        images: encoded images, unchanged from the source file.
-        statements: any number of statements.
-        truth: index of each statement's image, -1 if it belongs to no image (SugarCrepe's wrong caption).
+        key: Name of the item.
+        pattern: The aspect in which its images or statements differ.
+        images: Encoded images, unchanged from the source file.
+        statements: Any number of statements.
+        truth: Index of each statement's image, -1 if it belongs to no image (SugarCrepe's wrong caption).
 
     Raises:
         ValueError: If `truth` does not fit images and statements.

@@ -52,9 +52,9 @@ def read_pair_table(path: Path, image_root: str | None, on_bad: OnBad) -> Iterat
     """Yield the pairs of a parquet file or of JSON lines.
 
     Args:
-        path: the file.
-        image_root: folder of images that are given by name.
-        on_bad: called with (reason, where) for pairs that cannot be used.
+        path: The file.
+        image_root: Folder of images that are given by name.
+        on_bad: Called with (reason, where) for pairs that cannot be used.
     """
     rows = table_rows(str(path)) if path.suffix == ".parquet" else _json_lines(path)
     return read_pairs(path, rows, image_root, on_bad)
@@ -73,11 +73,11 @@ def read_pairs(path: Path, records: Iterable[Any], image_root: str | None, on_ba
     The pattern is Winoground's `collapsed_tag`, or the sub-dataset of EqBen that an image's path begins with.
 
     Args:
-        path: the file of the records.
-        records: the records. A `BadSample` among them is reported.
-        image_root: folder of the images. The default is the folder `images` next to the file if there is one,
+        path: The file of the records.
+        records: The records. A `BadSample` among them is reported.
+        image_root: Folder of the images. The default is the folder `images` next to the file if there is one,
             otherwise the file's own folder.
-        on_bad: called with (reason, where) of each bad record.
+        on_bad: Called with (reason, where) of each bad record.
     """
     root = image_root or _default_root(path)
     for number, record in enumerate(records):
@@ -104,10 +104,10 @@ def read_eqben(path: Path, records: list[Any], image_root: str | None, on_bad: O
     record's caption and image, such as `c0i1`.
 
     Args:
-        path: the JSON file.
-        records: its content.
-        image_root: folder of the images.
-        on_bad: called with (reason, where) for pairs that cannot be used.
+        path: The JSON file.
+        records: Its content.
+        image_root: Folder of the images.
+        on_bad: Called with (reason, where) for pairs that cannot be used.
     """
     parts: defaultdict[tuple[str, str], dict[str, Any]] = defaultdict(dict)
     for number, record in enumerate(records):
@@ -130,10 +130,10 @@ def read_whatsup(path: Path, records: list[Any], image_root: str | None, on_bad:
     the captions of all relations, the right one first. The pattern names the two relations.
 
     Args:
-        path: the JSON file.
-        records: its content.
-        image_root: folder of the images.
-        on_bad: called with (reason, where) for pairs that cannot be used.
+        path: The JSON file.
+        records: Its content.
+        image_root: Folder of the images.
+        on_bad: Called with (reason, where) for pairs that cannot be used.
     """
     root = image_root or str(path.parent)
     groups: defaultdict[tuple[str, ...], dict[str, str]] = defaultdict(dict)
@@ -164,10 +164,10 @@ def read_spatial(path: Path, records: list[Any], image_root: str | None, on_bad:
     An item has an image of COCO or Visual Genome, and a right and a wrong caption.
 
     Args:
-        path: the JSON file.
-        records: its content.
-        image_root: folder of the images.
-        on_bad: called with (reason, where) for items that cannot be used.
+        path: The JSON file.
+        records: Its content.
+        image_root: Folder of the images.
+        on_bad: Called with (reason, where) for items that cannot be used.
     """
     is_coco = path.stem.startswith("coco")
     root = image_root or str(path.parent / ("val2017" if is_coco else "vg_images"))

@@ -42,14 +42,14 @@ class Question:
     """A multiple-choice question about an image.
 
     Attributes:
-        key: name of the question.
-        image: number of its image in the dataset.
-        text: the question. It may be empty if the only option is a caption.
-        options: distinct possible answers.
-        answer: index of the right option.
-        family: topic of the question.
-        pair: number of its pair, -1 without a pair.
-        history: earlier turns of the conversation, question and answer in alternation.
+        key: Name of the question.
+        image: Number of its image in the dataset.
+        text: The question. It may be empty if the only option is a caption.
+        options: Distinct possible answers.
+        answer: Index of the right option.
+        family: Topic of the question.
+        pair: Number of its pair, -1 without a pair.
+        history: Earlier turns of the conversation, question and answer in alternation.
 
     Raises:
         ValueError: If there is no option, two options are equal, the answer is not an option, or an earlier
@@ -85,9 +85,9 @@ def write_questions(directory: Path, images: Iterable[bytes], questions: Sequenc
     """Write the images and questions of a dataset, and the artifact's facts.
 
     Args:
-        directory: folder of the artifact.
-        images: encoded images. A few are in memory at a time.
-        questions: the questions about them.
+        directory: Folder of the artifact.
+        images: Encoded images. A few are in memory at a time.
+        questions: The questions about them.
 
     Raises:
         ValueError: If a question is about a missing image, or the questions of a pair do not fit each other.

@@ -56,9 +56,9 @@ def sample_by_column(samples: Samples, sampler: ColumnSampler, seed: int) -> Sam
     Each dataset of a mixture keeps its share.
 
     Args:
-        samples: the samples.
-        sampler: the column and its weights.
-        seed: seed of the rounding.
+        samples: The samples.
+        sampler: The column and its weights.
+        seed: Seed of the rounding.
 
     Raises:
         UserError: If the samples do not have the column, or a weight is not a number of at least 0.
@@ -105,9 +105,9 @@ def factors_of(values: Sequence[Value], sampler: ColumnSampler, where: str) -> F
     """Compute how often each sample is drawn in an epoch on average.
 
     Args:
-        values: values of the column, (N,).
-        sampler: the column and its weights.
-        where: the dataset, for the error.
+        values: Values of the column, (N,).
+        sampler: The column and its weights.
+        where: The dataset, for the error.
 
     Returns:
         (N,) with mean 1.
@@ -144,10 +144,10 @@ class SamplingSummary:
     """Facts about a sampler's epochs.
 
     Attributes:
-        num_samples: samples of the data, and draws of an epoch on average.
-        num_distinct: different samples in an epoch, on average.
-        effective_size: number of equally weighted samples with the same standard error of the mean (Kish).
-        sizes: samples of each value, for `balanced`.
+        num_samples: Samples of the data, and draws of an epoch on average.
+        num_distinct: Different samples in an epoch, on average.
+        effective_size: Number of equally weighted samples with the same standard error of the mean (Kish).
+        sizes: Samples of each value, for `balanced`.
     """
 
     num_samples: int

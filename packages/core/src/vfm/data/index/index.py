@@ -70,8 +70,8 @@ class Index:
         """Open a shard.
 
         Args:
-            shard: number of the shard.
-            ahead: reads the bytes of remote tars.
+            shard: Number of the shard.
+            ahead: Reads the bytes of remote tars.
 
         Raises:
             UserError: If a local shard is missing, or its size changed.
@@ -165,10 +165,10 @@ def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, 
     """Write the index of shards into an artifact's folder.
 
     Args:
-        directory: folder of the artifact. Shards inside get relative paths.
-        shards: the shards.
-        spec: where the parts of a sample are.
-        bad_rows: rows that cannot be used.
+        directory: Folder of the artifact. Shards inside get relative paths.
+        shards: The shards.
+        spec: Where the parts of a sample are.
+        bad_rows: Rows that cannot be used.
 
     Returns:
         The number of usable samples.

@@ -20,9 +20,9 @@ class RepeatedEpochs:
         """Repeat samples.
 
         Args:
-            shard_sizes: number of samples of each shard.
-            factors: how often each sample occurs in an epoch on average, (N,). Not all are 0.
-            seed: seed of the draws, together with the epoch.
+            shard_sizes: Number of samples of each shard.
+            factors: How often each sample occurs in an epoch on average, (N,). Not all are 0.
+            seed: Seed of the draws, together with the epoch.
         """
         self.shard_sizes: Integers = np.asarray(shard_sizes, dtype=np.int64)
         self.factors = factors

@@ -45,9 +45,9 @@ def open_balanced(artifact: ImageDataset, *, seed: int, language: str | None = N
     """Open a curated subset whose texts are redrawn in each epoch, by their stored probabilities.
 
     Args:
-        artifact: the subset.
-        seed: seed of the draws, together with the epoch.
-        language: draw only from the texts of this language. None: all languages.
+        artifact: The subset.
+        seed: Seed of the draws, together with the epoch.
+        language: Draw only from the texts of this language. None: all languages.
 
     Raises:
         UserError: If the artifact is not a CuratedSubset, so there are no probabilities.
@@ -106,9 +106,9 @@ class Samples(Protocol):
         The sample replaces an unusable one.
 
         Args:
-            epoch: number of the epoch.
-            index: the unusable sample.
-            number: any number.
+            epoch: Number of the epoch.
+            index: The unusable sample.
+            number: Any number.
         """
         ...
 
@@ -260,8 +260,8 @@ class Source:
         """Read all texts of a shard, without the images, to stream over a pool's captions.
 
         Args:
-            shard: number of the shard.
-            on_bad: called with (reason, where) of each unusable sample, such as `ctx.skip`.
+            shard: Number of the shard.
+            on_bad: Called with (reason, where) of each unusable sample, such as `ctx.skip`.
 
         Returns:
             A pyarrow Table in the schema `texts_schema`: row, uid, language, text_index (index among the sample's texts

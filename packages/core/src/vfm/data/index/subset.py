@@ -23,9 +23,9 @@ class TextDraw:
     """Settings for drawing the texts of each epoch by their stored probabilities.
 
     Attributes:
-        seed: seed of the draws, together with the epoch.
-        language: only texts of this language. None: all languages.
-        one_per_image: choose one text for each image before applying its probability (MetaCLIP 2).
+        seed: Seed of the draws, together with the epoch.
+        language: Only texts of this language. None: all languages.
+        one_per_image: Choose one text for each image before applying its probability (MetaCLIP 2).
     """
 
     seed: int
@@ -53,9 +53,9 @@ class ShardTexts:
         """Compute a mask of the texts that an epoch uses.
 
         Args:
-            draw: rule of the draw.
-            epoch: number of the epoch.
-            part: range of texts. It must contain whole samples.
+            draw: Rule of the draw.
+            epoch: Number of the epoch.
+            part: Range of texts. It must contain whole samples.
         """
         assert self.keys is not None
         assert self.probability is not None
@@ -106,9 +106,9 @@ class SubsetView:
         """Find the indices of a sample's texts by language.
 
         Args:
-            shard: number of the shard.
-            row: row of the sample.
-            epoch: select the texts that this epoch uses. Default: all texts in the view.
+            shard: Number of the shard.
+            row: Row of the sample.
+            epoch: Select the texts that this epoch uses. Default: all texts in the view.
         """
         shard_texts = self.shard(shard)
         part = shard_texts.part(row)
@@ -127,10 +127,10 @@ class SubsetView:
         """Select the texts of a sample that are in the view.
 
         Args:
-            sample: the sample with all its texts.
-            shard: number of the shard.
-            row: row of the sample.
-            epoch: select the texts that this epoch uses. Default: all texts in the view.
+            sample: The sample with all its texts.
+            shard: Number of the shard.
+            row: Row of the sample.
+            epoch: Select the texts that this epoch uses. Default: all texts in the view.
         """
         texts = {}
         for language, indices in self.texts(shard, row, epoch).items():

@@ -146,9 +146,9 @@ def read_subset_shard(directory: Path, shard: int, columns: Sequence[str] | None
     """Read the rows of a shard of a subset.
 
     Args:
-        directory: folder of the subset.
-        shard: number of the shard.
-        columns: columns to read. Default: all of `subset_schema`. uids are texts.
+        directory: Folder of the subset.
+        shard: Number of the shard.
+        columns: Columns to read. Default: all of `subset_schema`. uids are texts.
 
     Raises:
         UserError: If the file is missing or damaged, lacks a column, or is not sorted by row.

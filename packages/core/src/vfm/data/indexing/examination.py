@@ -124,9 +124,9 @@ def examine_all(examine: Examination, shards: Iterable[Found], workers: int) -> 
     """Examine shards, and yield the results in the order of the shards.
 
     Args:
-        examine: examines a shard.
-        shards: the shards.
-        workers: number of processes. With fewer than two, this process does the work.
+        examine: Examines a shard.
+        shards: The shards.
+        workers: Number of processes. With fewer than two, this process does the work.
     """
     shards = iter(shards)
     first = next(shards, None)

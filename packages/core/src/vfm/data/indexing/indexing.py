@@ -76,10 +76,10 @@ class Indexing:
         """Write the index into `directory`.
 
         Args:
-            directory: the artifact's folder.
-            shards: each shard with a flag, True if its number of samples is known and False to read it, or a file.
-            total: number of shards, if known.
-            listed: accounts of the files and folders whose samples the shards list, filled while shards are taken.
+            directory: The artifact's folder.
+            shards: Each shard with a flag, True if its number of samples is known and False to read it, or a file.
+            total: Number of shards, if known.
+            listed: Accounts of the files and folders whose samples the shards list, filled while shards are taken.
 
         Returns:
             The number of usable samples.
@@ -201,11 +201,11 @@ def check_bad(stage: str, bad: Counter[str], seen: int, max_bad_fraction: float,
     """Check that the fraction of bad samples is tolerated.
 
     Args:
-        stage: name of the stage, for the error.
-        bad: number of bad samples by reason.
-        seen: number of samples, good and bad.
-        max_bad_fraction: tolerated fraction.
-        more: end of the error line.
+        stage: Name of the stage, for the error.
+        bad: Number of bad samples by reason.
+        seen: Number of samples, good and bad.
+        max_bad_fraction: Tolerated fraction.
+        more: End of the error line.
 
     Raises:
         UserError: If more samples are bad.

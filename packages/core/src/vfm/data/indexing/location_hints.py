@@ -12,9 +12,9 @@ def location_hint(reason: str, path: str, spec: DatasetSpec) -> str:
     """Format the locations of captions or values that a spec reads, and the ones that the data have instead.
 
     Args:
-        reason: reason why the first sample is bad. Other reasons have no hint.
-        path: the first file of the data, or their folder.
-        spec: names the locations.
+        reason: Reason why the first sample is bad. Other reasons have no hint.
+        path: The first file of the data, or their folder.
+        spec: Names the locations.
     """
     if reason == "missing_value":
         return f"; expected values of {', '.join(spec.columns)}{_fields_of_json(path, spec)}"

@@ -111,7 +111,7 @@ class Nouns:
     are left out.
 
     Args:
-        folder: folder with `index.noun`, `noun.exc` and `verb.exc` (irregular forms), and `cntlist.rev` (counts).
+        folder: Folder with `index.noun`, `noun.exc` and `verb.exc` (irregular forms), and `cntlist.rev` (counts).
 
     Raises:
         UserError: If a file is missing.

@@ -67,7 +67,7 @@ def common_class_names(sets: Sequence[tuple[Layout, str | None]]) -> list[str]:
     Labels that are numbers without names are named by the numbers. If both sets have the same names, the list is empty.
 
     Args:
-        sets: layout and location of the labels of the training set, and of the validation set if there is one.
+        sets: Layout and location of the labels of the training set, and of the validation set if there is one.
 
     Raises:
         UserError: If the validation set has classes that the training set lacks.

@@ -53,10 +53,10 @@ def coco_entries(path: str, image_root: str, spec: DatasetSpec, account: Account
     Captions without an image give a bad sample for each missing image.
 
     Args:
-        path: the JSON file.
-        image_root: folder of the images. Empty: a folder near the file that has them.
-        spec: spec whose texts name fields of an annotation.
-        account: receives the sample of each record: the images of the file, then its annotations.
+        path: The JSON file.
+        image_root: Folder of the images. Empty: a folder near the file that has them.
+        spec: Spec whose texts name fields of an annotation.
+        account: Receives the sample of each record: the images of the file, then its annotations.
 
     Raises:
         UserError: If the file is damaged, or the images are not found.

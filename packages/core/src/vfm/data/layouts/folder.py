@@ -40,9 +40,9 @@ def image_folder(folder: str, spec: DatasetSpec, account: Account | None = None)
     If the spec has optional captions, they are read from the text files next to the images.
 
     Args:
-        folder: the folder.
-        spec: parts to read of each sample.
-        account: receives the sample of each entry of the folder.
+        folder: The folder.
+        spec: Parts to read of each sample.
+        account: Receives the sample of each entry of the folder.
     """
     listing = FolderListing(folder, account)
     columns = columns_of(spec.texts.values())
@@ -66,9 +66,9 @@ def caption_folder(folder: str, spec: DatasetSpec, account: Account | None = Non
     captions without an image follow.
 
     Args:
-        folder: as in `image_folder`.
-        spec: as in `image_folder`.
-        account: as in `image_folder`.
+        folder: As in `image_folder`.
+        spec: As in `image_folder`.
+        account: As in `image_folder`.
     """
     stems = set()
     listing = FolderListing(folder, account)
@@ -159,10 +159,10 @@ def class_folders(
     """List class names (the sorted subfolders) and images, as torchvision's ImageFolder does.
 
     Args:
-        folder: folder with a subfolder for each class.
-        class_names: if it has the names of all subfolders, it gives their labels. Some of its classes may have no
+        folder: Folder with a subfolder for each class.
+        class_names: If it has the names of all subfolders, it gives their labels. Some of its classes may have no
             images.
-        account: records the use of each file.
+        account: Records the use of each file.
 
     Raises:
         UserError: If an image is not in a class folder.

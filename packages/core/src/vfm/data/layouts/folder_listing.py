@@ -18,8 +18,8 @@ class FolderListing:
     """The files below a folder and the links to folders. Hidden ones are accounted for at once and left out.
 
     Attributes:
-        names: the files.
-        links: the links to folders.
+        names: The files.
+        links: The links to folders.
     """
 
     def __init__(self, folder: str, account: Account | None = None) -> None:

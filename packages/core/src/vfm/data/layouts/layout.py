@@ -70,8 +70,8 @@ class Layout:
         """Check whether the files are tables with captions, but without images or paths of images.
 
         Args:
-            image_key: column of the images that the user named.
-            texts: columns of the captions that the user named.
+            image_key: Column of the images that the user named.
+            texts: Columns of the captions that the user named.
         """
         if self.kind not in ("table", "parquet") or image_key or self.image_root:
             return False
@@ -132,9 +132,9 @@ class Layout:
         """Yield the user's files as shards, or write lists of images, whose samples are counted when they are read.
 
         Args:
-            directory: folder for the lists.
-            spec: parts to read of each sample.
-            accounts: receives the accounts of the files and folders that are listed.
+            directory: Folder for the lists.
+            spec: Parts to read of each sample.
+            accounts: Receives the accounts of the files and folders that are listed.
 
         Raises:
             UserError: If an address has credentials.
@@ -183,10 +183,10 @@ def find_layout(
     """Find the layout of a path, by the given kind or by the file names.
 
     Args:
-        path: path as the user gave it.
-        kind: kind of the files. auto: by their names.
-        image_root: folder that a table's image paths are relative to.
-        split: split of a CLIP_benchmark folder, or of a saved Hugging Face dataset. None: `test` for CLIP_benchmark,
+        path: Path as the user gave it.
+        kind: Kind of the files. auto: by their names.
+        image_root: Folder that a table's image paths are relative to.
+        split: Split of a CLIP_benchmark folder, or of a saved Hugging Face dataset. None: `test` for CLIP_benchmark,
             and the only split for Hugging Face.
 
     Raises:

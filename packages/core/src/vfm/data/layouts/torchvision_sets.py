@@ -28,9 +28,9 @@ def open_torchvision(name: str, root: str, split: str) -> Any:
     """Open a torchvision dataset without downloading anything.
 
     Args:
-        name: name of the dataset.
-        root: folder of its files.
-        split: name of the split.
+        name: Name of the dataset.
+        root: Folder of its files.
+        split: Name of the split.
 
     Raises:
         UserError: If torchvision has no such dataset or split, or its files are missing.

@@ -36,10 +36,10 @@ class Account:
     """The units of a source in the order in which they were read.
 
     Attributes:
-        source: path of the file or folder.
-        unit: kind of the units. The entries of a folder are its files and links, at any depth.
-        sample: number of the sample that is being read.
-        size: number of units, counted separately from the samples. None: the source was not read to its end.
+        source: Path of the file or folder.
+        unit: Kind of the units. The entries of a folder are its files and links, at any depth.
+        sample: Number of the sample that is being read.
+        size: Number of units, counted separately from the samples. None: the source was not read to its end.
     """
 
     source: str
@@ -84,9 +84,9 @@ class Account:
         """Record that units belong to a sample.
 
         Args:
-            start: first unit.
-            stop: unit after the last one.
-            sample: number of the sample. Default: the sample that is being read.
+            start: First unit.
+            stop: Unit after the last one.
+            sample: Number of the sample. Default: the sample that is being read.
         """
         self._add(start, stop, self.sample if sample is None else sample)
 
@@ -94,9 +94,9 @@ class Account:
         """Record that units belong to no sample.
 
         Args:
-            start: first unit.
-            stop: unit after the last one.
-            reason: why they are not used.
+            start: First unit.
+            stop: Unit after the last one.
+            reason: Why they are not used.
         """
         if reason not in self.reasons:
             self.reasons.append(reason)
@@ -114,8 +114,8 @@ class Account:
         """Determine whether each unit was used, or why not, and join equal neighbours.
 
         Args:
-            problems: reason of each bad sample.
-            num_samples: number of samples that were needed. Later ones were not used.
+            problems: Reason of each bad sample.
+            num_samples: Number of samples that were needed. Later ones were not used.
 
         Raises:
             ValueError: If a unit is missing, or was recorded twice.

@@ -36,8 +36,8 @@ class LedgerWriter:
         """Write to a path.
 
         Args:
-            path: the file.
-            address: converts the path of a source to the one that is stored.
+            path: The file.
+            address: Converts the path of a source to the one that is stored.
         """
         self._path, self._address = path, address
         self.totals: dict[str, Counter[str]] = {}  # number of units of each use, by unit
@@ -51,9 +51,9 @@ class LedgerWriter:
         """Add a source to the ledger.
 
         Args:
-            account: use of each unit of the source.
-            problems: reason of each of its bad samples.
-            num_samples: number of its samples.
+            account: Use of each unit of the source.
+            problems: Reason of each of its bad samples.
+            num_samples: Number of its samples.
 
         Raises:
             UserError: If a unit of the source was lost or counted twice.

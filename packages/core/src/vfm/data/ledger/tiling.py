@@ -14,9 +14,9 @@ def check_tiling(starts: Numbers, stops: Numbers, size: int) -> None:
     """Check that sorted ranges cover the units 0 to `size`, each once. A range may be empty.
 
     Args:
-        starts: first unit of each range.
-        stops: unit after the last one of each range.
-        size: number of units.
+        starts: First unit of each range.
+        stops: Unit after the last one of each range.
+        size: Number of units.
 
     Raises:
         ValueError: If a unit is in no range or in two, or a range ends before it starts.

@@ -33,10 +33,10 @@ class SampleDraw:
         """Derive the draw of a sample.
 
         Args:
-            seed: seed of the training run.
-            step: number of the step.
-            index: number of the sample.
-            repeat: number of its earlier uses in the step.
+            seed: Seed of the training run.
+            step: Number of the step.
+            index: Number of the sample.
+            repeat: Number of its earlier uses in the step.
         """
         identity = (seed, step, index, repeat) if repeat else (seed, step, index)
         digest = hashlib.blake2b(struct.pack(f"<{len(identity)}q", *identity), digest_size=8).digest()
@@ -70,8 +70,8 @@ class Batch(Generic[Inputs]):
     """The samples of a forward pass. `len(batch)` is their number.
 
     Attributes:
-        inputs: stacked results of `Make`. Undefined if there are no keys.
-        keys: one key per sample.
+        inputs: Stacked results of `Make`. Undefined if there are no keys.
+        keys: One key per sample.
         bad: (reason, where) of each skipped sample.
     """
 

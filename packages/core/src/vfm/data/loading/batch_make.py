@@ -75,9 +75,9 @@ class ContentMemory:
         """Keep a content, unless the mean size of the contents says that the dataset does not fit.
 
         Args:
-            index: number of the sample.
-            key: its key.
-            content: its decoded content.
+            index: Number of the sample.
+            key: Its key.
+            content: Its decoded content.
         """
         if not self._fits or index in self._kept:
             return

@@ -34,9 +34,9 @@ class MakeCrops:
     """Makes the crops of a sample for a cache.
 
     Attributes:
-        transform: makes the model's input from an image.
-        num_crops: number of crops, C.
-        seed: seed of the crops. Each crop also depends on its number and the number of the sample.
+        transform: Makes the model's input from an image.
+        num_crops: Number of crops, C.
+        seed: Seed of the crops. Each crop also depends on its number and the number of the sample.
     """
 
     transform: ImageTransform
@@ -69,14 +69,14 @@ def fill_cache(
     """Compute and store the tensors of all samples that the cache does not hold yet.
 
     Args:
-        writer: stores the tensors. Its complete shards are kept.
-        ctx: receives progress and bad samples, including those found before an interruption.
-        source: the samples.
-        make: makes the crops of a sample.
-        compute: computes the tensors of a batch's crops, (samples, C, *shape) in any arrangement.
-        batch_size: samples per call of `compute`.
-        workers: processes that read and decode.
-        max_bad_fraction: tolerated fraction of bad samples.
+        writer: Stores the tensors. Its complete shards are kept.
+        ctx: Receives progress and bad samples, including those found before an interruption.
+        source: The samples.
+        make: Makes the crops of a sample.
+        compute: Computes the tensors of a batch's crops, (samples, C, *shape) in any arrangement.
+        batch_size: Samples per call of `compute`.
+        workers: Processes that read and decode.
+        max_bad_fraction: Tolerated fraction of bad samples.
 
     Raises:
         UserError: If too many samples are bad, or a tensor is not finite.

@@ -38,10 +38,10 @@ def ordered_batches(
     Unusable samples are listed in `bad`.
 
     Args:
-        source: the samples.
-        make: makes the inputs of a batch.
-        plan: range of samples of each batch.
-        workers: processes that read and decode. 0: this process.
+        source: The samples.
+        make: Makes the inputs of a batch.
+        plan: Range of samples of each batch.
+        workers: Processes that read and decode. 0: this process.
     """
     return read_batches(_EvalReader(source, make), plan, workers)
 
@@ -52,10 +52,10 @@ def eval_batches(source: Source, make: Make[Inputs], batch_size: int, *, workers
     Unusable samples are skipped, and listed in `bad`.
 
     Args:
-        source: the samples.
-        make: makes the inputs of a batch.
-        batch_size: samples of a batch.
-        workers: processes that read and decode. 0: this process.
+        source: The samples.
+        make: Makes the inputs of a batch.
+        batch_size: Samples of a batch.
+        workers: Processes that read and decode. 0: this process.
 
     Raises:
         UserError: If no sample can be used.

@@ -38,15 +38,15 @@ class TrainingData(Generic[Inputs]):
     another sample that its number determines.
 
     Attributes:
-        source: the samples.
-        make: makes the task's inputs from each sample.
-        global_batch_size: samples per step, over all processes.
-        shuffle_shards: number of shards whose samples are shuffled together.
-        workers: processes that read and decode. 0: a thread of this process.
-        max_bad_fraction: tolerated fraction of bad samples. Training stops at once after a series of bad samples whose
+        source: The samples.
+        make: Makes the task's inputs from each sample.
+        global_batch_size: Samples per step, over all processes.
+        shuffle_shards: Number of shards whose samples are shuffled together.
+        workers: Processes that read and decode. 0: a thread of this process.
+        max_bad_fraction: Tolerated fraction of bad samples. Training stops at once after a series of bad samples whose
             probability at this fraction is below 1e-9. The training loop checks the fraction over the whole run.
-        cache: folder and size of local copies of remote shards. None: no copies.
-        repeats: whether a step may have a sample several times, each with other random draws.
+        cache: Folder and size of local copies of remote shards. None: no copies.
+        repeats: Whether a step may have a sample several times, each with other random draws.
     """
 
     source: Samples
@@ -64,9 +64,9 @@ class TrainingData(Generic[Inputs]):
         """Create the data from the configuration of a training run.
 
         Args:
-            config: settings of the training.
-            source: the samples.
-            make: makes the task's inputs from each sample.
+            config: Settings of the training.
+            source: The samples.
+            make: Makes the task's inputs from each sample.
 
         Raises:
             UserError: If the samples do not have the column of the sampler.
@@ -108,11 +108,11 @@ class TrainingData(Generic[Inputs]):
         A rank takes a contiguous part of the global batch, and a micro-batch takes a contiguous part of these samples.
 
         Args:
-            start_step: first step.
-            num_steps: step after the last one.
-            rank: number of this process.
-            world_size: number of processes.
-            micro_batch_size: samples of a micro-batch. Default: all samples of the rank.
+            start_step: First step.
+            num_steps: Step after the last one.
+            rank: Number of this process.
+            world_size: Number of processes.
+            micro_batch_size: Samples of a micro-batch. Default: all samples of the rank.
 
         Raises:
             UserError: If the batch size is not divisible, or too many samples in a row cannot be used.
@@ -150,11 +150,11 @@ def read_batches(
     """Yield the planned batches in order, read by this process or by workers.
 
     Args:
-        reader: reads a batch.
-        plan: arguments of `reader.read`, one after another.
-        workers: number of processes that read. 0: a thread of this process.
-        ahead: number of batches that the thread reads ahead. 0: no thread.
-        start: how workers are started. None: the default of the platform.
+        reader: Reads a batch.
+        plan: Arguments of `reader.read`, one after another.
+        workers: Number of processes that read. 0: a thread of this process.
+        ahead: Number of batches that the thread reads ahead. 0: no thread.
+        start: How workers are started. None: the default of the platform.
 
     Raises:
         UserError: From the reader, or if the workers are stuck.
@@ -214,9 +214,9 @@ def prefetch(items: Iterable[T], num_ahead: int, thread_name: str) -> Iterator[T
     This saves time because decoding and torch both release Python's lock.
 
     Args:
-        items: the items. None of them may be None.
-        num_ahead: number of items in advance.
-        thread_name: name of the thread.
+        items: The items. None of them may be None.
+        num_ahead: Number of items in advance.
+        thread_name: Name of the thread.
     """
     remaining = iter(items)
     with ThreadPoolExecutor(1, thread_name_prefix=thread_name) as thread:

@@ -88,10 +88,10 @@ def check_layout(value: Any, expected: Mapping[str, str], where: str, first: str
     """Check that a sample has the parts, types and shapes of the first one, so that a batch can be stacked.
 
     Args:
-        value: converted sample.
-        expected: layout of the first sample.
-        where: address of the sample, for messages.
-        first: address of the first sample.
+        value: Converted sample.
+        expected: Layout of the first sample.
+        where: Address of the sample, for messages.
+        first: Address of the first sample.
 
     Raises:
         UserError: If the sample differs. The error names the first part that does.

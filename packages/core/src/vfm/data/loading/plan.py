@@ -33,11 +33,11 @@ class Plan:
     """Lazy sequence of the micro-batches of a rank.
 
     Attributes:
-        data: the training data.
-        steps: the steps.
-        first: first sample of this rank in the global batch.
-        share: samples of this rank.
-        micro: samples of a micro-batch.
+        data: The training data.
+        steps: The steps.
+        first: First sample of this rank in the global batch.
+        share: Samples of this rank.
+        micro: Samples of a micro-batch.
     """
 
     data: _Data

@@ -100,8 +100,8 @@ class Reader(Dataset[Batch[Inputs] | UserError], Generic[Inputs]):
         """Join samples to a batch.
 
         Args:
-            uses: contents of the samples.
-            draws: draw of each sample.
+            uses: Contents of the samples.
+            draws: Draw of each sample.
             bad: (reason, where) of the skipped samples.
         """
         if not uses or not isinstance(self.make, BatchMake):
@@ -113,8 +113,8 @@ class TrainingReader(Reader[Inputs]):
     """Replaces unusable samples.
 
     Args:
-        seed: seed of all draws of the training run.
-        max_bad_fraction: tolerated fraction of bad samples. It determines the number of replacements that are tried.
+        seed: Seed of all draws of the training run.
+        max_bad_fraction: Tolerated fraction of bad samples. It determines the number of replacements that are tried.
     """
 
     def __init__(

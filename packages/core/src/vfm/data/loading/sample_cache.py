@@ -58,12 +58,12 @@ class CacheWriter:
         """Resume with the complete shards in `folder`.
 
         Args:
-            folder: folder of the shards. `publish` moves it.
-            num_samples: number of samples in the dataset.
-            num_crops: tensors per sample.
-            shape: shape of a tensor.
-            dtype: stored type. int8 rounds each vector to 255 steps, scaled by its largest absolute value.
-            samples_per_shard: samples in a shard. Default: as many as fit into about 128 MiB.
+            folder: Folder of the shards. `publish` moves it.
+            num_samples: Number of samples in the dataset.
+            num_crops: Tensors per sample.
+            shape: Shape of a tensor.
+            dtype: Stored type. int8 rounds each vector to 255 steps, scaled by its largest absolute value.
+            samples_per_shard: Samples in a shard. Default: as many as fit into about 128 MiB.
         """
         self.folder = folder
         self.num_samples = num_samples
@@ -94,9 +94,9 @@ class CacheWriter:
         """Write the next of the planned batches.
 
         Args:
-            samples: the planned batch.
-            tensors: tensor of each usable sample by its number, (C, *shape).
-            bad: reason and address of each other sample, in order.
+            samples: The planned batch.
+            tensors: Tensor of each usable sample by its number, (C, *shape).
+            bad: Reason and address of each other sample, in order.
 
         Raises:
             UserError: If a tensor is not finite, or exceeds the range of the dtype.

@@ -106,9 +106,9 @@ def dataset_data(dataset: Any, config: Training) -> tuple[TrainingData[Any], dic
     """Prepare a Dataset for training.
 
     Args:
-        dataset: a map-style Dataset, or a list. An item is a dict, a tuple or a dataclass of tensors, arrays, numbers,
+        dataset: A map-style Dataset, or a list. An item is a dict, a tuple or a dataclass of tensors, arrays, numbers,
             PIL images and texts. Bad samples raise `vfm.data.BadSample`.
-        config: configuration of the training run.
+        config: Configuration of the training run.
 
     Returns:
         The data, and the layout of its samples.

@@ -25,10 +25,10 @@ class LoaderData:
     same batches in each process.
 
     Attributes:
-        loader: yields batches. It can be iterated repeatedly.
-        seed: seed of its random draws.
-        first_size: expected number of samples in the first batch. None: any number.
-        log: called with a message when batches are skipped.
+        loader: Yields batches. It can be iterated repeatedly.
+        seed: Seed of its random draws.
+        first_size: Expected number of samples in the first batch. None: any number.
+        log: Called with a message when batches are skipped.
     """
 
     loader: Iterable[Any]
@@ -42,11 +42,11 @@ class LoaderData:
         """Yield the steps of a training run, after reading the earlier steps again.
 
         Args:
-            start_step: first step.
-            num_steps: step after the last one.
-            rank: number of this process.
-            world_size: number of processes. Only one is possible.
-            micro_batch_size: samples of a micro-batch. A loader's batches are taken whole.
+            start_step: First step.
+            num_steps: Step after the last one.
+            rank: Number of this process.
+            world_size: Number of processes. Only one is possible.
+            micro_batch_size: Samples of a micro-batch. A loader's batches are taken whole.
 
         Raises:
             UserError: If there are several processes, the loader yields no batch, or the first has another size.

@@ -34,13 +34,13 @@ class ImageTransform:
     """Turns bytes into uint8 (3, S, S), resized or, if `scale` is given, randomly cropped.
 
     Attributes:
-        size: side of the square, in pixels.
+        size: Side of the square, in pixels.
         mode: `squash` both sides, or resize the shorter side to `size` and `crop` the centre.
-        scale: smallest and largest fraction of the area that a random crop keeps. None: no random crop.
-        ratio: smallest and largest aspect ratio of a random crop.
-        flip: probability of a left-right flip. Use 0 if captions mention left and right.
-        interpolation: filter that the model expects (`Preprocess.interpolation`).
-        max_pixels: larger images are bad samples.
+        scale: Smallest and largest fraction of the area that a random crop keeps. None: no random crop.
+        ratio: Smallest and largest aspect ratio of a random crop.
+        flip: Probability of a left-right flip. Use 0 if captions mention left and right.
+        interpolation: Filter that the model expects (`Preprocess.interpolation`).
+        max_pixels: Larger images are bad samples.
         pixels: `exact` resizes with Pillow, `fast` with torch. Torch is several times as fast, and 0.4 % of the values
             differ, by at most 2 of 255 (`benchmarks/decoding.py`).
     """

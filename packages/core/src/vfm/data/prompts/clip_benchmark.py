@@ -87,7 +87,7 @@ def names_and_templates(name: str) -> tuple[list[str], list[str]]:
     """Read the class names and prompt templates in the clip_benchmark package, without running its code.
 
     Args:
-        name: the package's name of the dataset, optionally with a language: `mnist`, `imagenet1k/ar`.
+        name: The package's name of the dataset, optionally with a language: `mnist`, `imagenet1k/ar`.
 
     Returns:
         Class names (empty if the package leaves them to the dataset), and templates.

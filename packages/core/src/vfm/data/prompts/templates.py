@@ -15,8 +15,8 @@ def check_templates(templates: Sequence[str], where: str = "") -> list[str]:
     """Check that each template has `{}` for the class name, after replacing CLIP_benchmark's `{c}` by `{}`.
 
     Args:
-        templates: templates as the user wrote them.
-        where: file with the templates, for the error.
+        templates: Templates as the user wrote them.
+        where: File with the templates, for the error.
 
     Raises:
         UserError: If a template has no `{}`.
@@ -54,9 +54,9 @@ def sentences_of(path: str, class_names: Sequence[str], *, others: bool = False)
     """Read the sentences of each class in the order of the names.
 
     Args:
-        path: file for `read_sentences`.
-        class_names: the classes.
-        others: whether the file may have more classes.
+        path: File for `read_sentences`.
+        class_names: The classes.
+        others: Whether the file may have more classes.
 
     Raises:
         UserError: If a class has no sentences, or sentences belong to no class. The error names the first.

@@ -85,9 +85,9 @@ class ShardCache:
         """Copy a shard into the cache.
 
         Args:
-            path: address of the shard.
-            size: size in bytes.
-            copy: path of the copy.
+            path: Address of the shard.
+            size: Size in bytes.
+            copy: Path of the copy.
 
         Returns:
             False if there is no room, another process is copying it, or the file cannot be read.

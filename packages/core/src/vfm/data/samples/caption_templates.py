@@ -54,9 +54,9 @@ def filled(template: str, value_at: Callable[[str], object], names: Mapping[str,
     """Fill in a template. A list has a caption for each of its values. Without a value there is no caption.
 
     Args:
-        template: text with locations in braces.
-        value_at: reads the value at a location: a text, a number, a list, or None.
-        names: names of the numbers at a location, such as the classes of a label.
+        template: Text with locations in braces.
+        value_at: Reads the value at a location: a text, a number, a list, or None.
+        names: Names of the numbers at a location, such as the classes of a label.
     """
     parts: list[list[str]] = []
     for text, location, _, _ in Formatter().parse(template):

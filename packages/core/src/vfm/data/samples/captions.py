@@ -71,10 +71,10 @@ def captions_in(data: bytes, part: str, where: str) -> list[str]:
     """Extract the captions from a text file, or from a part of it.
 
     Args:
-        data: content of the file.
-        part: part of the file. Empty: the whole file. `lines`: one caption per line. `first`: the first line. Any other
+        data: Content of the file.
+        part: Part of the file. Empty: the whole file. `lines`: one caption per line. `first`: the first line. Any other
             word: the text after `WORD=` in each line that begins with it.
-        where: address of the sample for errors.
+        where: Address of the sample for errors.
 
     Raises:
         BadSample: See `decode_text` and `clean_captions`.
@@ -109,10 +109,10 @@ def captions_of_members(
     """Read the captions of a sample of a tar.
 
     Args:
-        spec: locations of the captions.
-        members: files of the sample by extension.
-        record: its decoded `json`.
-        where: address of the sample, for messages.
+        spec: Locations of the captions.
+        members: Files of the sample by extension.
+        record: Its decoded `json`.
+        where: Address of the sample, for messages.
 
     Raises:
         BadSample: See `captions_of`.
@@ -131,10 +131,10 @@ def captions_at(location: str, value_at: Callable[[str], object], spec: DatasetS
     """Read the captions at a location of `texts`, or fill in a template.
 
     Args:
-        location: the location, or a template with locations in braces.
-        value_at: reads the value at a location.
-        spec: has the names of numbers.
-        where: address of the sample for errors.
+        location: The location, or a template with locations in braces.
+        value_at: Reads the value at a location.
+        spec: Has the names of numbers.
+        where: Address of the sample for errors.
 
     Raises:
         BadSample: See `clean_captions`.
@@ -147,9 +147,9 @@ def captions_of(spec: DatasetSpec, read: Callable[[str], list[str]], where: str)
     """Read the captions of a sample for each language of a spec that has any.
 
     Args:
-        spec: names the locations of the captions, and says whether they are optional.
-        read: reads the captions at a location.
-        where: address of the sample for errors.
+        spec: Names the locations of the captions, and says whether they are optional.
+        read: Reads the captions at a location.
+        where: Address of the sample for errors.
 
     Raises:
         BadSample: If no language has a caption, or a caption cannot be read, and the spec requires captions.
@@ -167,9 +167,9 @@ def require_captions(spec: DatasetSpec, texts: Mapping[str, list[str]], where: s
     """Select the languages that have captions.
 
     Args:
-        spec: whether captions are required.
-        texts: captions by language.
-        where: address of the sample, for messages.
+        spec: Whether captions are required.
+        texts: Captions by language.
+        where: Address of the sample, for messages.
 
     Raises:
         BadSample: If no language has a caption, and the spec requires one.

@@ -34,9 +34,9 @@ def read_columns(spec: DatasetSpec, value_at: Callable[[str], object], where: st
     """Read the columns of a sample by name.
 
     Args:
-        spec: names the locations of the columns.
-        value_at: reads the value at a location.
-        where: address of the sample for errors.
+        spec: Names the locations of the columns.
+        value_at: Reads the value at a location.
+        where: Address of the sample for errors.
 
     Raises:
         BadSample: If a value is missing, or neither a text nor a number.
@@ -55,9 +55,9 @@ def require_column(spec: DatasetSpec, column: str, where: str) -> None:
     """Check that samples have a column.
 
     Args:
-        spec: names the columns.
-        column: name of the column.
-        where: field and dataset, for the error.
+        spec: Names the columns.
+        column: Name of the column.
+        where: Field and dataset, for the error.
 
     Raises:
         UserError: If they have not. The error lists the columns.

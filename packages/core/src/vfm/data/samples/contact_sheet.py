@@ -17,8 +17,8 @@ def contact_sheet(images: Sequence[tuple[Image.Image, str]], *, columns: int = 5
     """Draw images in rows, each above its caption. Captions are cut after three lines.
 
     Args:
-        images: images of any size and mode with their captions, at least one.
-        columns: images in a row.
+        images: Images of any size and mode with their captions, at least one.
+        columns: Images in a row.
 
     Raises:
         ValueError: If there are no images.

@@ -51,9 +51,9 @@ def open_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Imag
     """Open an image by reading its header, without decoding its pixels.
 
     Args:
-        data: bytes of the file.
-        where: its address, for messages.
-        max_pixels: largest number of pixels.
+        data: Bytes of the file.
+        where: Its address, for messages.
+        max_pixels: Largest number of pixels.
 
     Raises:
         BadSample: If the bytes are not an image, or the image has more than `max_pixels`.
@@ -77,9 +77,9 @@ def decode_image(data: bytes, where: str, *, max_pixels: int = MAX_PIXELS) -> Im
     """Decode an image to RGB. Transparent pixels become white, 16-bit greys become 8-bit.
 
     Args:
-        data: bytes of the file.
-        where: its address, for messages.
-        max_pixels: largest number of pixels.
+        data: Bytes of the file.
+        where: Its address, for messages.
+        max_pixels: Largest number of pixels.
 
     Raises:
         BadSample: If the bytes are not an image, or the image is broken or has more than `max_pixels`.
@@ -95,9 +95,9 @@ def decode_pixels(data: bytes, opened: Image.Image, where: str) -> NDArray[np.ui
     """Decode an opened image to the pixels of `decode_image`, (H, W, 3).
 
     Args:
-        data: bytes of the file.
-        opened: the image, opened by `open_image`.
-        where: address for errors.
+        data: Bytes of the file.
+        opened: The image, opened by `open_image`.
+        where: Address for errors.
 
     Raises:
         BadSample: If the image is broken.
@@ -115,8 +115,8 @@ def jpeg_pixels(data: bytes, opened: Image.Image) -> NDArray[np.uint8] | None:
     libjpeg-turbo with its accurate transform and smooth upsampling. So results do not depend on the installed packages.
 
     Args:
-        data: bytes of the file.
-        opened: the image, opened by Pillow.
+        data: Bytes of the file.
+        opened: The image, opened by Pillow.
 
     Returns:
         (H, W, 3). None if the image must be left to Pillow.
@@ -156,9 +156,9 @@ def resize(image: Image.Image, size: int, mode: ResizeMode, interpolation: Inter
 
     Args:
         image: RGB image.
-        size: side in pixels.
+        size: Side in pixels.
         mode: `squash` both sides to `size`, or resize the shorter side and `crop` the centre.
-        interpolation: filter of the resize.
+        interpolation: Filter of the resize.
     """
     if mode == "squash":
         return image.resize((size, size), FILTERS[interpolation])
@@ -170,9 +170,9 @@ def centred(width: int, height: int, size: int) -> tuple[int, int, int, int]:
     """Compute the geometry of a central square crop.
 
     Args:
-        width: width of the image.
-        height: height of the image.
-        size: side of the square.
+        width: Width of the image.
+        height: Height of the image.
+        size: Side of the square.
 
     Returns:
         Width and height after resizing the shorter side to `size`, and left and top of the square.

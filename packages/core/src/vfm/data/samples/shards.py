@@ -116,11 +116,11 @@ class Opening:
     """Facts from a dataset's index for opening a shard.
 
     Attributes:
-        name: unique name of the shard within its dataset, for keys. Default: its file name.
-        offsets: results of earlier scans that `save` stored, in the order in which to try them.
-        save: called with the result of a new scan, data with which the shard is opened faster.
-        ahead: reads the bytes of remote files. Several shards may share it.
-        limit: number of samples that are needed. A format may scan only these.
+        name: Unique name of the shard within its dataset, for keys. Default: its file name.
+        offsets: Results of earlier scans that `save` stored, in the order in which to try them.
+        save: Called with the result of a new scan, data with which the shard is opened faster.
+        ahead: Reads the bytes of remote files. Several shards may share it.
+        limit: Number of samples that are needed. A format may scan only these.
     """
 
     name: str | None = None
@@ -164,9 +164,9 @@ class ShardReader(ABC):
         """Open a shard.
 
         Args:
-            shard: the shard.
-            spec: locations of the parts of a sample.
-            opening: how to open it, such as with stored offsets.
+            shard: The shard.
+            spec: Locations of the parts of a sample.
+            opening: How to open it, such as with stored offsets.
         """
         return cls(shard.path, spec, opening.name)
 
@@ -222,8 +222,8 @@ class ShardReader(ABC):
         """Yield the record of each row with these fields. Broken records are None.
 
         Args:
-            rows: rows to read.
-            names: names of the fields. The first one is required.
+            rows: Rows to read.
+            names: Names of the fields. The first one is required.
         """
         raise UserError(f"{self.path}: shards of the format {self.format} have no records, so no value {names[0]!r}")
 
@@ -233,8 +233,8 @@ class ShardReader(ABC):
         Rows without a value are null there, and so are values of another type than most.
 
         Args:
-            rows: ascending rows.
-            locations: fields of the records, or columns.
+            rows: Ascending rows.
+            locations: Fields of the records, or columns.
 
         Returns:
             Table with a column for each location.

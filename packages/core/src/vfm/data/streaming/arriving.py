@@ -18,7 +18,7 @@ class Arriving(io.RawIOBase):
     """A file as a seekable stream, whose parts can be requested before they are needed, and are dropped after it.
 
     Args:
-        whole: all bytes of the file, with its version.
+        whole: All bytes of the file, with its version.
     """
 
     def __init__(self, whole: Span) -> None:

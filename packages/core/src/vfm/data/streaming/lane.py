@@ -25,9 +25,9 @@ class Tars:
     """The tars of a stream.
 
     Attributes:
-        open: opens the tar of a number.
-        size: looks up the number of entries of a tar, or counts them.
-        keep: keeps the offsets of a tar that was read to its end.
+        open: Opens the tar of a number.
+        size: Looks up the number of entries of a tar, or counts them.
+        keep: Keeps the offsets of a tar that was read to its end.
     """
 
     open: Callable[[int], StreamedTar]
@@ -130,10 +130,10 @@ class OpenGroup:
     A block is requested from all tars at once.
 
     Args:
-        group: numbers of the tars.
-        lanes: sizes and orders of the blocks.
-        tars: the tars by their numbers.
-        bytes_of_block: expected bytes of the first block in a tar. They are requested together.
+        group: Numbers of the tars.
+        lanes: Sizes and orders of the blocks.
+        tars: The tars by their numbers.
+        bytes_of_block: Expected bytes of the first block in a tar. They are requested together.
     """
 
     def __init__(self, group: Group, lanes: Lanes, tars: dict[int, StreamedTar], bytes_of_block: int = 1) -> None:

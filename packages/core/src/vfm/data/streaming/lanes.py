@@ -36,10 +36,10 @@ class Lanes:
     """The groups of each lane, and the lane of each position.
 
     Attributes:
-        num_shards: number of tars.
-        most: greatest number of lanes. There are no more lanes than tars.
-        run: samples that a lane gives before the next lane follows.
-        seed: seed of the order of the tars, and of the rows in each block.
+        num_shards: Number of tars.
+        most: Greatest number of lanes. There are no more lanes than tars.
+        run: Samples that a lane gives before the next lane follows.
+        seed: Seed of the order of the tars, and of the rows in each block.
     """
 
     num_shards: int
@@ -77,9 +77,9 @@ class Lanes:
         """Draw the order of the entries of a block.
 
         Args:
-            group: the group.
-            block: number of the block.
-            size: number of its entries.
+            group: The group.
+            block: Number of the block.
+            size: Number of its entries.
         """
         return np.random.default_rng((self.seed, group.epoch, _LANES, group.number, block)).permutation(size)
 
@@ -93,9 +93,9 @@ class Lanes:
         """Count the workers that read a lane, and so its tars, at most. It should be 1.
 
         Args:
-            processes: number of training processes.
-            workers: number of workers of each process. They take its micro-batches in turn.
-            micro_batch: samples of a micro-batch.
+            processes: Number of training processes.
+            workers: Number of workers of each process. They take its micro-batches in turn.
+            micro_batch: Samples of a micro-batch.
             per_step: micro-batches of a process in each step.
         """
         seen = np.zeros((self.number, processes, workers), dtype=bool)

@@ -24,9 +24,9 @@ def open_samples(artifact: ImageDataset, config: Training, ctx: Context) -> Sour
     They are read by an index, or from a list of tars as they arrive.
 
     Args:
-        artifact: the dataset.
-        config: settings of the training.
-        ctx: context of the stage.
+        artifact: The dataset.
+        config: Settings of the training.
+        ctx: Context of the stage.
     """
     if not isinstance(artifact, TarList):
         return open_dataset(artifact)
@@ -46,9 +46,9 @@ def warn_of_readers(source: Samples, config: Training, ctx: Context) -> None:
     """Warn if several workers of a training read the same tars of a stream.
 
     Args:
-        source: samples of the training.
-        config: settings of the training.
-        ctx: context of the stage.
+        source: Samples of the training.
+        config: Settings of the training.
+        ctx: Context of the stage.
     """
     readers = source.readers(config) if isinstance(source, TarStream) else 1
     if readers > 1:
@@ -96,7 +96,7 @@ class TarStream:
         """Read a sample in the order of seed 0.
 
         Raises:
-            BadSample: the sample cannot be used.
+            BadSample: The sample cannot be used.
         """
         return self.sample(index, 0)
 
@@ -104,7 +104,7 @@ class TarStream:
         """Read a sample. For a stream, the seed of its order stands for the epoch.
 
         Raises:
-            BadSample: the sample cannot be used.
+            BadSample: The sample cannot be used.
             UserError: If a tar cannot be read, or has changed.
         """
         entry, _ = self._entry(index, epoch)

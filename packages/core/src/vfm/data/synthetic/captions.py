@@ -69,9 +69,9 @@ def describe(shape: Shape, colour: Colour, named: Mapping[Attribute, Value]) -> 
     """Describe an object in English, such as "two big red stars pointing up on the left".
 
     Args:
-        shape: its shape.
-        colour: its colour.
-        named: attributes to name.
+        shape: Its shape.
+        colour: Its colour.
+        named: Attributes to name.
     """
     words = [_adjective(named[name]) for name in BEFORE if name in named and named[name] not in PHRASES.get(name, {})]
     words += [colour, shape]
@@ -105,10 +105,10 @@ def sample_caption(world: World, scene: Scene, rng: np.random.Generator, *, lang
     It is noise, in another language, or a true caption, by the world's fractions.
 
     Args:
-        world: distribution of the captions.
-        scene: the scene.
-        rng: random generator of the draws.
-        language: language of a true caption.
+        world: Distribution of the captions.
+        scene: The scene.
+        rng: Random generator of the draws.
+        language: Language of a true caption.
     """
     draw = rng.random()
     if draw < world.noise_share:
@@ -125,11 +125,11 @@ def true_caption(
     """Draw a caption that names colour and shape, and in English also attributes, by the world's fractions.
 
     Args:
-        world: distribution of the captions.
-        scene: the scene.
-        rng: random generator of the draws.
-        language: language of the text. It may differ from the caption's label.
-        kind: label of the caption.
+        world: Distribution of the captions.
+        scene: The scene.
+        rng: Random generator of the draws.
+        language: Language of the text. It may differ from the caption's label.
+        kind: Label of the caption.
     """
     if language != "en":
         lexicon = LEXICONS[language]

@@ -63,11 +63,11 @@ def render_captions(images: Path, world: World, seed: int, start: int, stop: int
     """Yield samples of a pool with the images of another pool. The images are not drawn again.
 
     Args:
-        images: folder of the other pool.
-        world: distribution of the samples.
-        seed: seed of the samples.
-        start: number of the first sample.
-        stop: number after the last sample.
+        images: Folder of the other pool.
+        world: Distribution of the samples.
+        seed: Seed of the samples.
+        start: Number of the first sample.
+        stop: Number after the last sample.
 
     Raises:
         UserError: See `render_shard`.
@@ -122,9 +122,9 @@ def write_shards(config: ShapeImages, ctx: Context, render: Render) -> list[Shar
     The tars are made in the work folder, so that a run after a crash reuses the complete tars.
 
     Args:
-        config: settings of the stage.
-        ctx: context of the stage.
-        render: yields the samples of a range.
+        config: Settings of the stage.
+        ctx: Context of the stage.
+        render: Yields the samples of a range.
     """
     first = config.start
     total = config.num_samples

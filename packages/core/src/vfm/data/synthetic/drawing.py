@@ -76,10 +76,10 @@ def draw_objects(channels: Floats, scene: Scene, centres: list[tuple[float, floa
     """Paint a scene's objects, in place.
 
     Args:
-        channels: planes of levels, (3, S, S).
-        scene: the scene.
-        centres: centre of each object, in image widths.
-        radius: radius of an object, in image widths.
+        channels: Planes of levels, (3, S, S).
+        scene: The scene.
+        centres: Centre of each object, in image widths.
+        radius: Radius of an object, in image widths.
     """
     size = channels.shape[-1]
     window = _window(centres, REACH * radius, size)
@@ -96,10 +96,10 @@ def draw_silhouette(scene: Scene, centre: tuple[float, float], radius: float, si
     """Compute a mask of the pixels that an object's outline encloses, including holes.
 
     Args:
-        scene: the object.
-        centre: its centre, in image widths.
-        radius: its radius, in image widths.
-        size: side S of the image.
+        scene: The object.
+        centre: Its centre, in image widths.
+        radius: Its radius, in image widths.
+        size: Side S of the image.
 
     Returns:
         (S, S).

@@ -20,9 +20,9 @@ class Federated:
     """The labels of an image.
 
     Attributes:
-        annotated: numbers of the objects that are annotated.
-        negatives: classes that were checked and are absent.
-        not_exhaustive: classes with some instances that are not annotated.
+        annotated: Numbers of the objects that are annotated.
+        negatives: Classes that were checked and are absent.
+        not_exhaustive: Classes with some instances that are not annotated.
     """
 
     annotated: list[int]

@@ -16,10 +16,10 @@ class Lexicon:
     """The words of a language.
 
     Attributes:
-        nouns: word and gender ("m", "f", "n") for each of SHAPES.
-        adjectives: forms by gender for each of COLOURS.
-        phrase: order of `{colour}` and `{shape}`.
-        templates: captions around a phrase.
+        nouns: Word and gender ("m", "f", "n") for each of SHAPES.
+        adjectives: Forms by gender for each of COLOURS.
+        phrase: Order of `{colour}` and `{shape}`.
+        templates: Captions around a phrase.
     """
 
     nouns: dict[Shape, tuple[str, str]]

@@ -106,8 +106,8 @@ def signed_distance(x: Floats, y: Floats, vertices: NDArray[np.float64]) -> Floa
 
     Args:
         x: x coordinates of the points, any shape.
-        y: their y coordinates, the same shape.
-        vertices: the polygon's corners in order, (V, 2).
+        y: Their y coordinates, the same shape.
+        vertices: The polygon's corners in order, (V, 2).
 
     Returns:
         Distances in the units of the coordinates, with the shape of `x`.
@@ -131,8 +131,8 @@ class DistanceTable:
     """The signed distance to a shape on a grid, read by bilinear interpolation.
 
     Attributes:
-        values: the table row by row, (num_points ** 2,), over [-EXTENT, EXTENT] in both directions.
-        num_points: points along one side.
+        values: The table row by row, (num_points ** 2,), over [-EXTENT, EXTENT] in both directions.
+        num_points: Points along one side.
         core: x and y of the point farthest from the edge inside the shape, and its distance to the edge.
     """
 

@@ -31,11 +31,11 @@ def make_pairs(world: World, seed: int, pattern: Pattern, count: int, start: int
     """Yield pairs that differ in a pattern. Each depends only on the seed, the pattern and its number.
 
     Args:
-        world: distribution of the scenes.
-        seed: seed of the pairs.
-        pattern: attribute in which the scenes of a pair differ.
-        count: number of pairs.
-        start: number of the first pair.
+        world: Distribution of the scenes.
+        seed: Seed of the pairs.
+        pattern: Attribute in which the scenes of a pair differ.
+        count: Number of pairs.
+        start: Number of the first pair.
     """
     pattern_number = PATTERNS.index(pattern)
     for index in range(start, start + count):
@@ -49,9 +49,9 @@ def sample_pair(world: World, rng: np.random.Generator, pattern: Pattern) -> Pai
     value (solid, filled, whole).
 
     Args:
-        world: distribution of the scenes.
-        rng: random generator of the draws.
-        pattern: attribute in which the scenes differ.
+        world: Distribution of the scenes.
+        rng: Random generator of the draws.
+        pattern: Attribute in which the scenes differ.
 
     Raises:
         ValueError: If the pattern does not vary in the world (`World.patterns`).

@@ -25,11 +25,11 @@ class RenderedSample:
     """A sample of a dataset.
 
     Attributes:
-        key: name of its files in a tar.
+        key: Name of its files in a tar.
         image: JPEG bytes.
-        texts: captions by the language of their label.
-        label: class, as an index into `class_names`.
-        facts: the scene and the content of the captions, as JSON values.
+        texts: Captions by the language of their label.
+        label: Class, as an index into `class_names`.
+        facts: The scene and the content of the captions, as JSON values.
     """
 
     key: str
@@ -59,11 +59,11 @@ def render_shard(
     """Yield samples `start` to `stop` of the pool of image-text pairs. Each depends only on the seed and its number.
 
     Args:
-        world: distribution of the samples.
-        seed: seed of the samples.
-        start: number of the first sample.
-        stop: number after the last sample.
-        drawn: images of this seed and world by key. They are not drawn again.
+        world: Distribution of the samples.
+        seed: Seed of the samples.
+        start: Number of the first sample.
+        stop: Number after the last sample.
+        drawn: Images of this seed and world by key. They are not drawn again.
 
     Raises:
         UserError: If an image is missing in `drawn`, or its first image is not from this seed and world.
@@ -93,10 +93,10 @@ def render_labeled(world: World, seed: int, start: int, stop: int) -> Iterator[R
     The classes take turns, so that they are equally common.
 
     Args:
-        world: distribution of the samples.
-        seed: seed of the samples.
-        start: number of the first sample.
-        stop: number after the last sample.
+        world: Distribution of the samples.
+        seed: Seed of the samples.
+        start: Number of the first sample.
+        stop: Number after the last sample.
     """
     combinations = world.combinations
     names = class_names(world)
@@ -114,11 +114,11 @@ def render_values(pattern: Pattern, world: World, seed: int, start: int, stop: i
     other attributes keep the distribution of a pool.
 
     Args:
-        pattern: the attribute.
-        world: distribution of the samples.
-        seed: seed of the samples.
-        start: number of the first sample.
-        stop: number after the last sample.
+        pattern: The attribute.
+        world: Distribution of the samples.
+        seed: Seed of the samples.
+        start: Number of the first sample.
+        stop: Number after the last sample.
     """
     values = world.colours if pattern == "colour" else world.values(pattern)
     for index in range(start, stop):

@@ -98,9 +98,9 @@ def sample_scene(world: World, rng: np.random.Generator, *, combination: tuple[S
     texture, structure and state differs from its default.
 
     Args:
-        world: the world.
-        rng: random generator.
-        combination: shape and colour. Default: drawn by the world's Zipf law.
+        world: The world.
+        rng: Random generator.
+        combination: Shape and colour. Default: drawn by the world's Zipf law.
     """
     shape, colour = combination or sample_combination(world, rng)
     varying = [name for name in SURFACE if name in world.attributes]

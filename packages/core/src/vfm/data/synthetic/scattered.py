@@ -82,11 +82,11 @@ def sample_scattered(
     """Draw a scene. The draws do not depend on a vocabulary, so all vocabularies label the same images.
 
     Args:
-        world: world with shapes, colours, textures, structures and backgrounds.
-        rng: random generator.
-        zipf: exponent of the long tail of shapes with colours, and of textures with structures. 0: uniform.
-        max_objects: largest number of objects. Every number from 1 on is equally likely.
-        scale: smallest and largest radius, in image widths.
+        world: World with shapes, colours, textures, structures and backgrounds.
+        rng: Random generator.
+        zipf: Exponent of the long tail of shapes with colours, and of textures with structures. 0: uniform.
+        max_objects: Largest number of objects. Every number from 1 on is equally likely.
+        scale: Smallest and largest radius, in image widths.
     """
     combinations = world.combinations
     surfaces = _surfaces(world)

@@ -91,15 +91,15 @@ def render_scenes(
     """Yield samples with several objects. Each depends only on the seed and its number.
 
     Args:
-        world: distribution of the objects.
-        seed: seed of the samples.
-        start: number of the first sample.
-        stop: number after the last sample.
-        vocabulary: attributes that are part of a class.
-        zipf: exponent of the classes' frequencies.
-        federated: whether only some classes of an image are annotated, as in LVIS.
-        max_objects: largest number of objects.
-        scale: smallest and largest radius, in image widths.
+        world: Distribution of the objects.
+        seed: Seed of the samples.
+        start: Number of the first sample.
+        stop: Number after the last sample.
+        vocabulary: Attributes that are part of a class.
+        zipf: Exponent of the classes' frequencies.
+        federated: Whether only some classes of an image are annotated, as in LVIS.
+        max_objects: Largest number of objects.
+        scale: Smallest and largest radius, in image widths.
     """
     num_classes = len(class_names(world, vocabulary))
     for index in range(start, stop):

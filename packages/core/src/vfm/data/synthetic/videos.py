@@ -105,15 +105,15 @@ def render_videos(
     """Yield videos of moving shapes. Each depends only on the seed and its number.
 
     Args:
-        world: distribution of the shapes.
-        seed: seed of the videos.
-        start: number of the first video.
-        stop: number after the last video.
-        actions: classes of the videos.
-        num_frames: frames of a video.
-        num_still: number of still shapes.
-        speed: speed of the motion.
-        rate: frames per second.
+        world: Distribution of the shapes.
+        seed: Seed of the videos.
+        start: Number of the first video.
+        stop: Number after the last video.
+        actions: Classes of the videos.
+        num_frames: Frames of a video.
+        num_still: Number of still shapes.
+        speed: Speed of the motion.
+        rate: Frames per second.
     """
     for index in range(start, stop):
         label = index % len(actions)
@@ -127,11 +127,11 @@ def sample_moving(world: World, rng: np.random.Generator, action: Action, num_st
     """Draw a scene. All draws except the direction are the same for both actions of a pair.
 
     Args:
-        world: distribution of the shapes.
-        rng: random generator of the draws.
-        action: class of the video.
-        num_still: number of still shapes.
-        speed: speed of the motion.
+        world: Distribution of the shapes.
+        rng: Random generator of the draws.
+        action: Class of the video.
+        num_still: Number of still shapes.
+        speed: Speed of the motion.
     """
     quantity, direction = quantity_of(action)
     looks = [_look(world, rng, world.shapes) for _ in range(num_still)]

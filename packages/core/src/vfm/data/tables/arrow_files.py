@@ -28,7 +28,7 @@ class ArrowFile:
     A local file is mapped into memory, so that reading a row reads only its bytes.
 
     Args:
-        path: path of the file.
+        path: Path of the file.
 
     Raises:
         UserError: If the file is not readable as Arrow.
@@ -92,9 +92,9 @@ def saved_dataset(folder: str, names: Sequence[str], split: str | None = None) -
     """List the Arrow files of a saved dataset in order.
 
     Args:
-        folder: folder of a dataset, or of several splits.
-        names: names of the folder's files.
-        split: split to use if there are several. Default: the only split.
+        folder: Folder of a dataset, or of several splits.
+        names: Names of the folder's files.
+        split: Split to use if there are several. Default: the only split.
 
     Returns:
         The files. Another folder gives None.

@@ -38,10 +38,10 @@ def caption_spec(
     """Create the spec of a user's tables. All of them must have the same columns.
 
     Args:
-        paths: the tables.
-        texts: column of each language. Empty: English in the first column with a usual name for captions.
-        columns: column names of tables without a header.
-        further: locations of values for filters.
+        paths: The tables.
+        texts: Column of each language. Empty: English in the first column with a usual name for captions.
+        columns: Column names of tables without a header.
+        further: Locations of values for filters.
 
     Raises:
         UserError: If a column is missing.
@@ -66,11 +66,11 @@ def caption_shards(
     """Convert tables to shards, and return the spec of the shards and the shards for `Indexing.run`.
 
     Args:
-        directory: folder of the shards.
-        paths: the tables.
-        spec: spec of their texts.
-        columns: column names of tables without a header.
-        accounts: receives the accounts of tables that are converted.
+        directory: Folder of the shards.
+        paths: The tables.
+        spec: Spec of their texts.
+        columns: Column names of tables without a header.
+        accounts: Receives the accounts of tables that are converted.
     """
     if table_kind(paths[0]) == "parquet":
         return spec, (UnreadShard(path, ParquetShard) for path in paths)

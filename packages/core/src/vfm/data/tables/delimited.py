@@ -30,8 +30,8 @@ def header_of(lines: Iterator[str], *, tabs: bool) -> tuple[type[csv.Dialect], l
     """Find the table's dialect, and read its header from the first line that is not blank.
 
     Args:
-        lines: lines of the table. After Excel's line `sep=;`, the next line is the header.
-        tabs: whether the values are separated by tabs.
+        lines: Lines of the table. After Excel's line `sep=;`, the next line is the header.
+        tabs: Whether the values are separated by tabs.
     """
     first = _next_line(lines)
     if tabs:
@@ -74,11 +74,11 @@ def delimited_rows(
     An unreadable row is a BadSample. Other lines are `header` or `blank`.
 
     Args:
-        lines: lines of the table.
-        path: path of the table, for bad rows.
-        columns: column names of a table without a header.
-        image_column: column of image paths. It helps to find rows that a damaged byte has merged.
-        tabs: whether the values are separated by tabs, each raw or quoted (`unquoted`). Otherwise they are separated by
+        lines: Lines of the table.
+        path: Path of the table, for bad rows.
+        columns: Column names of a table without a header.
+        image_column: Column of image paths. It helps to find rows that a damaged byte has merged.
+        tabs: Whether the values are separated by tabs, each raw or quoted (`unquoted`). Otherwise they are separated by
             commas, semicolons or tabs, and may be quoted.
     """
     csv.field_size_limit(MAX_LINE)  # so that an overlong caption is a bad sample, and not an error of the table

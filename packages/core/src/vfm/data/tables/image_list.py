@@ -75,11 +75,11 @@ def entry_of_rows(
     """Create the entry of an image from all its rows in a table.
 
     Args:
-        name: value that names the image.
-        rows: its rows. A bad row comes alone.
-        image_root: folder of the images.
-        spec: locations of the parts of a sample.
-        path: path of the table, for messages.
+        name: Value that names the image.
+        rows: Its rows. A bad row comes alone.
+        image_root: Folder of the images.
+        spec: Locations of the parts of a sample.
+        path: Path of the table, for messages.
     """
     first = rows[0]
     if isinstance(first, BadSample):
@@ -122,9 +122,9 @@ def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: Data
     The files are `images-00000.parquet`, ... with 10,000 entries each.
 
     Args:
-        directory: folder of the shards.
-        entries: the images.
-        spec: locations of the parts of a sample.
+        directory: Folder of the shards.
+        entries: The images.
+        spec: Locations of the parts of a sample.
 
     Raises:
         UserError: If the address of an image has credentials. They would stay in the list.

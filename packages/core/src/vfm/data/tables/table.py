@@ -108,11 +108,11 @@ def find_column(columns: list[str], name: str | None, defaults: tuple[str, ...],
     """Find the column that the user named, or else the first default name that exists.
 
     Args:
-        columns: names of the table's columns.
-        name: column that the user named, or None.
-        defaults: usual names.
-        field: configuration field that names the column, for the error.
-        path: path of the table, for the error.
+        columns: Names of the table's columns.
+        name: Column that the user named, or None.
+        defaults: Usual names.
+        field: Configuration field that names the column, for the error.
+        path: Path of the table, for the error.
 
     Raises:
         UserError: If there is no such column. The error lists the columns.
@@ -146,10 +146,10 @@ def table_entries(
     """Yield the table's samples. Image paths are relative to `image_root` and may not leave it.
 
     Args:
-        path: the table.
-        image_root: folder of the images.
-        spec: parts to read of each sample.
-        account: receives the sample of each line or row.
+        path: The table.
+        image_root: Folder of the images.
+        spec: Parts to read of each sample.
+        account: Receives the sample of each line or row.
 
     Raises:
         UserError: If a column that the spec names is missing.
@@ -214,10 +214,10 @@ def table_rows(
     """Yield the rows of a table. An unreadable row is a BadSample.
 
     Args:
-        path: as in `placed_rows`.
-        columns: as in `placed_rows`.
-        image_column: as in `placed_rows`.
-        only: as in `placed_rows`.
+        path: As in `placed_rows`.
+        columns: As in `placed_rows`.
+        image_column: As in `placed_rows`.
+        only: As in `placed_rows`.
 
     Raises:
         UserError: If the file is not readable as a table.
@@ -238,11 +238,11 @@ def placed_rows(
     """Yield each row of a table after the range of lines in which it is. An unreadable row is a BadSample.
 
     Args:
-        path: the table.
-        account: receives the lines that are no rows, and the number of all lines.
-        columns: column names of a csv or tsv file without a header, or a column name for the lines of a text file.
-        image_column: column of image paths. It helps to find rows that a damaged byte has merged.
-        only: columns to read, if the format allows it.
+        path: The table.
+        account: Receives the lines that are no rows, and the number of all lines.
+        columns: Column names of a csv or tsv file without a header, or a column name for the lines of a text file.
+        image_column: Column of image paths. It helps to find rows that a damaged byte has merged.
+        only: Columns to read, if the format allows it.
 
     Raises:
         UserError: If the file is not readable as a table.

@@ -27,11 +27,11 @@ class Gap:
     """A range of bytes with at least one damaged header, or without members: zeros at the end of a tar.
 
     Attributes:
-        start: first byte, the damaged header.
-        stop: next valid header, or the end of the file.
-        names: names in consecutive damaged headers whose sizes lead from one to the next. One name may be wrong.
-        rest: number of bytes after the members of these headers, where no size leads to another header.
-        shifted: names in valid headers within the rest, moved off their blocks by lost or inserted bytes.
+        start: First byte, the damaged header.
+        stop: Next valid header, or the end of the file.
+        names: Names in consecutive damaged headers whose sizes lead from one to the next. One name may be wrong.
+        rest: Number of bytes after the members of these headers, where no size leads to another header.
+        shifted: Names in valid headers within the rest, moved off their blocks by lost or inserted bytes.
         use: `damaged_header`, or what the range is.
     """
 
@@ -49,9 +49,9 @@ class TarMembers:
     Afterwards `complete` is False if the file does not end with a block of zeros. This block marks the end of a tar.
 
     Attributes:
-        stop: byte after the last member and its padding, or after the last gap. The next one begins there, with all of
+        stop: Byte after the last member and its padding, or after the last gap. The next one begins there, with all of
             its headers (of pax and GNU).
-        size: size of the file in bytes.
+        size: Size of the file in bytes.
     """
 
     def __init__(self, stream: IO[bytes], path: str) -> None:

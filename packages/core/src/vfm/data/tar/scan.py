@@ -39,14 +39,14 @@ class TarScan:
     """Content of a tar.
 
     Attributes:
-        keys: key of each sample.
+        keys: Key of each sample.
         places: (offset, size) of each slot. The offset is MISSING without such a member, SPARSE for a sparse member,
             and UNKNOWN if the only image has an extension that is not read.
         complete: False if the tar is truncated.
-        damaged: rows that lost a member to a damaged header.
-        lost: samples that are not rows, because their headers are damaged, their key is repeated, or no member is
+        damaged: Rows that lost a member to a damaged header.
+        lost: Samples that are not rows, because their headers are damaged, their key is repeated, or no member is
             recognised.
-        account: the row that each byte belongs to, or why it belongs to none.
+        account: The row that each byte belongs to, or why it belongs to none.
     """
 
     keys: list[str]
@@ -69,11 +69,11 @@ def scan_tar(
     The members of a sample need not be adjacent.
 
     Args:
-        path: path or address of the tar.
-        slots: parts of a sample. The first slot is for images, the other slots are named by their extension.
-        image_extensions: extensions of images.
-        limit: the scan ends after that many samples.
-        size: size of a remote tar. Giving it saves a request.
+        path: Path or address of the tar.
+        slots: Parts of a sample. The first slot is for images, the other slots are named by their extension.
+        image_extensions: Extensions of images.
+        limit: The scan ends after that many samples.
+        size: Size of a remote tar. Giving it saves a request.
 
     Raises:
         UserError: If the file is not an uncompressed tar.
@@ -142,9 +142,9 @@ class TarContent:
         """Create the account of the bytes.
 
         Args:
-            unrecognised: addresses of members without a slot that are lost samples.
-            end: byte after the last range.
-            size: size of the tar. The last member of a truncated tar ends there.
+            unrecognised: Addresses of members without a slot that are lost samples.
+            end: Byte after the last range.
+            size: Size of the tar. The last member of a truncated tar ends there.
         """
         if unrecognised:
             for index, name in self.unread.items():

@@ -63,14 +63,14 @@ class TarShard(ShardReader):
         """Open the tar at `path` of `size` bytes.
 
         Args:
-            path: path of the tar.
-            size: size of the tar in bytes.
-            spec: parts to read of each sample.
-            scan: offsets for the spec. Default: the tar is scanned.
-            account: the row of each byte, if the scan was of the whole tar.
-            ahead: reads the bytes of a remote tar. Several tars may share it.
-            version: identifies the content of a remote tar, for caches.
-            name: unique name of the tar within its dataset, for keys that repeat. Default: its file name.
+            path: Path of the tar.
+            size: Size of the tar in bytes.
+            spec: Parts to read of each sample.
+            scan: Offsets for the spec. Default: the tar is scanned.
+            account: The row of each byte, if the scan was of the whole tar.
+            ahead: Reads the bytes of a remote tar. Several tars may share it.
+            version: Identifies the content of a remote tar, for caches.
+            name: Unique name of the tar within its dataset, for keys that repeat. Default: its file name.
         """
         super().__init__(path, spec, name)
         self.size = size
@@ -303,10 +303,10 @@ def scan_shard(path: str, spec: DatasetSpec, size: int | None = None, limit: int
     """Scan a tar for the parts that a spec reads.
 
     Args:
-        path: path or address of the tar.
-        spec: locations of the parts of a sample.
-        size: size of a remote tar. Giving it saves a request.
-        limit: the scan ends after that many samples.
+        path: Path or address of the tar.
+        spec: Locations of the parts of a sample.
+        size: Size of a remote tar. Giving it saves a request.
+        limit: The scan ends after that many samples.
     """
     extensions = spec.image_key.split(",") if spec.image_key else IMAGE_EXTENSIONS
     return scan_tar(path, slots_of(spec), extensions, limit, size)

@@ -37,9 +37,9 @@ def read_clips(media: Media, facts: VideoFacts, views: Sequence[ClipView]) -> li
     """Read clips of a video in one pass.
 
     Args:
-        media: the video.
-        facts: facts from indexing.
-        views: the frames of each clip, and how they are resized and cropped.
+        media: The video.
+        facts: Facts from indexing.
+        views: The frames of each clip, and how they are resized and cropped.
 
     Returns:
         A clip for each view, (T, H, W, 3).
@@ -66,9 +66,9 @@ def read_frames(media: Media, facts: VideoFacts, numbers: Sequence[int]) -> Iter
     """Yield frames of a video by their numbers.
 
     Args:
-        media: the video.
-        facts: facts about it from indexing.
-        numbers: ascending numbers of frames.
+        media: The video.
+        facts: Facts about it from indexing.
+        numbers: Ascending numbers of frames.
 
     Raises:
         BadSample: See `read_clips`.

@@ -143,10 +143,10 @@ def list_tar(
     """Yield the videos of a tar with their classes. Unusable videos have a `problem`.
 
     Args:
-        path: the tar.
-        spec: parts to read of each sample.
-        accounts: receives the account of the tar's bytes.
-        first: number of the tar's first video among all videos.
+        path: The tar.
+        spec: Parts to read of each sample.
+        accounts: Receives the account of the tar's bytes.
+        first: Number of the tar's first video among all videos.
     """
     shard = TarShard(path, Shard.of(path, 0).size, spec)
     if accounts is not None:

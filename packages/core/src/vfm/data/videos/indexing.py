@@ -60,13 +60,13 @@ def write_dataset(
     """Open the listed videos, and write their index and panels to `ctx.directory`.
 
     Args:
-        ctx: context of the stage.
-        listing: the videos.
-        class_names: names of the classes.
-        labels: class of each video.
-        max_bad_fraction: tolerated fraction of unusable videos.
-        workers: processes that open videos.
-        **facts: further facts of the artifact.
+        ctx: Context of the stage.
+        listing: The videos.
+        class_names: Names of the classes.
+        labels: Class of each video.
+        max_bad_fraction: Tolerated fraction of unusable videos.
+        workers: Processes that open videos.
+        **facts: Further facts of the artifact.
 
     Raises:
         UserError: If too many videos are unusable, no video is usable, or two videos have the same key.

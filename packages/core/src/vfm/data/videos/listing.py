@@ -17,11 +17,11 @@ class ListedVideo:
     """A video of a listing.
 
     Attributes:
-        key: name of the video in the dataset.
-        media: location of the video.
-        label: class of the video, by number or by name.
-        video_id: identifies the source of the video in all datasets that contain it (Kinetics: YouTube's id).
-        problem: why the video cannot be used.
+        key: Name of the video in the dataset.
+        media: Location of the video.
+        label: Class of the video, by number or by name.
+        video_id: Identifies the source of the video in all datasets that contain it (Kinetics: YouTube's id).
+        problem: Why the video cannot be used.
     """
 
     key: str
@@ -36,10 +36,10 @@ class Listing:
     """All videos of a dataset, in the order of its files.
 
     Attributes:
-        format: name of the layout.
-        videos: the videos.
-        class_names: class names in the order of the labels. Empty: the sorted labels, or their numbers.
-        accounts: the video of each entry of a folder, line of a list or byte of a tar, for the ledger.
+        format: Name of the layout.
+        videos: The videos.
+        class_names: Class names in the order of the labels. Empty: the sorted labels, or their numbers.
+        accounts: The video of each entry of a folder, line of a list or byte of a tar, for the ledger.
     """
 
     format: str
@@ -51,7 +51,7 @@ class Listing:
         """Choose the class names, and number the label of each video.
 
         Args:
-            names: class names given by the user. Empty: the dataset's names.
+            names: Class names given by the user. Empty: the dataset's names.
 
         Raises:
             UserError: If a label has no name.

@@ -17,9 +17,9 @@ class Media:
     """A video file, a part of a tar, or a folder of frames.
 
     Attributes:
-        path: path of the file, the tar or the folder.
-        start: first byte in a tar, -1 for a whole file, -2 for a folder of frames.
-        size: number of bytes in a tar.
+        path: Path of the file, the tar or the folder.
+        start: First byte in a tar, -1 for a whole file, -2 for a folder of frames.
+        size: Number of bytes in a tar.
     """
 
     path: str
@@ -72,15 +72,15 @@ class VideoFacts:
     """Facts about a video from indexing. With them, a clip is read in one pass.
 
     Attributes:
-        num_frames: number of frames.
-        rate: frames per second, 0 for a folder of frames.
-        width: width in pixels, after the rotation.
-        height: height in pixels, after the rotation.
-        rotation: degrees, a multiple of 90, by which stored frames are rotated anticlockwise.
-        variable_rate: whether the time between frames varies.
-        key_frames: numbers of the frames at which decoding can start, ascending, if they are known.
-        key_times: times of the key frames in the file's units.
-        step: time between consecutive frames in the same units, 0 if it varies.
+        num_frames: Number of frames.
+        rate: Frames per second, 0 for a folder of frames.
+        width: Width in pixels, after the rotation.
+        height: Height in pixels, after the rotation.
+        rotation: Degrees, a multiple of 90, by which stored frames are rotated anticlockwise.
+        variable_rate: Whether the time between frames varies.
+        key_frames: Numbers of the frames at which decoding can start, ascending, if they are known.
+        key_times: Times of the key frames in the file's units.
+        step: Time between consecutive frames in the same units, 0 if it varies.
     """
 
     num_frames: int

@@ -22,10 +22,10 @@ class ClipSampling:
     """Settings for sampling clips from a video.
 
     Attributes:
-        num_frames: frames of a clip, T.
+        num_frames: Frames of a clip, T.
         kind: `segments` takes a frame from each of T equal parts of the video (EVA), `dense` takes T frames `stride`
             apart.
-        stride: distance between the frames of a dense clip.
+        stride: Distance between the frames of a dense clip.
     """
 
     num_frames: int
@@ -45,10 +45,10 @@ class ClipSampling:
         these are the same in every run.
 
         Args:
-            total: frames of the video.
-            clip: index of the clip.
-            num_clips: number of clips.
-            rule: where dense clips start. `parts`: in the middle of equal parts of all starts. `videomae`: from the
+            total: Frames of the video.
+            clip: Index of the clip.
+            num_clips: Number of clips.
+            rule: Where dense clips start. `parts`: in the middle of equal parts of all starts. `videomae`: from the
                 first to the last start in equal steps, counted in strides. `mmaction`: the same counted in frames, and
                 short videos start again. One clip is the middle one. Segments ignore it.
         """

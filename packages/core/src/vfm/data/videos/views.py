@@ -53,12 +53,12 @@ def drawn_view(
     Width and height may differ by one step of the scales, as in the code of EVA's video models.
 
     Args:
-        frames: frames of the clip.
-        size: width and height of the video.
+        frames: Frames of the clip.
+        size: Width and height of the video.
         side: S.
-        rng: random generator.
-        scales: sides of the crop, relative to the shorter side of the video.
-        flip: probability of a left-right flip.
+        rng: Random generator.
+        scales: Sides of the crop, relative to the shorter side of the video.
+        flip: Probability of a left-right flip.
     """
     steps = [(i, j) for i, j in product(range(len(scales)), repeat=2) if abs(i - j) <= 1]
     scale_draw, corner_draw, flip_draw = rng.random(3)
@@ -76,10 +76,10 @@ def fixed_views(frames: tuple[int, ...], size: tuple[int, int], side: int, num_c
     """Create the test views of a clip by resizing its shorter side to S and spreading crops along the longer side.
 
     Args:
-        frames: frames of the clip.
-        size: width and height of the video.
+        frames: Frames of the clip.
+        size: Width and height of the video.
         side: S.
-        num_crops: number of crops: 1 for the centre, 3 for both ends and the centre.
+        num_crops: Number of crops: 1 for the centre, 3 for both ends and the centre.
     """
     positions = [0.5]
     if num_crops != 1:
@@ -92,9 +92,9 @@ def center_box(size: tuple[int, int], side: int, position: float = 0.5) -> tuple
     """Compute a square box in a frame.
 
     Args:
-        size: width and height of the frame.
-        side: side of the box.
-        position: position from 0 to 1 in the room next to the box.
+        size: Width and height of the frame.
+        side: Side of the box.
+        position: Position from 0 to 1 in the room next to the box.
     """
     return round(position * (size[0] - side)), round(position * (size[1] - side)), side, side
 

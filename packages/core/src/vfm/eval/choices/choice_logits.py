@@ -70,12 +70,12 @@ def choice_logits(
     Items with a bad image are skipped, counted and reported.
 
     Args:
-        ctx: context of the stage.
-        encoders: models by name.
-        data: the items.
-        prompt: template of a statement.
-        reading: batch size and tolerance of bad samples.
-        check: called with each item. It raises an error for items that cannot be scored.
+        ctx: Context of the stage.
+        encoders: Models by name.
+        data: The items.
+        prompt: Template of a statement.
+        reading: Batch size and tolerance of bad samples.
+        check: Called with each item. It raises an error for items that cannot be scored.
 
     Raises:
         UserError: If too many items are bad, a logit is not finite, or `check` raises it.

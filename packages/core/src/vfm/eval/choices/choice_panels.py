@@ -25,9 +25,9 @@ def pattern_panel(ctx: Context, choices: ChoiceLogits, correct: Mapping[str, NDA
     """Write a table with a row per model and a column per pattern, as in the papers.
 
     Args:
-        ctx: context of the stage.
-        choices: the items.
-        correct: whether each item is right, by model.
+        ctx: Context of the stage.
+        choices: The items.
+        correct: Whether each item is right, by model.
     """
     masks = [choices.patterns == number for number in range(len(choices.names))]
     counts = [int(mask.sum()) for mask in masks]
@@ -45,10 +45,10 @@ def flip_panels(
     """Write a sheet for each model after the first, with the items that only one of the two got right.
 
     Args:
-        ctx: context of the stage.
-        data: dataset with the images.
-        choices: the items.
-        rights: whether each item is right, by model.
+        ctx: Context of the stage.
+        data: Dataset with the images.
+        choices: The items.
+        rights: Whether each item is right, by model.
     """
     (baseline, before), *others = rights.items()
     for name, after in others:

@@ -20,8 +20,8 @@ class MmvpResult:
     """Outcome of each pair. The two images are numbered 0 and 1.
 
     Attributes:
-        probability: probability of the first image, for both statements, (P, 2).
-        prediction: the image chosen for each statement, (P, 2).
+        probability: Probability of the first image, for both statements, (P, 2).
+        prediction: The image chosen for each statement, (P, 2).
         right: True if the chosen image belongs to the statement, (P, 2).
         correct: True if both statements are right, (P,).
         aligned: True if the difference between the statements matches the difference between the images, even if
@@ -47,8 +47,8 @@ def mmvp_vlm(logits: NDArray[np.float32], truth: NDArray[np.int64]) -> MmvpResul
     have a larger sum than the wrong ones. For embeddings this means (e0 - e1).(i0 - i1) > 0. Guessing scores 50 %.
 
     Args:
-        logits: logit of each statement for each image, with the model's temperature, (P, 2 statements, 2 images).
-        truth: the image that each statement belongs to, 0 (an odd question id) or 1 (an even one), (P, 2).
+        logits: Logit of each statement for each image, with the model's temperature, (P, 2 statements, 2 images).
+        truth: The image that each statement belongs to, 0 (an odd question id) or 1 (an even one), (P, 2).
 
     Raises:
         ValueError: If the shapes do not fit pairs.
@@ -86,7 +86,7 @@ def choose(scores: NDArray[np.floating], right: NDArray[np.bool_]) -> ChoiceResu
     cannot distinguish the items scores 0.
 
     Args:
-        scores: score of each statement for each image, (P, S, I).
+        scores: Score of each statement for each image, (P, S, I).
         right: True where statement and image belong together, (S, I) for all items or (P, S, I).
     """
     matches = np.broadcast_to(right, scores.shape)

@@ -47,13 +47,13 @@ def score_mmvp_vlm(
     """Score models on pairs by the official MMVP-VLM rule (`mmvp_vlm`).
 
     Args:
-        ctx: context of the stage.
-        encoders: models by name.
-        data: the pairs.
-        prompt: template of a statement.
-        diva_scoring: also score all models with DIVA's image feature (`ClassAndPatches`) as `diva_pair_accuracy`.
+        ctx: Context of the stage.
+        encoders: Models by name.
+        data: The pairs.
+        prompt: Template of a statement.
+        diva_scoring: Also score all models with DIVA's image feature (`ClassAndPatches`) as `diva_pair_accuracy`.
             DIVA's authors scored their models this way, but the models they compared with officially.
-        reading: batch size and tolerance of bad samples.
+        reading: Batch size and tolerance of bad samples.
 
     Raises:
         UserError: If an item is not two images and two statements, or diva_scoring is set for a model without patches.
@@ -113,11 +113,11 @@ def score_choices(
     """Score models on items of any shape with Winoground's rule (`choose`).
 
     Args:
-        ctx: context of the stage.
-        encoders: models by name.
-        data: the items.
-        prompt: template of a statement.
-        reading: batch size and tolerance of bad samples.
+        ctx: Context of the stage.
+        encoders: Models by name.
+        data: The items.
+        prompt: Template of a statement.
+        reading: Batch size and tolerance of bad samples.
     """
     choices = choice_logits(ctx, encoders, data, prompt, reading)
     rights = [np.array(item.truth)[:, None] == np.arange(len(item.images)) for item in choices.items]  # (S, I) each

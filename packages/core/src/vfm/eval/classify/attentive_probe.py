@@ -28,10 +28,10 @@ class AttentiveHead(nn.Module):
     The tokens are normalised by a layer norm without parameters.
 
     Args:
-        width: width of the tokens, D.
-        num_classes: number of classes, C.
-        generator: random generator for the initial weights.
-        num_heads: number of heads, H, reduced until it divides the width; default: one per 64 channels.
+        width: Width of the tokens, D.
+        num_classes: Number of classes, C.
+        generator: Random generator for the initial weights.
+        num_heads: Number of heads, H, reduced until it divides the width. Default: one per 64 channels.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class PatchTokens:
     """An image encoder whose features are all patch tokens, in half precision.
 
     Args:
-        encoder: a `ClipModel` or `PooledVision`.
-        num_images: number of images in the dataset.
-        max_gib: largest total size of their tokens, in GiB.
+        encoder: A `ClipModel` or `PooledVision`.
+        num_images: Number of images in the dataset.
+        max_gib: Largest total size of their tokens, in GiB.
     """
 
     def __init__(self, encoder: Any, num_images: int, max_gib: float) -> None:

@@ -60,9 +60,9 @@ def check_same_types(config: FeatureEvaluation, train: type[Artifact], data: typ
     """Check that both sets have one class per image, or both have several labels.
 
     Args:
-        config: settings of the evaluation.
-        train: type of the training set.
-        data: type of the test set.
+        config: Settings of the evaluation.
+        train: Type of the training set.
+        data: Type of the test set.
 
     Raises:
         UserError: If the types differ, or the solver only supports one class per image.
@@ -80,9 +80,9 @@ def check_same_classes(
     """Check that both sets have the same classes.
 
     Args:
-        config: settings of the evaluation.
-        train: training set.
-        data: test set.
+        config: Settings of the evaluation.
+        train: Training set.
+        data: Test set.
 
     Raises:
         UserError: If types or class names differ, or class names are empty or used twice.
@@ -101,9 +101,9 @@ def warn_of_overlap(ctx: Context, train: Sequence[bytes], data: Sequence[bytes])
     """Warn if test items are also training items.
 
     Args:
-        ctx: the stage's context.
-        train: hash of each training item, with its key, class and image.
-        data: hash of each test item.
+        ctx: The stage's context.
+        train: Hash of each training item, with its key, class and image.
+        data: Hash of each test item.
     """
     shared = len(set(train) & set(data))
     if shared:

@@ -36,11 +36,11 @@ def encode_with_targets(
     Classes without any image are reported in a warning.
 
     Args:
-        ctx: context of the stage.
-        encoders: models by name.
-        data: the dataset.
-        reading: batch size and tolerance of bad samples.
-        files: files for the features of a model. Default: they are in memory.
+        ctx: Context of the stage.
+        encoders: Models by name.
+        data: The dataset.
+        reading: Batch size and tolerance of bad samples.
+        files: Files for the features of a model. Default: they are in memory.
 
     Returns:
         Features, and classes (N,), or labels (N, C) bool.
@@ -75,11 +75,11 @@ def result_from_scores(
 
     Args:
         scores: (N, C).
-        targets: classes, (N,), or labels, (N, C) bool.
-        keys: keys of the images.
-        data: the dataset. It has the class names.
-        prefix: prefix of the metric names, such as `lp_`.
-        details: additional entries for the result file.
+        targets: Classes, (N,), or labels, (N, C) bool.
+        keys: Keys of the images.
+        data: The dataset. It has the class names.
+        prefix: Prefix of the metric names, such as `lp_`.
+        details: Additional entries for the result file.
     """
     if isinstance(data, TaggedImages):
         metric = f"{prefix}map" if prefix else "mean_average_precision"  # CLIP_benchmark's name
@@ -109,14 +109,14 @@ def result_from_ranks(
     """Build the result of a model from the ranks of the true classes.
 
     Args:
-        ranks: rank of each image's true class, (N,).
-        predicted: predicted class of each image, (N,).
+        ranks: Rank of each image's true class, (N,).
+        predicted: Predicted class of each image, (N,).
         labels: true class of each image, (N,).
-        keys: keys of the images.
-        data: the dataset. It has the class names.
-        prefix: prefix of the metric names, such as `lp_`.
-        details: additional entries for the result file.
-        num_answers: number of classes that could be predicted, for the chance level. Default: all classes.
+        keys: Keys of the images.
+        data: The dataset. It has the class names.
+        prefix: Prefix of the metric names, such as `lp_`.
+        details: Additional entries for the result file.
+        num_answers: Number of classes that could be predicted, for the chance level. Default: all classes.
     """
     top1 = hits_at(ranks, 1)
     among = num_answers or len(data.class_names)

@@ -29,11 +29,11 @@ def add_class_panels(
     """Add a table of the hardest classes or labels and, if each image has one class, a sheet of answers.
 
     Args:
-        ctx: receives the panels.
-        data: the dataset.
-        images: the N encoded images.
-        targets: classes, (N,), or labels, (N, C) bool.
-        results: results by model, from `result_from_scores` or `result_from_ranks`. The sheet shows the last model.
+        ctx: Receives the panels.
+        data: The dataset.
+        images: The N encoded images.
+        targets: Classes, (N,), or labels, (N, C) bool.
+        results: Results by model, from `result_from_scores` or `result_from_ranks`. The sheet shows the last model.
     """
     ctx.panel(hardest_panel(data, targets, results))
     if isinstance(data, LabeledDataset):
@@ -95,9 +95,9 @@ def hardest_panel(data: ClassDataset, targets: Tensor, results: Mapping[str, Mod
     For several labels per image, it has the precision of every label.
 
     Args:
-        data: the dataset.
-        targets: classes, (N,), or labels, (N, C) bool.
-        results: results by model.
+        data: The dataset.
+        targets: Classes, (N,), or labels, (N, C) bool.
+        results: Results by model.
     """
     if isinstance(data, LabeledDataset):
         return _hardest_classes(data.class_names, targets.numpy(), results)

@@ -74,10 +74,10 @@ def columns_of(names: Sequence[str], num_classes: int, classes: Sequence[str], w
     """Look up the index of each class among the outputs of a head, by name. Without names the outputs are the classes.
 
     Args:
-        names: names of the head's outputs, in their order, or empty.
-        num_classes: number of the head's outputs.
-        classes: names of the classes to look up.
-        where: the model's name, for errors.
+        names: Names of the head's outputs, in their order, or empty.
+        num_classes: Number of the head's outputs.
+        classes: Names of the classes to look up.
+        where: The model's name, for errors.
 
     Raises:
         UserError: If a class is not among the names, or the numbers of names, classes and outputs do not match.

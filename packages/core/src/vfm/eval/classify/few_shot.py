@@ -84,12 +84,12 @@ def score_few_shot(
     `by_draw` in the result file shows how much the draws differ.
 
     Args:
-        ctx: context of the stage.
-        encoders: models by name.
-        train: images to draw from.
-        data: test images.
-        settings: numbers of images and draws.
-        reading: batch size and tolerance of bad samples.
+        ctx: Context of the stage.
+        encoders: Models by name.
+        train: Images to draw from.
+        data: Test images.
+        settings: Numbers of images and draws.
+        reading: Batch size and tolerance of bad samples.
 
     Raises:
         UserError: If `words` is set for a model without a text tower, or a class has no training image.
@@ -204,9 +204,9 @@ def draw_shots(labels: NDArray[np.integer], shots: int, seed: int) -> NDArray[np
     """Draw some images of each class.
 
     Args:
-        labels: class of each image, (N,).
-        shots: number of images of a class. A class with fewer gives all.
-        seed: seed of the draw.
+        labels: Class of each image, (N,).
+        shots: Number of images of a class. A class with fewer gives all.
+        seed: Seed of the draw.
 
     Returns:
         Indices of the images in ascending order.
@@ -229,10 +229,10 @@ def fit_few_shot(
     2 / penalty for any C, since the errors of the C probabilities of an image add up to at most 2.
 
     Args:
-        features: unit vectors, (N, D).
+        features: Unit vectors, (N, D).
         labels: (N,) integers in 0..C-1.
-        start: initial weights, (C, D). Zeros make it plain logistic regression without an intercept.
-        penalty: weight of the distance from the start.
+        start: Initial weights, (C, D). Zeros make it plain logistic regression without an intercept.
+        penalty: Weight of the distance from the start.
     """
     x, origin = np.asarray(features, dtype=np.float64), np.asarray(start, dtype=np.float64)
     pull, rows = penalty / len(origin), np.arange(len(x))

@@ -66,13 +66,13 @@ def knn_votes(
 
     Args:
         train_features: (N, D), normalised or not.
-        train_targets: classes, (N,) integers in 0..num_classes-1, or labels, (N, C) bool. A neighbour votes for each of
+        train_targets: Classes, (N,) integers in 0..num_classes-1, or labels, (N, C) bool. A neighbour votes for each of
             its labels.
         test_features: (Q, D).
-        num_classes: number of classes, C.
-        k: number of neighbours that vote, all of them if there are fewer.
-        temperature: a smaller value gives the nearest neighbours more weight.
-        max_scores: number of similarities held at once.
+        num_classes: Number of classes, C.
+        k: Number of neighbours that vote, all of them if there are fewer.
+        temperature: A smaller value gives the nearest neighbours more weight.
+        max_scores: Number of similarities held at once.
 
     Raises:
         ValueError: If `k` or `temperature` is not positive.

@@ -149,10 +149,10 @@ def fit_linear_probe(
     Among equally good penalties the strongest is chosen. Features are standardised by the statistics of `train`.
 
     Args:
-        train: features (N, D) and labels (N,).
-        validation: the same for images that are not in `train`.
+        train: Features (N, D) and labels (N,).
+        validation: The same for images that are not in `train`.
         penalties: L2 weights relative to the mean loss.
-        max_iter: largest number of L-BFGS steps.
+        max_iter: Largest number of L-BFGS steps.
 
     Raises:
         UserError: If `train` has fewer than two classes.

@@ -80,9 +80,9 @@ def probe_features(model: ClipModel | nn.Module, pixels: Tensor, chosen: ProbeIn
     """Compute the features of a batch of images.
 
     Args:
-        model: a CLIP model or a timm model, in evaluation mode.
-        pixels: normalised images, (B, 3, H, W).
-        chosen: the tokens, layers and scale.
+        model: A CLIP model or a timm model, in evaluation mode.
+        pixels: Normalised images, (B, 3, H, W).
+        chosen: The tokens, layers and scale.
 
     Returns:
         (B, D) for the pooling of the model, or for the class token or mean in a single layer. (B, layers * D) for

@@ -42,9 +42,9 @@ def split_validation(labels: NDArray[np.integer], fraction: float, seed: int) ->
     image of a class is used for training.
 
     Args:
-        labels: class of each image, (N,).
-        fraction: share of the images to hold out.
-        seed: seed of the split.
+        labels: Class of each image, (N,).
+        fraction: Share of the images to hold out.
+        seed: Seed of the split.
 
     Returns:
         Indices of the training and of the validation images.
@@ -116,12 +116,12 @@ def sweep(
     Among equally good rates the smallest is chosen.
 
     Args:
-        make_head: initialises a head from a generator.
+        make_head: Initialises a head from a generator.
         features: (N, ...), in memory or mapped from a file. Rows are read batch by batch.
-        targets: the class of each image, (N,), or its labels, (N, C) bool.
-        split: indices of the training images and of the validation images.
-        schedule: rates, epochs and batch size.
-        device: device that the heads are trained on.
+        targets: The class of each image, (N,), or its labels, (N, C) bool.
+        split: Indices of the training images and of the validation images.
+        schedule: Rates, epochs and batch size.
+        device: Device that the heads are trained on.
     """
     heads = [make_head(torch.Generator().manual_seed(schedule.seed)).to(device) for _ in schedule.lrs]
     train_heads(heads, schedule.lrs, features, targets, split[0], schedule)
@@ -147,12 +147,12 @@ def train_heads(
     """Train each head with its rate, in place. All get the same batches, and their gradients do not mix.
 
     Args:
-        heads: heads to train.
-        lrs: peak learning rate of each head.
-        features: features of all images.
-        targets: targets of all images.
-        rows: images to train on.
-        schedule: steps, batch size and weight decay.
+        heads: Heads to train.
+        lrs: Peak learning rate of each head.
+        features: Features of all images.
+        targets: Targets of all images.
+        rows: Images to train on.
+        schedule: Steps, batch size and weight decay.
     """
     optimizers = [_optimizer(schedule.solver, head) for head in heads]
     device = next(heads[0].parameters()).device
@@ -181,10 +181,10 @@ def head_scores(head: nn.Module, features: Tensor, rows: Rows, batch_size: int =
     """Compute the scores of a head.
 
     Args:
-        head: trained head.
-        features: features of all images.
-        rows: images to score.
-        batch_size: images of a forward pass.
+        head: Trained head.
+        features: Features of all images.
+        rows: Images to score.
+        batch_size: Images of a forward pass.
 
     Returns:
         (len(rows), C).

@@ -73,13 +73,13 @@ def score_trained_probe(
     """Score features by a probe, with the same split into training and validation for all models.
 
     Args:
-        ctx: context of the stage.
-        encoders: models by name.
-        train: training images.
-        data: test images.
-        settings: kind and training of the probe.
-        device: device of the training.
-        reading: batch size and tolerance of bad samples.
+        ctx: Context of the stage.
+        encoders: Models by name.
+        train: Training images.
+        data: Test images.
+        settings: Kind and training of the probe.
+        device: Device of the training.
+        reading: Batch size and tolerance of bad samples.
 
     Raises:
         UserError: If no image can be held out, a linear probe has only one training image, the tokens need more disk

@@ -78,11 +78,11 @@ def score_zero_shot(
     Images with one class are classified. For several labels per image, the images are ranked for each label.
 
     Args:
-        ctx: context of the stage.
-        encoders: models by name.
-        data: the images.
-        prompts: how class names become texts.
-        reading: batch size and tolerance of bad samples.
+        ctx: Context of the stage.
+        encoders: Models by name.
+        data: The images.
+        prompts: How class names become texts.
+        reading: Batch size and tolerance of bad samples.
 
     Raises:
         UserError: If there is not one class name per label, sentences do not fit the names, or fewer than two classes
@@ -144,11 +144,11 @@ def zero_shot_classifier(
     """Compute one unit vector per class, as the ensemble of its prompts.
 
     Args:
-        model: text encoder.
-        class_names: names of C classes.
-        templates: prompts with a place for the class name.
-        batch_size: texts encoded at a time.
-        name: name of the model, for the error.
+        model: Text encoder.
+        class_names: Names of C classes.
+        templates: Prompts with a place for the class name.
+        batch_size: Texts encoded at a time.
+        name: Name of the model, for the error.
 
     Returns:
         (C, D).
@@ -167,10 +167,10 @@ def sentence_classifier(
     """Compute one unit vector per class, as the ensemble of any number of sentences about it.
 
     Args:
-        model: text encoder.
-        sentences: sentences of each of C classes.
-        batch_size: texts encoded at a time.
-        name: name of the model, for the error.
+        model: Text encoder.
+        sentences: Sentences of each of C classes.
+        batch_size: Texts encoded at a time.
+        name: Name of the model, for the error.
 
     Returns:
         (C, D).
@@ -216,9 +216,9 @@ def true_class_ranks(
 
     Args:
         image_features: (N, D), normalised or not.
-        classifier: unit vectors, (C, D).
+        classifier: Unit vectors, (C, D).
         labels: (N,) integers in 0..C-1.
-        max_scores: number of scores held at once.
+        max_scores: Number of scores held at once.
     """
     classes = torch.arange(len(classifier), device=labels.device)
     return best_ranks(F.normalize(image_features, dim=-1), classifier, labels, classes, max_scores=max_scores)
@@ -230,7 +230,7 @@ def predicted_classes(image_features: Tensor, classifier: Tensor, *, max_scores:
     Args:
         image_features: (N, D).
         classifier: (C, D).
-        max_scores: number of scores held at once.
+        max_scores: Number of scores held at once.
 
     Returns:
         (N,).

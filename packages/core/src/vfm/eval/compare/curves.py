@@ -81,9 +81,9 @@ def loss_spikes(loss: ArrayLike, *, window: int, num_mads: float) -> NDArray[np.
     Medians are robust to the spikes themselves, so one spike does not hide the next.
 
     Args:
-        loss: loss of each step, (T,).
-        window: number of preceding steps that a step is compared with.
-        num_mads: threshold above the median, in median absolute deviations.
+        loss: Loss of each step, (T,).
+        window: Number of preceding steps that a step is compared with.
+        num_mads: Threshold above the median, in median absolute deviations.
 
     Returns:
         True at the spikes, (T - window,), empty for a run without more than `window` steps.
@@ -119,7 +119,7 @@ def mean_over_log_samples(curve: Sequence[tuple[int, float]]) -> float | None:
     It is large for a run that learns early, and does not depend on a goal that other runs may never reach.
 
     Args:
-        curve: numbers of samples and scores, in the order of training.
+        curve: Numbers of samples and scores, in the order of training.
 
     Returns:
         The mean score, or None with fewer than two evaluations after the start.

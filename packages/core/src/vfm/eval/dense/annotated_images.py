@@ -32,11 +32,11 @@ def each_image(
     If several processes share the evaluation, each computes every N-th image.
 
     Args:
-        source: annotated images.
-        reading: tolerance of bad samples.
-        ctx: context of the stage.
-        compute: computes the result of an image. It may raise BadSample.
-        for_others: reduces a result for all processes but the first.
+        source: Annotated images.
+        reading: Tolerance of bad samples.
+        ctx: Context of the stage.
+        compute: Computes the result of an image. It may raise BadSample.
+        for_others: Reduces a result for all processes but the first.
 
     Raises:
         UserError: If too many images are bad.
@@ -60,14 +60,14 @@ def each_result(
     """Yield the number of each usable image and its result, like `each_image`, but compute images in batches.
 
     Args:
-        source: the images.
-        reading: tolerance for bad images.
-        ctx: receives progress and bad images.
-        read: reads an image by its number, or raises BadSample.
-        compute: computes the results of a batch of (number, image).
-        batch_size: number of images in a batch.
-        for_others: reduces a result for all processes but the first; default: they get the whole result.
-        at_once: number of batches of each process that are sent together.
+        source: The images.
+        reading: Tolerance for bad images.
+        ctx: Receives progress and bad images.
+        read: Reads an image by its number, or raises BadSample.
+        compute: Computes the results of a batch of (number, image).
+        batch_size: Number of images in a batch.
+        for_others: Reduces a result for all processes but the first. Default: they get the whole result.
+        at_once: Number of batches of each process that are sent together.
 
     Raises:
         UserError: If too many images are bad.
@@ -115,9 +115,9 @@ def check_size(file: object, predicted: NDArray[np.integer], size: tuple[int, in
     """Check that a predicted map has the size of its image.
 
     Args:
-        file: path of the map, for the message.
+        file: Path of the map, for the message.
         predicted: (H, W).
-        size: width and height of the image.
+        size: Width and height of the image.
 
     Raises:
         UserError: If the sizes differ.

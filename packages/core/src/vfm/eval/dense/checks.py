@@ -51,11 +51,11 @@ def check_dense_model(
     """Check that a model has a task that is evaluated, and the dataset's classes.
 
     Args:
-        config: settings of the evaluation.
-        tasks: tasks of the model.
-        class_names: classes of the model, if they are known.
-        data: the dataset, if it exists.
-        name: name of the model, for the error.
+        config: Settings of the evaluation.
+        tasks: Tasks of the model.
+        class_names: Classes of the model, if they are known.
+        data: The dataset, if it exists.
+        name: Name of the model, for the error.
 
     Raises:
         UserError: If the task or the classes do not fit.
@@ -75,10 +75,10 @@ def check_dense_evaluations(
     """Check that a model in training fits the tasks of its evaluations, and the classes of their data.
 
     Args:
-        config: the training stage.
-        tasks: tasks of the model.
-        class_names: classes of the training data, if they are known.
-        known: looks up an input, if it exists (`Preflight.artifact` or `Context.load`).
+        config: The training stage.
+        tasks: Tasks of the model.
+        class_names: Classes of the training data, if they are known.
+        known: Looks up an input, if it exists (`Preflight.artifact` or `Context.load`).
 
     Raises:
         UserError: If the tasks or the classes do not fit.
@@ -100,9 +100,9 @@ def check_semantic(config: DenseProbe, data: AnnotatedImages, train: AnnotatedIm
     """Check that both sets have images with semantic labels, and the same classes.
 
     Args:
-        config: settings of the evaluation.
-        data: test set.
-        train: training set. None: the test set is split.
+        config: Settings of the evaluation.
+        data: Test set.
+        train: Training set. None: the test set is split.
 
     Raises:
         UserError: If images or labels are missing, or the classes differ.

@@ -31,11 +31,11 @@ def add_map_panels(
     """Write the images with the lowest share of right pixels by the first model, with truth and each model's map.
 
     Args:
-        ctx: context of the stage.
-        source: annotated images.
-        numbers: numbers of the images.
-        truth: label map of each image.
-        predicted: predicted maps by model.
+        ctx: Context of the stage.
+        source: Annotated images.
+        numbers: Numbers of the images.
+        truth: Label map of each image.
+        predicted: Predicted maps by model.
     """
     first = next(iter(predicted.values()))
     shares = [share_right(true_map, first_map) for true_map, first_map in zip(truth, first, strict=True)]
@@ -71,10 +71,10 @@ def with_legend(
     """Add the names of some classes below an image, on their colours.
 
     Args:
-        sheet: the image.
-        labels: classes to name. Negative labels are skipped.
-        source: dataset with the names.
-        colours: colour of each class.
+        sheet: The image.
+        labels: Classes to name. Negative labels are skipped.
+        source: Dataset with the names.
+        colours: Colour of each class.
     """
     font = ImageFont.load_default(size=LEGEND_TEXT)
     pen = ImageDraw.Draw(sheet)

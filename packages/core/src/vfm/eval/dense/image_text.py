@@ -24,11 +24,11 @@ def write_name(
     """Write a name in black or white, by contrast, on a coloured background.
 
     Args:
-        pen: pen of the image.
-        corner: left and top of the background.
-        text: the name.
-        colour: colour of the background.
-        font: font of the name.
+        pen: Pen of the image.
+        corner: Left and top of the background.
+        text: The name.
+        colour: Colour of the background.
+        font: Font of the name.
     """
     left, top = pen.textbbox((0, 0), text, font=font)[0], pen.textbbox((0, 0), ALL_HEIGHTS, font=font)[1]
     width, height = text_size(pen, text, font)

@@ -35,10 +35,10 @@ def draw_objects(
 
     Args:
         image: RGB.
-        labels: class of each object, (N,).
-        boxes: left, top, right, bottom in pixels, (N, 4).
-        counts: masks in COCO's compressed form. Objects without a mask have None.
-        class_names: names of all classes.
+        labels: Class of each object, (N,).
+        boxes: Left, top, right, bottom in pixels, (N, 4).
+        counts: Masks in COCO's compressed form. Objects without a mask have None.
+        class_names: Names of all classes.
         scores: (N,), written after the names.
     """
     colours = palette(max(2, len(class_names)))

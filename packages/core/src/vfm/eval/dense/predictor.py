@@ -25,11 +25,11 @@ class Instances:
     """Objects that a model found in one image.
 
     Attributes:
-        labels: class of each object, (N,).
-        scores: confidence, (N,).
-        boxes: left, top, right, bottom in pixels of the image, (N, 4).
+        labels: Class of each object, (N,).
+        scores: Confidence, (N,).
+        boxes: Left, top, right, bottom in pixels of the image, (N, 4).
         masks: (N, H, W), if the model predicts masks.
-        maskness: mean probability inside the mask, (N,), if it is known.
+        maskness: Mean probability inside the mask, (N,), if it is known.
     """
 
     labels: NDArray[np.int64]
@@ -44,8 +44,8 @@ class PanopticMap:
     """Segments that a model found in one image.
 
     Attributes:
-        segments: index of each pixel's segment, -1 for none, (H, W).
-        labels: class of each segment.
+        segments: Index of each pixel's segment, -1 for none, (H, W).
+        labels: Class of each segment.
     """
 
     segments: NDArray[np.int64]

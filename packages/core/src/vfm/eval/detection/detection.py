@@ -40,10 +40,10 @@ def evaluate_detection(config: Detection, ctx: Context, source: AnnotatedSource,
     """Evaluate models and results files on all images of a dataset.
 
     Args:
-        config: settings of the evaluation.
-        ctx: context of the stage.
-        source: annotated images.
-        models: loaded models by name.
+        config: Settings of the evaluation.
+        ctx: Context of the stage.
+        source: Annotated images.
+        models: Loaded models by name.
 
     Raises:
         UserError: If a file does not fit the dataset, or masks or objects to compare are missing.
@@ -99,10 +99,10 @@ def predict(config: Detection, ctx: Context, source: AnnotatedSource, models: Pr
     If several processes share the evaluation, only the first one gets the detections.
 
     Args:
-        config: settings of the evaluation.
-        ctx: context of the stage.
-        source: annotated images.
-        models: loaded models by name.
+        config: Settings of the evaluation.
+        ctx: Context of the stage.
+        source: Annotated images.
+        models: Loaded models by name.
     """
 
     def detect(batch: list[tuple[int, Image.Image]]) -> list[dict[str, list[Row]]]:
@@ -181,10 +181,10 @@ def choose_shapes(
     Boxes are compared, and also masks if the dataset and every model and file have them.
 
     Args:
-        config: settings of the evaluation.
-        data: the dataset.
-        predicted: detections by model or file.
-        models: loaded models by name.
+        config: Settings of the evaluation.
+        data: The dataset.
+        predicted: Detections by model or file.
+        models: Loaded models by name.
 
     Raises:
         UserError: If masks are requested, but a model has none.
@@ -286,10 +286,10 @@ def add_detection_panels(
     """Write the images with the most errors by the first model, with the true objects and each model's objects.
 
     Args:
-        ctx: context of the stage.
-        source: annotated images.
-        predicted: detections by model.
-        errors: errors of the first model by image.
+        ctx: Context of the stage.
+        source: Annotated images.
+        predicted: Detections by model.
+        errors: Errors of the first model by image.
     """
     entries: list[PanelImage] = []
     class_names = source.dataset.class_names

@@ -25,10 +25,10 @@ def detection_confusions(
     detections without an object. Objects that do not count are left out, and so are detections on them.
 
     Args:
-        detections: detections of all images.
-        truth: objects of all images.
-        shape: shape by which detections are matched.
-        min_score: lowest score of a detection that counts.
+        detections: Detections of all images.
+        truth: Objects of all images.
+        shape: Shape by which detections are matched.
+        min_score: Lowest score of a detection that counts.
     """
     true: list[int] = []
     predicted: list[int] = []
@@ -74,10 +74,10 @@ def detection_confusion_panel(detections: Detections, truth: GroundTruth, shape:
     """Build the confusion matrix of a detector. With many classes, it has the most frequent confusions.
 
     Args:
-        detections: detections of all images.
-        truth: objects of all images.
-        shape: shape by which detections are matched.
-        model: name of the model.
+        detections: Detections of all images.
+        truth: Objects of all images.
+        shape: Shape by which detections are matched.
+        model: Name of the model.
     """
     true, predicted = detection_confusions(detections, truth, shape)
     note = f"Detections with a score of {MIN_SCORE} or more, matched with objects from an IoU of {FOREGROUND} on."

@@ -29,10 +29,10 @@ def errors_by_image(
     """Count the detections of each kind, and the missed objects, in each image that has any.
 
     Args:
-        detections: detections of all images.
-        truth: objects of all images.
-        shape: shape by which detections are matched.
-        min_score: lowest score of a detection that counts.
+        detections: Detections of all images.
+        truth: Objects of all images.
+        shape: Shape by which detections are matched.
+        min_score: Lowest score of a detection that counts.
     """
     return {
         image: classify_errors(ious, labels, objects.labels, objects.crowd | objects.ignored)
@@ -46,10 +46,10 @@ def confident_by_image(
     """Yield the images with detections or objects.
 
     Args:
-        detections: detections of all images.
-        truth: objects of all images.
-        shape: what the IoUs compare.
-        min_score: lowest score of a detection that counts.
+        detections: Detections of all images.
+        truth: Objects of all images.
+        shape: What the IoUs compare.
+        min_score: Lowest score of a detection that counts.
 
     Yields:
         Number of the image, classes of its confident detections, best first, its objects, and IoUs of detections with
@@ -77,8 +77,8 @@ def classify_errors(
 
     Args:
         ious: (D, G).
-        found_labels: classes of the detections, (D,).
-        true_labels: classes of the objects, (G,).
+        found_labels: Classes of the detections, (D,).
+        true_labels: Classes of the objects, (G,).
         ignored: True for objects that do not count, (G,). Detections on them are not counted either.
     """
     counts: Counter[str] = Counter()

@@ -37,12 +37,12 @@ class Detections:
     """Objects that a model found.
 
     Attributes:
-        image: number of the image of each object, (N,).
-        labels: class of each object, (N,).
-        scores: confidence, (N,).
-        boxes: left, top, right, bottom, (N, 4).
-        counts: masks as run lengths. Objects without a mask have None.
-        maskness: mean probability inside the mask, (N,), 1 where it is unknown.
+        image: Number of the image of each object, (N,).
+        labels: Class of each object, (N,).
+        scores: Confidence, (N,).
+        boxes: Left, top, right, bottom, (N, 4).
+        counts: Masks as run lengths. Objects without a mask have None.
+        maskness: Mean probability inside the mask, (N,), 1 where it is unknown.
     """
 
     image: NDArray[np.int64]

@@ -26,10 +26,10 @@ def soft_nms(
     one minus their IoU.
 
     Args:
-        boxes: left, top, right, bottom, (N, 4).
+        boxes: Left, top, right, bottom, (N, 4).
         scores: (N,).
-        iou: overlap above which scores are lowered.
-        min_score: lower scores become 0.
+        iou: Overlap above which scores are lowered.
+        min_score: Lower scores become 0.
 
     Returns:
         The new scores, (N,).

@@ -16,9 +16,9 @@ class BadSamples:
     """Counts the bad samples of a dataset.
 
     Attributes:
-        ctx: receives each bad sample.
-        counts: number of bad samples by reason.
-        first: address, reason and cure of the first bad sample, for the error; empty if there is none.
+        ctx: Receives each bad sample.
+        counts: Number of bad samples by reason.
+        first: Address, reason and cure of the first bad sample, for the error; empty if there is none.
     """
 
     ctx: Context
@@ -29,8 +29,8 @@ class BadSamples:
         """Report and count a sample.
 
         Args:
-            problem: why the sample is bad.
-            where: address of the sample including its shard, for the error; default: the address in `problem`.
+            problem: Why the sample is bad.
+            where: Address of the sample including its shard, for the error. Default: the address in `problem`.
         """
         cure = CURES.get(problem.reason, "")
         self.first = self.first or f"{where or problem.where} ({problem.reason}){cure}"
@@ -41,9 +41,9 @@ class BadSamples:
         """Check that few samples are bad.
 
         Args:
-            reading: tolerance of bad samples.
-            total: number of all samples.
-            items: name of the samples in the message.
+            reading: Tolerance of bad samples.
+            total: Number of all samples.
+            items: Name of the samples in the message.
 
         Raises:
             UserError: If more samples are bad than `reading` tolerates, or all of them.

@@ -21,12 +21,12 @@ def confusion_panel(
     """Build the confusion matrix of a model, or of more than `MATRIX_CLASSES` classes the most frequent confusions.
 
     Args:
-        names: names of the C classes.
+        names: Names of the C classes.
         labels: true class of each pair, (N,).
-        predicted: predicted class of each pair, (N,).
-        model: name of the model.
-        unit: what is classified.
-        note: more about the pairs, a sentence.
+        predicted: Predicted class of each pair, (N,).
+        model: Name of the model.
+        unit: What is classified.
+        note: More about the pairs, a sentence.
     """
     pairs, counts = np.unique(np.stack([labels, predicted]), axis=1, return_counts=True)
     rows: list[list[str | float | int | None]] = []

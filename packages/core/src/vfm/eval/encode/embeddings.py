@@ -50,11 +50,11 @@ class SavedEmbeddings:
     """SavedEmbeddings that were read back, in the order of their dataset, without its bad samples.
 
     Attributes:
-        keys: keys of the samples.
-        texts: captions or classes of the samples, empty strings if there are none.
-        vectors: unit vectors, (N, D).
-        model: full name of the model, empty if the file does not have it.
-        data: path of the dataset, empty if the file does not have it.
+        keys: Keys of the samples.
+        texts: Captions or classes of the samples, empty strings if there are none.
+        vectors: Unit vectors, (N, D).
+        model: Full name of the model, empty if the file does not have it.
+        data: Path of the dataset, empty if the file does not have it.
     """
 
     keys: list[str]
@@ -84,12 +84,12 @@ def embed_dataset(
     """Write the embeddings of all readable images in order, and report bad samples.
 
     Args:
-        ctx: receives progress and bad samples.
-        source: the dataset.
-        encoder: the model.
-        writer: the open output file.
-        reading: batch size, threads and tolerated bad samples.
-        name: the model's name, for the error.
+        ctx: Receives progress and bad samples.
+        source: The dataset.
+        encoder: The model.
+        writer: The open output file.
+        reading: Batch size, threads and tolerated bad samples.
+        name: The model's name, for the error.
 
     Returns:
         The number of bad samples by reason.
@@ -130,9 +130,9 @@ def open_writer(file: Path, model: str, data: str = "") -> Writer:
     """Create the writer for a file, by its suffix.
 
     Args:
-        file: the output file.
-        model: full name of the model. Only a Parquet file stores it.
-        data: path of the dataset. Only a Parquet file stores it.
+        file: The output file.
+        model: Full name of the model. Only a Parquet file stores it.
+        data: Path of the dataset. Only a Parquet file stores it.
 
     Raises:
         UserError: If the suffix is neither .parquet nor .npy.

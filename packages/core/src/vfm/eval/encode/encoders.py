@@ -46,10 +46,10 @@ def load_encoder(
     """Load the model of a ClipCheckpoint or a VisionCheckpoint in evaluation mode.
 
     Args:
-        checkpoint: the artifact.
-        device: device of the model.
-        resize_mode: how images that are not square are resized; default: as the model was trained.
-        precision: precision of the forward pass.
+        checkpoint: The artifact.
+        device: Device of the model.
+        resize_mode: How images that are not square are resized. Default: as the model was trained.
+        precision: Precision of the forward pass.
     """
     if isinstance(checkpoint, ClipCheckpoint):
         clip = load_clip(checkpoint, device)
@@ -90,10 +90,10 @@ def encode_texts(model: TextImageEncoder, texts: Sequence[str], batch_size: int,
     encodes a part and all of them get all features.
 
     Args:
-        model: the encoder.
+        model: The encoder.
         texts: M texts.
-        batch_size: number of texts encoded at a time.
-        name: the model's name, for the error.
+        batch_size: Number of texts encoded at a time.
+        name: The model's name, for the error.
 
     Returns:
         (M, D).

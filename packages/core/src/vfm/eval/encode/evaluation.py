@@ -81,7 +81,7 @@ def evaluate_models(config: ModelEvaluation, ctx: Context) -> Report:
     Several processes share the batches (`Stage.in_processes`), and only rank 0 writes.
 
     Raises:
-        LeftToFirst: in all processes but the first.
+        LeftToFirst: In all processes but the first.
     """
     precision = config.precision if isinstance(config, EncodedEvaluation) else "fp32"
 
@@ -100,13 +100,13 @@ def report_models(
     """Load the models of an evaluation, evaluate them, and write the report.
 
     Args:
-        config: the evaluation.
-        ctx: context of the running stage.
-        load: loads a model from a name, an artifact and a device.
-        evaluate: evaluates models by name. Several processes may share its computations.
+        config: The evaluation.
+        ctx: Context of the running stage.
+        load: Loads a model from a name, an artifact and a device.
+        evaluate: Evaluates models by name. Several processes may share its computations.
 
     Raises:
-        LeftToFirst: in all processes but the first.
+        LeftToFirst: In all processes but the first.
     """
     checkpoints = {short_name(ref): ctx.load(ref) for ref in config.models}
     with distributed(config.runtime) as world, sharing(world):
@@ -125,10 +125,10 @@ def write_report(
     """Write the results of an evaluation into `ctx.directory`. The first model is the baseline of the paired tests.
 
     Args:
-        config: names the dataset, the task and the resizing.
-        ctx: context of the running stage.
-        evaluated: results by the model's name, all on the same items in the same order.
-        checkpoints: the models' artifacts by the same names. A model given only by its predictions has none.
+        config: Names the dataset, the task and the resizing.
+        ctx: Context of the running stage.
+        evaluated: Results by the model's name, all on the same items in the same order.
+        checkpoints: The models' artifacts by the same names. A model given only by its predictions has none.
     """
     results = evaluated.results
     dataset = short_name(config.data)

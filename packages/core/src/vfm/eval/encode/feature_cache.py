@@ -63,9 +63,9 @@ class FeatureCache:
         """Add samples that are not cached yet, and write the file.
 
         Args:
-            numbers: numbers of the samples.
-            digests: hash of each sample.
-            vectors: features, (N, D).
+            numbers: Numbers of the samples.
+            digests: Hash of each sample.
+            vectors: Features, (N, D).
         """
         rows = np.frombuffer(b"".join(digests), np.uint8).reshape(len(digests), -1)
         everything = np.concatenate([self.numbers, np.array(numbers, np.int64)])

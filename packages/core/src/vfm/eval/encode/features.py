@@ -40,10 +40,10 @@ class Encoded:
     """The usable samples of a dataset, in its order, and the features of their images.
 
     Attributes:
-        numbers: index of each sample in the dataset, to read its image again.
-        samples: the samples without their images.
-        digests: hash of each sample, including its image (`item_digest`).
-        features: features by the model's name, (N, D).
+        numbers: Index of each sample in the dataset, to read its image again.
+        samples: The samples without their images.
+        digests: Hash of each sample, including its image (`item_digest`).
+        features: Features by the model's name, (N, D).
     """
 
     numbers: list[int]
@@ -78,13 +78,13 @@ def encode_dataset(
     are read from the cache (`FeatureCache`).
 
     Args:
-        ctx: receives progress and bad samples.
-        source: the dataset.
-        encoders: models by name. All get the same images.
-        reading: batch size, threads and tolerated bad samples.
-        check: raises BadSample for a sample that this evaluation cannot use, such as one without a caption in its
+        ctx: Receives progress and bad samples.
+        source: The dataset.
+        encoders: Models by name. All get the same images.
+        reading: Batch size, threads and tolerated bad samples.
+        check: Raises BadSample for a sample that this evaluation cannot use, such as one without a caption in its
             language.
-        files: by the model's name, files for features in half precision, in the order of the dataset. The returned
+        files: By the model's name, files for features in half precision, in the order of the dataset. The returned
             features then have no columns.
 
     Raises:
@@ -204,11 +204,11 @@ def encode_labeled(
     A sample without a label is a bad one.
 
     Args:
-        ctx: as in `encode_dataset`.
-        encoders: as in `encode_dataset`.
-        data: labelled images.
-        reading: as in `encode_dataset`.
-        files: as in `encode_dataset`.
+        ctx: As in `encode_dataset`.
+        encoders: As in `encode_dataset`.
+        data: Labelled images.
+        reading: As in `encode_dataset`.
+        files: As in `encode_dataset`.
     """
 
     def check(sample: Sample) -> None:
@@ -239,11 +239,11 @@ def decoded_batches(
     The next batch is decoded while the caller works on the current one.
 
     Args:
-        source: the samples.
-        reading: batch size of the evaluation.
-        check: raises BadSample for a sample that cannot be used.
-        numbers: samples to read. Default: all.
-        fits: preprocessings for which images are resized here.
+        source: The samples.
+        reading: Batch size of the evaluation.
+        check: Raises BadSample for a sample that cannot be used.
+        numbers: Samples to read. Default: all.
+        fits: Preprocessings for which images are resized here.
     """
 
     def submit(number: int) -> Future[Decoded] | BadSample:

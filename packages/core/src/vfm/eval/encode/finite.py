@@ -18,9 +18,9 @@ def check_finite(values: Any, model: str, names: Sequence[str]) -> None:
     """Check that a model's outputs are finite.
 
     Args:
-        values: features, logits or scores of N items, as a tensor or an array, (N, ...).
-        model: name of the model.
-        names: names of the items, for the message.
+        values: Features, logits or scores of N items, as a tensor or an array, (N, ...).
+        model: Name of the model.
+        names: Names of the items, for the message.
 
     Raises:
         UserError: If an output is NaN or infinite. The message names the model and the first such item.

@@ -16,8 +16,8 @@ def item_digest(facts: Any, images: Sequence[bytes]) -> bytes:
     """Hash one item with sha256.
 
     Args:
-        facts: key, texts, label, or anything that JSON can hold.
-        images: its image files.
+        facts: Key, texts, label, or anything that JSON can hold.
+        images: Its image files.
     """
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for image in images:

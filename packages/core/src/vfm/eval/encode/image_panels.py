@@ -34,12 +34,12 @@ def images_panel(
     """Write small copies of images into `directory/pictures/`, and build their panel.
 
     Args:
-        directory: folder of the artifact.
-        slug: beginning of the file names.
-        title: title of the panel.
-        images: images with their captions.
-        order: place of the panel on the page.
-        note: text under the title.
+        directory: Folder of the artifact.
+        slug: Beginning of the file names.
+        title: Title of the panel.
+        images: Images with their captions.
+        order: Place of the panel on the page.
+        note: Text under the title.
     """
     folder = directory / "pictures"
     folder.mkdir(exist_ok=True)
@@ -57,8 +57,8 @@ def won_and_lost(before: ArrayLike, after: ArrayLike) -> tuple[NDArray[np.int64]
     """Find the items that only the second, or only the first of two models gets right.
 
     Args:
-        before: whether the baseline is right on each item, (N,).
-        after: whether the model is right on each item, (N,).
+        before: Whether the baseline is right on each item, (N,).
+        after: Whether the model is right on each item, (N,).
     """
     was_right, is_right = np.asarray(before, bool), np.asarray(after, bool)
     return np.flatnonzero(is_right & ~was_right), np.flatnonzero(was_right & ~is_right)
@@ -76,12 +76,12 @@ def changed_panel(
     """Build the sheet of items that only one of two models gets right.
 
     Args:
-        directory: the artifact's folder.
-        models: names of the baseline and of the model.
-        images: the items shown; `right` says whether the model is right.
-        num_won: number of items that only the model gets right.
-        num_lost: number of items that only the baseline gets right.
-        note: explains the captions.
+        directory: The artifact's folder.
+        models: Names of the baseline and of the model.
+        images: The items shown; `right` says whether the model is right.
+        num_won: Number of items that only the model gets right.
+        num_lost: Number of items that only the baseline gets right.
+        note: Explains the captions.
     """
     baseline, model = models
     note = f"{num_won:,} won and {num_lost:,} lost against {baseline}. {note}"
@@ -95,9 +95,9 @@ def first_of_each(indices: NDArray[np.int64], groups: NDArray[np.int64], count: 
     """Select the first item of each group, such as one image of each class.
 
     Args:
-        indices: indices of items, in the order of interest.
-        groups: group of each item, (N,).
-        count: largest number of items to select.
+        indices: Indices of items, in the order of interest.
+        groups: Group of each item, (N,).
+        count: Largest number of items to select.
     """
     # `np.unique` sorts by group; the positions of first occurrences restore the order of interest.
     _, first = np.unique(groups[indices], return_index=True)

@@ -72,7 +72,7 @@ def labelled(image: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
 
     Args:
         image: (S, S, 3).
-        name: the name.
+        name: The name.
 
     Returns:
         (S + LABEL_HEIGHT, S, 3).
@@ -140,10 +140,10 @@ def compute_patch_maps(
     """Compute the maps of a few images, with the same colours for all.
 
     Args:
-        encoder: a `ClipModel` or `PooledVision`.
+        encoder: A `ClipModel` or `PooledVision`.
         images: RGB, of any size.
-        names: names of the images, for the error; default: consecutive numbers.
-        model_name: name of the model, for the error.
+        names: Names of the images, for the error. Default: consecutive numbers.
+        model_name: Name of the model, for the error.
 
     Raises:
         UserError: If the encoder has no patch tokens, or a feature is not finite.

@@ -28,9 +28,9 @@ def row_blocks(num_rows: int, num_columns: int, max_scores: int = MAX_SCORES) ->
     """Yield slices of rows whose block fits into memory.
 
     Args:
-        num_rows: number of rows.
-        num_columns: number of columns.
-        max_scores: largest number of numbers in a block. A block has at least one row.
+        num_rows: Number of rows.
+        num_columns: Number of columns.
+        max_scores: Largest number of numbers in a block. A block has at least one row.
     """
     rows = max(1, max_scores // max(1, num_columns))
     return (slice(start, min(start + rows, num_rows)) for start in range(0, num_rows, rows))
@@ -46,11 +46,11 @@ def best_ranks(
     `max_scores` numbers, as the (N, M) score matrix is never held.
 
     Args:
-        queries: unit vectors, (N, D).
-        items: unit vectors, (M, D), on the same device.
+        queries: Unit vectors, (N, D).
+        items: Unit vectors, (M, D), on the same device.
         query_groups: (N,) integers.
         item_groups: (M,) integers.
-        max_scores: number of scores held at once.
+        max_scores: Number of scores held at once.
 
     Returns:
         Ranks counted from 0, (N,).

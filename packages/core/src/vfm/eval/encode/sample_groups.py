@@ -21,9 +21,9 @@ def open_groups(ctx: Context, data: object, column: str) -> Source:
     """Open the dataset of an evaluation whose scores are reported by a column.
 
     Args:
-        ctx: context of the stage.
-        data: the dataset.
-        column: column of the samples.
+        ctx: Context of the stage.
+        data: The dataset.
+        column: Column of the samples.
 
     Raises:
         UserError: If the samples have no such column.
@@ -42,10 +42,10 @@ def with_groups(ctx: Context, evaluated: Evaluated, source: Source, column: str)
     Wrong answers may be of any group.
 
     Args:
-        ctx: receives the table.
-        evaluated: results, whose tables have the key of each item.
-        source: the samples, with the column.
-        column: name of the column.
+        ctx: Receives the table.
+        evaluated: Results, whose tables have the key of each item.
+        source: The samples, with the column.
+        column: Name of the column.
 
     Raises:
         UserError: If there are more than 50 groups.

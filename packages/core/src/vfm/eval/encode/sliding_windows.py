@@ -25,9 +25,9 @@ def window_starts(length: int, side: int, step: int) -> list[int]:
     """Compute where windows begin along a side.
 
     Args:
-        length: length of the side. A side that is shorter than a window has one start.
-        side: side of a window.
-        step: pixels between windows. The last window is at the end.
+        length: Length of the side. A side that is shorter than a window has one start.
+        side: Side of a window.
+        step: Pixels between windows. The last window is at the end.
     """
     if length <= side:
         return [0]
@@ -39,10 +39,10 @@ def slide(image: NDArray[np.uint8], logits: CropLogits, side: int, step: int, ba
 
     Args:
         image: (H, W, 3). A side shorter than a window is padded with zeros.
-        logits: computes scores for crops.
-        side: side of a window, S.
-        step: distance between windows in pixels.
-        batch_size: number of crops per call.
+        logits: Computes scores for crops.
+        side: Side of a window, S.
+        step: Distance between windows in pixels.
+        batch_size: Number of crops per call.
     """
     padded = pad_to_window(image, side)
     places = window_places(padded.shape[:2], side, step)
@@ -72,8 +72,8 @@ class WindowMean:
         """Start without windows.
 
         Args:
-            size: height and width of the image.
-            side: side of a window, S.
+            size: Height and width of the image.
+            side: Side of a window, S.
         """
         self.side = side
         self._total: Tensor | None = None
@@ -83,7 +83,7 @@ class WindowMean:
         """Add the scores of windows. They are enlarged to side S with bilinear interpolation.
 
         Args:
-            places: top and left of each window.
+            places: Top and left of each window.
             scores: (B, K, h, w).
         """
         enlarged = F.interpolate(scores, size=(self.side, self.side), mode="bilinear", align_corners=False)
@@ -117,13 +117,13 @@ def predict_labels(
     """Predict the class of each pixel, from the largest mean probability over scales and flips.
 
     Args:
-        image: the image.
-        logits: computes the logits of crops.
-        side: side of a window. At scale 1 the shorter side of the image is as long.
-        stride: step between windows, as a fraction of their side.
-        scales: factors of the image's size.
-        flip: also predict the mirrored image.
-        batch_size: windows of a forward pass.
+        image: The image.
+        logits: Computes the logits of crops.
+        side: Side of a window. At scale 1 the shorter side of the image is as long.
+        stride: Step between windows, as a fraction of their side.
+        scales: Factors of the image's size.
+        flip: Also predict the mirrored image.
+        batch_size: Windows of a forward pass.
 
     Returns:
         (H, W).

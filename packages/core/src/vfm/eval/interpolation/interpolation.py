@@ -55,9 +55,9 @@ def interpolate(start: ClipModel, end: ClipModel, alpha: float) -> ClipModel:
     An `alpha` of 0 or 1 gives one of the two models bit for bit.
 
     Args:
-        start: for example the pretrained model.
-        end: for example the fine-tuned model.
-        alpha: position from 0 to 1.
+        start: For example the pretrained model.
+        end: For example the fine-tuned model.
+        alpha: Position from 0 to 1.
 
     Returns:
         A new model in evaluation mode, with the configuration of `start`.

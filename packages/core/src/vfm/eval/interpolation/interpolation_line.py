@@ -49,9 +49,9 @@ def evaluate_line(config: Interpolate, ctx: Context, mixed: Callable[[float], Cl
     """Evaluate models along the line, and write `line.jsonl` and a panel for each evaluation.
 
     Args:
-        config: configuration of the stage.
-        ctx: context of the stage.
-        mixed: computes the model at a position from 0 to 1.
+        config: Configuration of the stage.
+        ctx: Context of the stage.
+        mixed: Computes the model at a position from 0 to 1.
     """
     device = prepare_device(config.runtime)
     alphas = sorted({*config.evaluation.alphas, config.alpha})
@@ -87,9 +87,9 @@ def trade_off_panel(lines: Mapping[str, Line], curve: str, bands: str) -> LinesP
     """Plot the first score of each further evaluation over the first score of the first one, with a point per model.
 
     Args:
-        lines: points by evaluation.
-        curve: name of the line in the chart that joins all lines of a run.
-        bands: sentence that explains the bands.
+        lines: Points by evaluation.
+        curve: Name of the line in the chart that joins all lines of a run.
+        bands: Sentence that explains the bands.
     """
 
     def label(name: str) -> str:

@@ -36,11 +36,11 @@ def decide(
     """Choose the best class of each pixel by softmax over all words. The best word of a class counts for it.
 
     Args:
-        cosines: cosine of each word and pixel, (W, H, W).
-        owners: class of each word, (W,), ascending from 0 to K-1.
-        logit_scale: factor of the cosines.
-        background: the class that `min_area` does not apply to.
-        min_area: classes that win a smaller share of the foreground are not predicted.
+        cosines: Cosine of each word and pixel, (W, H, W).
+        owners: Class of each word, (W,), ascending from 0 to K-1.
+        logit_scale: Factor of the cosines.
+        background: The class that `min_area` does not apply to.
+        min_area: Classes that win a smaller share of the foreground are not predicted.
     """
     words = (logit_scale * cosines).softmax(dim=0)
     num_classes = int(owners[-1]) + 1
@@ -78,11 +78,11 @@ def counts_by_threshold(
     """Count pixels as `count_pixels` does, but for all thresholds in one pass.
 
     Args:
-        truth: class of each pixel, -1 if ignored, (H, W).
-        guess: predictions for the same pixels.
+        truth: Class of each pixel, -1 if ignored, (H, W).
+        guess: Predictions for the same pixels.
         thresholds: T thresholds in ascending order.
-        background: class of pixels below the threshold. Without one, thresholds have no effect.
-        num_classes: number of classes, K.
+        background: Class of pixels below the threshold. Without one, thresholds have no effect.
+        num_classes: Number of classes, K.
     """
     known = truth >= 0
     true = truth[known].astype(np.int64)
@@ -123,7 +123,7 @@ def choose_thresholds(counts: Sequence[ThresholdCounts], half: NDArray[np.int64]
     """Choose the threshold of each image as the one with the best mean IoU on the other half of the images.
 
     Args:
-        counts: counts of each image.
+        counts: Counts of each image.
         half: 0 or 1 for each image.
 
     Returns:

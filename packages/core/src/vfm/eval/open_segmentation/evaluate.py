@@ -76,9 +76,9 @@ class Method:
         """Segment an image, and yield each rule with the best class of each pixel.
 
         Args:
-            model: name of the model.
-            image: the image.
-            key: key of the image, for messages.
+            model: Name of the model.
+            image: The image.
+            key: Key of the image, for messages.
         """
         segmenter = self.segmenters[model]
         background = self.classes.background
@@ -157,7 +157,7 @@ def _count(method: Method, source: AnnotatedSource, number: int) -> _Counted:
     """Count the pixels of an image.
 
     Raises:
-        BadSample: the image cannot be read.
+        BadSample: The image cannot be read.
     """
     image = source.image(number)
     key = source.keys[number]

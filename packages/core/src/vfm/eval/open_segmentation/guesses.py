@@ -36,9 +36,9 @@ def grid_map(truth: NDArray[np.integer], grid: tuple[int, int], num_classes: int
     """Find the most frequent class in each cell of a grid, and paint it at the size of the truth, (H, W).
 
     Args:
-        truth: class of each pixel, -1 if ignored, (H, W).
-        grid: number of rows and columns of cells.
-        num_classes: number of classes, K.
+        truth: Class of each pixel, -1 if ignored, (H, W).
+        grid: Number of rows and columns of cells.
+        num_classes: Number of classes, K.
     """
     rows = _cells_along(truth.shape[0], grid[0])
     columns = _cells_along(truth.shape[1], grid[1])

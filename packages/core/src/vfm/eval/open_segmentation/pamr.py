@@ -27,9 +27,9 @@ def refine_scores(scores: Tensor, image: Tensor, steps: int = STEPS) -> Tensor:
     The neighbours are the eight pixels at each distance in `DILATIONS`. Borders repeat the outermost pixels.
 
     Args:
-        scores: scores of the classes or words.
+        scores: Scores of the classes or words.
         image: (3, H, W), in any units, since they are divided by the local deviation.
-        steps: number of rounds.
+        steps: Number of rounds.
     """
     around = [offset for offset in _offsets() if offset != (0, 0)]
     padded = _padded(image)

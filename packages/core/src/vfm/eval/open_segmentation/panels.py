@@ -56,9 +56,9 @@ def class_panel(names: Sequence[str], totals: Mapping[Pair, MeanIou], rule: str)
     """Build the table of the IoU of each class with one rule.
 
     Args:
-        names: names of the classes.
+        names: Names of the classes.
         totals: IoU by model and rule.
-        rule: name of the rule.
+        rule: Name of the rule.
     """
     of_rule = {model: counts for (model, name), counts in totals.items() if name == rule}
     panel = iou_panel(names, of_rule)
@@ -75,11 +75,11 @@ def add_maps(
     """Write some images with their labels and the maps of every rule, one row for each model.
 
     Args:
-        ctx: context of the stage.
-        source: annotated images.
-        numbers: numbers of the images.
-        classes: the evaluated classes.
-        maps: maps of the images by model and rule.
+        ctx: Context of the stage.
+        source: Annotated images.
+        numbers: Numbers of the images.
+        classes: The evaluated classes.
+        maps: Maps of the images by model and rule.
     """
     colours = palette(len(classes.names))
     models = list(dict.fromkeys(pair[0] for pair in maps))

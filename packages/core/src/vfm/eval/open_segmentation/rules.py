@@ -44,8 +44,8 @@ class Rule(Protocol):
         """Compute the patches after the block, (B, rows, columns, D).
 
         Args:
-            block: inputs and projections of the last block for the images.
-            crops: the images, (B, height, width, 3).
+            block: Inputs and projections of the last block for the images.
+            crops: The images, (B, height, width, 3).
         """
         ...
 
@@ -127,9 +127,9 @@ def neighbourhood(grid: tuple[int, int], sigma: float, num_prefix_tokens: int = 
     """Compute exp(-distance² / 2 sigma²) for every two patches, and 0 for prefix tokens, (L, L).
 
     Args:
-        grid: rows and columns of patches.
-        sigma: standard deviation, in patches.
-        num_prefix_tokens: number of prefix tokens of the tower.
+        grid: Rows and columns of patches.
+        sigma: Standard deviation, in patches.
+        num_prefix_tokens: Number of prefix tokens of the tower.
     """
     positions = torch.cartesian_prod(torch.arange(grid[0]), torch.arange(grid[1])).view(-1, 2).double()
     distance = (positions[:, None] - positions[None]).square().sum(dim=-1)
@@ -144,9 +144,9 @@ def proxy_attention(patches: Tensor, beta: float, gamma: float) -> Tensor:
     the mean of the batch. A patch without a positive term attends to itself.
 
     Args:
-        patches: features, (B, N, D).
-        beta: factor of the mean.
-        gamma: factor of the difference.
+        patches: Features, (B, N, D).
+        beta: Factor of the mean.
+        gamma: Factor of the difference.
     """
     unit = F.normalize(patches.float(), dim=-1)
     similarity = unit @ unit.transpose(1, 2)

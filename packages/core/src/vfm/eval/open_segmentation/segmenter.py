@@ -57,7 +57,7 @@ class ImageWindows:
         """Average the scores of the windows that cover a pixel, (W, height, width).
 
         Args:
-            parts: scores of the windows in their order, in batches, (B, W, rows, columns) each.
+            parts: Scores of the windows in their order, in batches, (B, W, rows, columns) each.
         """
         height, width = self.crops.shape[1:3]
         if len(self.corners) == 1:  # a single window may have any shape, `WindowMean` needs squares
@@ -102,8 +102,8 @@ class Segmenter:
         in memory.
 
         Args:
-            image: image of any size.
-            key: key of the image, for errors.
+            image: Image of any size.
+            key: Key of the image, for errors.
 
         Raises:
             UserError: If an output is not finite, or the model cannot take windows of this size.
@@ -167,8 +167,8 @@ def padded_to_patches(
 
     Args:
         pixels: (H, W, 3).
-        patch_size: height and width of a patch.
-        colour: colour of the padding.
+        patch_size: Height and width of a patch.
+        colour: Colour of the padding.
     """
     height, width = (step * -(-side // step) for side, step in zip(pixels.shape[:2], patch_size, strict=True))
     padded = np.broadcast_to(np.array(colour, dtype=np.uint8), (height, width, 3)).copy()

@@ -52,12 +52,12 @@ def score_retrieval(
     """Score models by recall at k, from images to captions and from captions to images.
 
     Args:
-        ctx: context of the stage.
-        encoders: models by name.
-        data: images with captions.
-        language: language of the captions.
-        recall_k: numbers of first results in which a right one counts.
-        reading: batch size and tolerance of bad samples.
+        ctx: Context of the stage.
+        encoders: Models by name.
+        data: Images with captions.
+        language: Language of the captions.
+        recall_k: Numbers of first results in which a right one counts.
+        reading: Batch size and tolerance of bad samples.
 
     Raises:
         UserError: If all captions are the same.
@@ -111,9 +111,9 @@ def recall_scores(ranks: RetrievalRanks, image_of_text: NDArray[np.int64], recal
     """Compute recall at each k with its chance level, first of images by captions, then of captions by images.
 
     Args:
-        ranks: ranks in both directions.
-        image_of_text: index of the image of each text, (M,).
-        recall_k: values of k.
+        ranks: Ranks in both directions.
+        image_of_text: Index of the image of each text, (M,).
+        recall_k: Values of k.
     """
     counts = np.bincount(image_of_text)
     num_images = len(counts)

@@ -47,8 +47,8 @@ def retrieval_ranks(
     Args:
         image_features: (N, D), normalised or not.
         text_features: (M, D), on the same device.
-        image_of_text: index of the image that each text describes, (M,) in 0..N-1. Every image has a text.
-        max_scores: number of scores held at once.
+        image_of_text: Index of the image that each text describes, (M,) in 0..N-1. Every image has a text.
+        max_scores: Number of scores held at once.
 
     Raises:
         ValueError: If an image has no text.
@@ -89,8 +89,8 @@ def own_cosines(
     Args:
         image_features: (N, D).
         text_features: (M, D).
-        image_of_text: index of the image of each text, (M,).
-        max_numbers: largest number of numbers in a block.
+        image_of_text: Index of the image of each text, (M,).
+        max_numbers: Largest number of numbers in a block.
 
     Returns:
         (M,).
@@ -107,8 +107,8 @@ def nearest(queries: Tensor, items: Tensor, k: int, *, max_scores: int = MAX_SCO
     Args:
         queries: (N, D).
         items: (M, D).
-        k: number of items for each query.
-        max_scores: number of scores held at once.
+        k: Number of items for each query.
+        max_scores: Number of scores held at once.
 
     Returns:
         Indices (N, k), best first.

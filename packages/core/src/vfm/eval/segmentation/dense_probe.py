@@ -96,9 +96,9 @@ def evaluate_dense_probe(config: DenseProbe, ctx: Context, encoders: Mapping[str
     """Evaluate encoders by mean IoU with `train_head` or `remember_patches`, all on the same images.
 
     Args:
-        config: settings of the evaluation.
-        ctx: context of the stage.
-        encoders: models by name.
+        config: Settings of the evaluation.
+        ctx: Context of the stage.
+        encoders: Models by name.
 
     Raises:
         UserError: If an encoder has no patch tokens, the classes of `train` differ, there are too few images, or no
@@ -292,11 +292,11 @@ def encode_maps(
     """Compute the normalised patch tokens of some blocks as maps, concatenated along D.
 
     Args:
-        encoder: a `ClipModel` or `PooledVision`.
-        images: images of any size. They are squashed.
-        layers: indices of the blocks.
-        image_size: side of the square in pixels. Default: the encoder's image size.
-        device: device of the encoder.
+        encoder: A `ClipModel` or `PooledVision`.
+        images: Images of any size. They are squashed.
+        layers: Indices of the blocks.
+        image_size: Side of the square in pixels. Default: the encoder's image size.
+        device: Device of the encoder.
 
     Returns:
         (N, D, h, w).

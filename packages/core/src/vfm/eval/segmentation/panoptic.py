@@ -35,10 +35,10 @@ def evaluate_panoptic(config: Panoptic, ctx: Context, source: AnnotatedSource, m
     """Evaluate models and panoptic files on all images of a dataset.
 
     Args:
-        config: settings of the evaluation.
-        ctx: context of the stage.
-        source: annotated images.
-        models: loaded models by name.
+        config: Settings of the evaluation.
+        ctx: Context of the stage.
+        source: Annotated images.
+        models: Loaded models by name.
 
     Raises:
         UserError: If a file does not fit the dataset.

@@ -64,13 +64,13 @@ def train_head(
     """Train a head on some of the images. The result depends only on the arguments.
 
     Args:
-        maps: features of all images, (N, D, h, w), in memory or mapped from a file.
-        labels: class of each pixel of each image, (H, W) of any size. Negative labels are ignored.
-        rows: images to train on.
-        num_classes: number of classes, K.
-        lr: peak learning rate.
-        training: steps and batches.
-        device: device that the head is trained on.
+        maps: Features of all images, (N, D, h, w), in memory or mapped from a file.
+        labels: Class of each pixel of each image, (H, W) of any size. Negative labels are ignored.
+        rows: Images to train on.
+        num_classes: Number of classes, K.
+        lr: Peak learning rate.
+        training: Steps and batches.
+        device: Device that the head is trained on.
     """
     head = PatchHead(maps.shape[1], num_classes, torch.Generator().manual_seed(training.seed)).to(device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=training.weight_decay)
@@ -102,7 +102,7 @@ def point_loss(scores: Tensor, labels: Sequence[NDArray[np.integer]], points: ND
 
     Args:
         scores: (B, K, h, w).
-        labels: class of each pixel, (H, W) each.
+        labels: Class of each pixel, (H, W) each.
         points: x and y as fractions of the sides, in [0, 1), (B, P, 2).
     """
     grid = torch.from_numpy(2 * points - 1).to(scores.device)[:, :, None]  # (B, P, 1, 2)

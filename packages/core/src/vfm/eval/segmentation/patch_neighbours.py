@@ -26,9 +26,9 @@ class PatchMemory(nn.Module):
 
     Args:
         features: (M, D).
-        shares: share of each class in a patch's labelled pixels, (M, K).
-        k: number of neighbours that are averaged.
-        temperature: temperature of the softmax of their cosines.
+        shares: Share of each class in a patch's labelled pixels, (M, K).
+        k: Number of neighbours that are averaged.
+        temperature: Temperature of the softmax of their cosines.
     """
 
     def __init__(self, features: Tensor, shares: Tensor, k: int, temperature: float) -> None:
@@ -65,13 +65,13 @@ def remember_patches(
     """Build the memory from some of the images. The result depends only on the arguments.
 
     Args:
-        maps: features of all images, (N, D, h, w), in memory or mapped from a file.
-        labels: class of each pixel of each image, (H, W) of any size. Negative labels are ignored.
-        rows: images to store.
-        num_classes: number of classes, K.
-        settings: size of the memory, number and weights of neighbours.
-        seed: seed of the random choice if there are more patches than the memory holds.
-        device: device of the memory.
+        maps: Features of all images, (N, D, h, w), in memory or mapped from a file.
+        labels: Class of each pixel of each image, (H, W) of any size. Negative labels are ignored.
+        rows: Images to store.
+        num_classes: Number of classes, K.
+        settings: Size of the memory, number and weights of neighbours.
+        seed: Seed of the random choice if there are more patches than the memory holds.
+        device: Device of the memory.
     """
     generator = np.random.default_rng(seed)
     of_image = max(1, settings.memory // len(rows))
@@ -97,8 +97,8 @@ def patch_shares(labels: NDArray[np.integer], grid: tuple[int, int], num_classes
 
     Args:
         labels: (H, W), negative for pixels without a label.
-        grid: rows and columns of patches, h and w.
-        num_classes: number of classes, K.
+        grid: Rows and columns of patches, h and w.
+        num_classes: Number of classes, K.
     """
     height, width = labels.shape
     y = np.arange(height) * grid[0] // height

@@ -36,10 +36,10 @@ def evaluate_segmentation(config: Segmentation, ctx: Context, source: AnnotatedS
     """Evaluate models and folders of label maps on all images of a dataset.
 
     Args:
-        config: settings of the evaluation.
-        ctx: context of the stage.
-        source: annotated images.
-        models: loaded models by name.
+        config: Settings of the evaluation.
+        ctx: Context of the stage.
+        source: Annotated images.
+        models: Loaded models by name.
 
     Raises:
         UserError: If a map is missing or does not fit its image, or no pixel is labelled.
@@ -83,8 +83,8 @@ def check_labelled(data: str, counts: MeanIou) -> None:
     """Check that a dataset has labelled pixels, since scores are undefined without them.
 
     Args:
-        data: name of the dataset, for the message.
-        counts: pixel counts of its images, from any model.
+        data: Name of the dataset, for the message.
+        counts: Pixel counts of its images, from any model.
 
     Raises:
         UserError: If no pixel is labelled.

@@ -22,10 +22,10 @@ def add_class_panel(
     """Add a table of the classes with the lowest recall by the last model, with their most frequent confusion.
 
     Args:
-        ctx: context of the stage.
-        data: the videos.
-        labels: class of each video, (N,).
-        results: results by model.
+        ctx: Context of the stage.
+        data: The videos.
+        labels: Class of each video, (N,).
+        results: Results by model.
     """
     predicted = {}
     recall = {}
@@ -62,13 +62,13 @@ def add_strips(
     """Add film strips of videos that a model recognises or misclassifies, the most confident first.
 
     Args:
-        ctx: context of the stage.
-        source: the videos.
-        numbers: numbers of the videos.
-        labels: class of each video, (N,).
-        data: dataset with the class names.
-        model: name of the model.
-        result: result of the model.
+        ctx: Context of the stage.
+        source: The videos.
+        numbers: Numbers of the videos.
+        labels: Class of each video, (N,).
+        data: Dataset with the class names.
+        model: Name of the model.
+        result: Result of the model.
     """
     table = result.predictions["videos"]
     predicted = np.asarray(table["predicted"])

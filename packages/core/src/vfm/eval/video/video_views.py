@@ -25,11 +25,11 @@ class TestViews:
     """The clips and crops of a video that scores are averaged over.
 
     Attributes:
-        num_clips: number of clips, at fixed positions.
-        num_crops: number of crops of each clip.
-        order: order of the frames in a clip.
-        seed: seed of the shuffled frames.
-        clip_rule: where dense clips start.
+        num_clips: Number of clips, at fixed positions.
+        num_crops: Number of crops of each clip.
+        order: Order of the frames in a clip.
+        seed: Seed of the shuffled frames.
+        clip_rule: Where dense clips start.
     """
 
     __test__ = False  # pytest would collect the class by its name
@@ -44,9 +44,9 @@ class TestViews:
         """Read the views of a video in the size that a model takes.
 
         Args:
-            sample: the video.
-            number: index of the video. It seeds shuffled frames.
-            model: provides the image size and the sampling.
+            sample: The video.
+            number: Index of the video. It seeds shuffled frames.
+            model: Provides the image size and the sampling.
 
         Returns:
             (V, T, S, S, 3).
@@ -85,12 +85,12 @@ def read_ahead(
     """Yield lists of videos with their views for each model, or with the reason why they cannot be read.
 
     Args:
-        source: the videos.
-        numbers: indices of the videos to read.
+        source: The videos.
+        numbers: Indices of the videos to read.
         models: M models.
-        views: the clips and crops to read.
-        threads: number of decoding threads. They run in parallel, since PyAV decodes without Python's lock.
-        at_once: number of videos in a list.
+        views: The clips and crops to read.
+        threads: Number of decoding threads. They run in parallel, since PyAV decodes without Python's lock.
+        at_once: Number of videos in a list.
     """
 
     def read(number: int) -> tuple[int, list[NDArray[np.uint8]] | BadSample]:

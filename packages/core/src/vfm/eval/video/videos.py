@@ -49,7 +49,7 @@ def evaluate_videos(config: VideoEvaluation, ctx: Context) -> Report:
     Several processes share the videos, and only rank 0 writes.
 
     Raises:
-        LeftToFirst: in all processes but the first.
+        LeftToFirst: In all processes but the first.
     """
 
     def load(name: str, checkpoint: VideoClassifier, device: torch.device) -> VideoPredictor:
@@ -201,13 +201,13 @@ def embed_videos(
     """Write a unit vector for each video, the mean over its views.
 
     Args:
-        ctx: context of the call.
-        source: the videos.
-        class_names: names of the classes.
-        model: the classifier.
-        writer: file to write to.
-        reading: batch size and tolerance of bad samples.
-        views: views of a video.
+        ctx: Context of the call.
+        source: The videos.
+        class_names: Names of the classes.
+        model: The classifier.
+        writer: File to write to.
+        reading: Batch size and tolerance of bad samples.
+        views: Views of a video.
 
     Returns:
         Number of bad videos by reason.
@@ -244,15 +244,15 @@ def predict_videos(model: VideoPredictor, samples: list[Any], views: TestViews) 
     """Compute the probability of each class for videos, averaged over their views.
 
     Args:
-        model: the classifier.
-        samples: the videos.
-        views: views of a video.
+        model: The classifier.
+        samples: The videos.
+        views: Views of a video.
 
     Returns:
         (N, C).
 
     Raises:
-        BadSample: a video cannot be read.
+        BadSample: A video cannot be read.
     """
     probabilities = []
     for number, sample in enumerate(samples):

@@ -21,8 +21,8 @@ class Option:
     """An option of another tool's command.
 
     Attributes:
-        names: its names without dashes, the usual one first.
-        values: number of values. `1`, `!` for none, `?` for at most one, `*` for any number.
+        names: Its names without dashes, the usual one first.
+        values: Number of values. `1`, `!` for none, `?` for at most one, `*` for any number.
     """
 
     names: tuple[str, ...]
@@ -37,11 +37,11 @@ class OptionTable:
     `*` for a list.
 
     Attributes:
-        tool: name of the tool.
-        converted: options that the converter reads.
-        elsewhere: options that need no setting, or are set elsewhere, with an explanation.
-        missing: options without a counterpart.
-        underscores: whether `-` and `_` are the same in names, and switches may have a value, as in transformers.
+        tool: Name of the tool.
+        converted: Options that the converter reads.
+        elsewhere: Options that need no setting, or are set elsewhere, with an explanation.
+        missing: Options without a counterpart.
+        underscores: Whether `-` and `_` are the same in names, and switches may have a value, as in transformers.
     """
 
     tool: str
@@ -123,10 +123,10 @@ class Arguments:
     """The options of a command line.
 
     Attributes:
-        table: the options that exist.
-        values: values by the usual name of each option, in the order of the command line.
-        positional: words that belong to no option.
-        defaults: the tool's defaults that were read for options that were not given.
+        table: The options that exist.
+        values: Values by the usual name of each option, in the order of the command line.
+        positional: Words that belong to no option.
+        defaults: The tool's defaults that were read for options that were not given.
     """
 
     table: OptionTable

@@ -24,11 +24,11 @@ class CommandLine:
     """A command of another tool.
 
     Attributes:
-        program: the word that names the program; empty if only its options were given.
-        words: the words after it.
-        processes: processes on each machine.
-        machines: number of machines.
-        notes: facts that could not be read, such as a number of processes that depends on the machine.
+        program: The word that names the program; empty if only its options were given.
+        words: The words after it.
+        processes: Processes on each machine.
+        machines: Number of machines.
+        notes: Facts that could not be read, such as a number of processes that depends on the machine.
     """
 
     program: str
@@ -47,8 +47,8 @@ def read_command_line(words: Sequence[str], programs: re.Pattern[str]) -> Comman
     """Find the program in a command, or in a script with comments, variables and several commands.
 
     Args:
-        words: the words that the shell passed on, or a single pasted text.
-        programs: matches the word that names the program.
+        words: The words that the shell passed on, or a single pasted text.
+        programs: Matches the word that names the program.
 
     Raises:
         UserError: If the program is not there, or a quotation is not closed.

@@ -21,12 +21,12 @@ class Draft:
     """A recipe that is being converted from a command line.
 
     Attributes:
-        command: the command line.
-        arguments: its options.
-        stages: fields of the stages.
-        runtime: settings of the runtime of all stages.
-        notes: differences from the other tool, a line each.
-        lost: options without a counterpart, some with the reason.
+        command: The command line.
+        arguments: Its options.
+        stages: Fields of the stages.
+        runtime: Settings of the runtime of all stages.
+        notes: Differences from the other tool, a line each.
+        lost: Options without a counterpart, some with the reason.
     """
 
     command: CommandLine
@@ -40,9 +40,9 @@ class Draft:
         """Add a stage and return its name.
 
         Args:
-            kind: kind of the stage.
-            name: wanted name.
-            **fields: its fields. Empty ones are left out, but not null, because it may replace a default.
+            kind: Kind of the stage.
+            name: Wanted name.
+            **fields: Its fields. Empty ones are left out, but not null, because it may replace a default.
         """
         given = {key: value for key, value in fields.items() if value not in ("", [], {})}
         self.stages.append({"kind": kind, "name": name, **given})
@@ -59,9 +59,9 @@ class Tool:
     """A tool whose command lines can be converted.
 
     Attributes:
-        programs: matches the word of a command line that names the program.
-        table: its options.
-        convert: fills a draft.
+        programs: Matches the word of a command line that names the program.
+        table: Its options.
+        convert: Fills a draft.
     """
 
     programs: re.Pattern[str]
@@ -74,8 +74,8 @@ class ConvertedRecipe:
     """A recipe with comments.
 
     Attributes:
-        text: the YAML.
-        lost: options without a counterpart.
+        text: The YAML.
+        lost: Options without a counterpart.
     """
 
     text: str

@@ -24,8 +24,8 @@ def convert(name: str, words: Sequence[str]) -> ConvertedRecipe:
     """Convert a command line of a tool to a recipe.
 
     Args:
-        name: name of the tool.
-        words: the words of the command, or a single text that was pasted.
+        name: Name of the tool.
+        words: The words of the command, or a single text that was pasted.
 
     Raises:
         UserError: If the tool or an option is unknown, or nothing in vfm does what the command does.

@@ -50,9 +50,9 @@ class ForkedProcess:
         """Open the pipes of a process.
 
         Args:
-            pid: its number.
-            output: read end of the pipe that is its standard output.
-            status: read end of the pipe to which it writes its exit code.
+            pid: Its number.
+            output: Read end of the pipe that is its standard output.
+            status: Read end of the pipe to which it writes its exit code.
         """
         self.stdout: IO[str] = os.fdopen(output, encoding="utf-8", errors="replace")
         self.returncode: int | None = None
@@ -109,11 +109,11 @@ class ForkServers:
         """Fork a process for a command of `vfm`. If its server has ended, start the process without it.
 
         Args:
-            words: arguments of the command.
-            environment: its environment variables.
-            modules: modules to import before the fork.
-            errors: file descriptor of its standard error.
-            lock: file descriptor of the lock that it inherits.
+            words: Arguments of the command.
+            environment: Its environment variables.
+            modules: Modules to import before the fork.
+            errors: File descriptor of its standard error.
+            lock: File descriptor of the lock that it inherits.
         """
         request = {"words": list(words), "environment": dict(environment), "modules": list(modules)}
         forked = self._fork(json.dumps(request).encode(), environment, errors, lock)

@@ -38,8 +38,8 @@ def size_of(stage: Stage, cost: Cost | None) -> dict[str, Any]:
     """Choose parameters of submitit for the job of a stage.
 
     Args:
-        stage: the stage.
-        cost: its estimated cost, if it is known.
+        stage: The stage.
+        cost: Its estimated cost, if it is known.
     """
     processes = stage.runtime.processes if stage.in_processes else 1
     size: dict[str, Any] = {"nodes": 1, "timeout_min": _minutes(cost, processes)}

@@ -71,10 +71,10 @@ def submit(arguments: Sequence[str], folder: Path, cluster: Cluster, settings: M
     """Submit a `vfm` command.
 
     Args:
-        arguments: arguments of the command line.
-        folder: folder for submitit's files and the output, shared by all machines.
-        cluster: slurm, or local, a background process on this machine.
-        settings: parameters of submitit, such as `nodes`, `gpus_per_node`, `timeout_min`, `slurm_partition`.
+        arguments: Arguments of the command line.
+        folder: Folder for submitit's files and the output, shared by all machines.
+        cluster: Slurm, or local, a background process on this machine.
+        settings: Parameters of submitit, such as `nodes`, `gpus_per_node`, `timeout_min`, `slurm_partition`.
 
     Raises:
         UserError: If there is no such scheduler here, or no such parameter.
@@ -88,10 +88,10 @@ def submit_array(
     """Submit `vfm` commands, several as the tasks of an array.
 
     Args:
-        commands: words of each command.
-        folder: as in `submit`.
-        cluster: as in `submit`.
-        settings: as in `submit`.
+        commands: Words of each command.
+        folder: As in `submit`.
+        cluster: As in `submit`.
+        settings: As in `submit`.
 
     Raises:
         UserError: If there is no such scheduler here, or no such parameter.

@@ -48,10 +48,10 @@ def run_in_parallel(steps: Sequence[Step], run_one: RunOne, send: Send, jobs: Jo
     If a step fails, steps that do not need it still run. After SIGTERM, SIGUSR1 or Ctrl-C, running steps save and end.
 
     Args:
-        steps: the steps in an order in which they could run one by one.
-        run_one: runs a step as a job. It returns False if the artifact was cached.
-        send: receives all events, one after another.
-        jobs: number of concurrent steps. ray: they run on the cluster at RAY_ADDRESS, or on one that is started here.
+        steps: The steps in an order in which they could run one by one.
+        run_one: Runs a step as a job. It returns False if the artifact was cached.
+        send: Receives all events, one after another.
+        jobs: Number of concurrent steps. ray: they run on the cluster at RAY_ADDRESS, or on one that is started here.
 
     Returns:
         Whether any step had to run.

@@ -30,10 +30,10 @@ class RayProcess:
         """Follow a process.
 
         Args:
-            ray: the module, connected.
-            node: the actor that started the process.
-            name: name of the step.
-            lines: references to the lines that the process writes, and then to its exit code.
+            ray: The module, connected.
+            node: The actor that started the process.
+            name: Name of the step.
+            lines: References to the lines that the process writes, and then to its exit code.
         """
         self.returncode: int | None = None
         self._ray = ray
@@ -84,7 +84,7 @@ class RayNodes:
         """Look up what the cluster has.
 
         Args:
-            ray: the module, connected.
+            ray: The module, connected.
         """
         self._ray = ray
         self._resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -97,12 +97,12 @@ class RayNodes:
         The process holds its own lock in the work folder, so this run's, `lock`, is not handed over.
 
         Args:
-            step: the step, whose work folder is prepared.
-            send: receives a message with the name of the node, and another one before it if the step has to wait.
-            words: arguments of Python.
-            variables: variables to add to the environment of the node.
-            errors: standard error of a process on this machine.
-            lock: lock of a process on this machine.
+            step: The step, whose work folder is prepared.
+            send: Receives a message with the name of the node, and another one before it if the step has to wait.
+            words: Arguments of Python.
+            variables: Variables to add to the environment of the node.
+            errors: Standard error of a process on this machine.
+            lock: Lock of a process on this machine.
 
         Raises:
             UserError: If Ray cannot start it, or the node does not see the work folder.

@@ -27,10 +27,10 @@ class Node:
         """Run Python, and yield the lines that it writes, and then its exit code.
 
         Args:
-            words: its arguments.
-            variables: variables to add to the environment.
-            directory: its working folder.
-            log: file for its standard error.
+            words: Its arguments.
+            variables: Variables to add to the environment.
+            directory: Its working folder.
+            log: File for its standard error.
         """
         with open(log, "ab") as errors:
             self._process = subprocess.Popen(

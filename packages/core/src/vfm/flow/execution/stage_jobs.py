@@ -14,8 +14,8 @@ class StageJob:
     """A stage as a job, or its seeds as the tasks of an array.
 
     Attributes:
-        name: name of the stage, without a seed.
-        steps: the steps, one for each task.
+        name: Name of the stage, without a seed.
+        steps: The steps, one for each task.
     """
 
     name: str
@@ -43,8 +43,8 @@ def dependency(job: StageJob, submitted: Sequence[tuple[StageJob, str]]) -> str:
     whole other job (`afterok`) otherwise.
 
     Args:
-        job: the job.
-        submitted: the jobs that were submitted before it, with their numbers.
+        job: The job.
+        submitted: The jobs that were submitted before it, with their numbers.
     """
     numbers: dict[str, list[str]] = {"afterok": [], "aftercorr": []}
     for earlier, number in submitted:

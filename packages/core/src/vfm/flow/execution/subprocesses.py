@@ -45,8 +45,8 @@ class Processes:
     """The processes of the running steps. `stop` lets each of them save a checkpoint and end.
 
     Attributes:
-        running: the processes. Threads add and remove theirs.
-        stopped: numbers of the signals received.
+        running: The processes. Threads add and remove theirs.
+        stopped: Numbers of the signals received.
     """
 
     running: set[Process] = field(default_factory=set)
@@ -89,10 +89,10 @@ class Job:
     """Requirements of a step that runs concurrently.
 
     Attributes:
-        environment: its environment variables.
-        processes: the group of its processes.
-        fork: function that forks its process (`ForkServers.start`); None: start a new process.
-        ray: function that starts its process on a node of a Ray cluster (`RayNodes.start`); None: use this machine.
+        environment: Its environment variables.
+        processes: The group of its processes.
+        fork: Function that forks its process (`ForkServers.start`). None: start a new process.
+        ray: Function that starts its process on a node of a Ray cluster (`RayNodes.start`). None: use this machine.
     """
 
     environment: Mapping[str, str]
@@ -108,7 +108,7 @@ def python_command(*options: str) -> list[str]:
     as torchrun's.
 
     Args:
-        options: options of `env`.
+        options: Options of `env`.
     """
     return ["env", *options, "PYTHONSAFEPATH=1", sys.executable]
 
@@ -119,10 +119,10 @@ def start_subprocess(
     """Start a command that writes events to its standard output.
 
     Args:
-        command: the command.
-        environment: its environment variables.
-        errors: file descriptor of its standard error.
-        lock: file descriptor of the lock that it inherits.
+        command: The command.
+        environment: Its environment variables.
+        errors: File descriptor of its standard error.
+        lock: File descriptor of the lock that it inherits.
     """
     return subprocess.Popen(
         command,
@@ -141,11 +141,11 @@ def run_subprocess(start: Start, step: Step, send: Send, lock_descriptor: int, p
     """Run a prepared step in a process and wait for its end.
 
     Args:
-        start: starts the process.
-        step: the step.
-        send: receives the events that the process writes to its standard output.
-        lock_descriptor: file descriptor of the step's lock.
-        processes: holds the process while it runs.
+        start: Starts the process.
+        step: The step.
+        send: Receives the events that the process writes to its standard output.
+        lock_descriptor: File descriptor of the step's lock.
+        processes: Holds the process while it runs.
 
     Raises:
         UserError: If the step reported a mistake of the user.

@@ -27,7 +27,7 @@ class SentSteps:
     A line that was cut off by a crash is ignored: its step is sent again.
 
     Args:
-        file: the file. The first write creates it.
+        file: The file. The first write creates it.
     """
 
     def __init__(self, file: Path) -> None:
@@ -42,9 +42,9 @@ class SentSteps:
         """Select the values whose metric was last sent at an earlier step.
 
         Args:
-            run: id of the tracker's run.
-            values: values by metric.
-            step: the step.
+            run: Id of the tracker's run.
+            values: Values by metric.
+            step: The step.
         """
         last = self.last[run]
         return {name: value for name, value in values.items() if last.get(name, -1) < step}
@@ -69,8 +69,8 @@ class Tracker(ABC):
     """A listener that starts a run for each stage with metrics, and writes their finite values.
 
     Args:
-        directory: folder of vfm's run, for local files of the tracker.
-        recipe: name of the recipe.
+        directory: Folder of vfm's run, for local files of the tracker.
+        recipe: Name of the recipe.
 
     Raises:
         UserError: If the tracker's package is not installed.
@@ -232,9 +232,9 @@ def open_tracker(name: str, directory: Path, recipe: str) -> Tracker:
     """Open the tracker of a name.
 
     Args:
-        name: name of the tracker.
-        directory: folder of the run.
-        recipe: name of the recipe.
+        name: Name of the tracker.
+        directory: Folder of the run.
+        recipe: Name of the recipe.
 
     Raises:
         UserError: If there is no such tracker, or its package is not installed.

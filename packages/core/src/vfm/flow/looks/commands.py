@@ -22,10 +22,10 @@ def training_commands(
     """Choose the commands for a dataset, best first.
 
     Args:
-        fields: fields of the stage that imports it.
-        val: fields for the validation images next to it, if there are any.
-        cures: fields that the user must confirm.
-        has_images: whether the samples have images, and are not captions alone.
+        fields: Fields of the stage that imports it.
+        val: Fields for the validation images next to it, if there are any.
+        cures: Fields that the user must confirm.
+        has_images: Whether the samples have images, and are not captions alone.
     """
     kind = fields["kind"]
     path = _word(fields["path"])

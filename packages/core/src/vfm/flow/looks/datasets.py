@@ -38,10 +38,10 @@ def look_at_data(path: str, known: Mapping[str, type[Stage]], folder: Path, send
     """Import the first samples of a dataset into a folder, and describe them.
 
     Args:
-        path: the user's path.
-        known: stage types by kind.
-        folder: an empty folder.
-        send: receives progress.
+        path: The user's path.
+        known: Stage types by kind.
+        folder: An empty folder.
+        send: Receives progress.
 
     Raises:
         UserError: If the path has no supported format.

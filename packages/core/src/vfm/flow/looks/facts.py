@@ -10,10 +10,10 @@ class Look:
     """The result of inspecting a path.
 
     Attributes:
-        format: its format, in words.
-        facts: its contents, a line each.
-        problems: problems and how to fix them, a line each.
-        commands: the next commands, for a shell, best first.
+        format: Its format, in words.
+        facts: Its contents, a line each.
+        problems: Problems and how to fix them, a line each.
+        commands: The next commands, for a shell, best first.
     """
 
     format: str

@@ -33,10 +33,10 @@ def look_at(path: str, known: Mapping[str, type[Stage]], folder: Path, send: Cal
     """Recognise the contents of a path, and choose the commands that use it.
 
     Args:
-        path: a file or a folder, local or remote.
-        known: stage types by kind.
-        folder: an empty folder for the index of a dataset.
-        send: receives progress.
+        path: A file or a folder, local or remote.
+        known: Stage types by kind.
+        folder: An empty folder for the index of a dataset.
+        send: Receives progress.
 
     Raises:
         UserError: If the path does not exist, or nothing recognises it.

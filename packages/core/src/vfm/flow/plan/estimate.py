@@ -58,9 +58,9 @@ def known_costs(recipe: Recipe, store: Store, names: Collection[str]) -> dict[st
     """Estimate the costs of some stages, as far as that is possible here.
 
     Args:
-        recipe: the recipe.
-        store: store of the artifacts.
-        names: names of the stages.
+        recipe: The recipe.
+        store: Store of the artifacts.
+        names: Names of the stages.
 
     Returns:
         Costs by name.

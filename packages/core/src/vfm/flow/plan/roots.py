@@ -40,8 +40,8 @@ def root_of(manifest: Mapping[str, Any], file: Path) -> str:
     An artifact of an older version, without hashes of files, has none ("").
 
     Args:
-        manifest: the manifest.
-        file: its file, for errors.
+        manifest: The manifest.
+        file: Its file, for errors.
 
     Raises:
         UserError: If the manifest is not of the right form.

@@ -85,8 +85,8 @@ class Slot:
         """Write the manifest and publish the artifact by one rename, so that a crash never leaves a partial artifact.
 
         Args:
-            manifest: how the artifact was made. Sizes and hashes of its files are added.
-            without: files and folders that are not hashed, since they may change later.
+            manifest: How the artifact was made. Sizes and hashes of its files are added.
+            without: Files and folders that are not hashed, since they may change later.
         """
         caches = sorted(without)
         file = self.part / MANIFEST_FILE
@@ -122,7 +122,7 @@ class Slot:
         Processes of torchrun may outlive a run that was killed. They are waited for as well (`in_use`).
 
         Args:
-            on_wait: called with a message that names the other holder.
+            on_wait: Called with a message that names the other holder.
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with locked(self.lock_file, self.name, on_wait) as descriptor:
@@ -192,7 +192,7 @@ class Store:
         """Find the slots, published or left by a crash, that no run links to and no process holds.
 
         Args:
-            without: folders of runs whose links do not count.
+            without: Folders of runs whose links do not count.
         """
         linked: set[str] = set()
         for run in _inside(self.runs):

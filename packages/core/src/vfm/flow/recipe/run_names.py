@@ -32,9 +32,9 @@ def owner_of(file: Path | None, name: str, store: Path) -> str:
     """Identify the recipe of a run.
 
     Args:
-        file: file of the recipe, if it has one.
-        name: name of the recipe.
-        store: folder of the store. A path relative to it stays valid if a project is moved with its store.
+        file: File of the recipe, if it has one.
+        name: Name of the recipe.
+        store: Folder of the store. A path relative to it stays valid if a project is moved with its store.
     """
     if file is None:
         return f"<{name}>"
@@ -51,9 +51,9 @@ def own_name(name: str, owner: str, taken: Iterable[tuple[str, str | None]]) -> 
     It is the name of its earlier runs, else the recipe's name, with a number if another recipe owns it.
 
     Args:
-        name: name of the recipe.
-        owner: identity of the recipe, from `owner_of`.
-        taken: name and owner of each run in the store. Any recipe may continue a run with an unknown owner (None).
+        name: Name of the recipe.
+        owner: Identity of the recipe, from `owner_of`.
+        taken: Name and owner of each run in the store. Any recipe may continue a run with an unknown owner (None).
     """
     owners: dict[str, set[str]] = {}
     for used, other in taken:

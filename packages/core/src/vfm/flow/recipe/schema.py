@@ -19,7 +19,7 @@ def json_schema(known: Mapping[str, type[Stage]]) -> dict[str, Any]:
     The stages of a recipe with a `base` are checked loosely, since the base may have their kinds and required fields.
 
     Args:
-        known: stage types by kind.
+        known: Stage types by kind.
     """
     union: Any = Annotated[reduce(or_, known.values()), Field(discriminator="kind")]
     runtime_fields: dict[str, Any] = {}

@@ -23,7 +23,7 @@ def shipped_files(folder: str) -> dict[str, Path]:
     """Find the YAML files in a folder of every installed package, by name.
 
     Args:
-        folder: the folder's name in the packages, `recipes` or `suites`. It may have subfolders.
+        folder: The folder's name in the packages, `recipes` or `suites`. It may have subfolders.
 
     Raises:
         UserError: If two files have the same name.

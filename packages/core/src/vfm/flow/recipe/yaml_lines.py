@@ -78,8 +78,8 @@ def parse(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
     """Parse a YAML text, and find the line (from 1) of each key path.
 
     Args:
-        text: the YAML.
-        where: name of the file, for error messages.
+        text: The YAML.
+        where: Name of the file, for error messages.
 
     Raises:
         UserError: If the text is not valid YAML, or nested too deeply.

@@ -60,8 +60,8 @@ def unused_slots(store: Store, without: Collection[Path] = ()) -> list[Slot]:
     """Find the slots, published or left by a crash, that no remaining run links to or reads, and no process holds.
 
     Args:
-        store: the store.
-        without: folders of runs to be removed.
+        store: The store.
+        without: Folders of runs to be removed.
     """
     slots = {slot.name: slot for slot in store.unlinked(without)}
     if slots:
@@ -87,8 +87,8 @@ def abandoned_slots(store: Store, without: Collection[Path] = ()) -> list[Slot]:
     They are the folders that `unused_slots` would find without these runs, and no artifact was published from them.
 
     Args:
-        store: the store.
-        without: folders of runs to be removed.
+        store: The store.
+        without: Folders of runs to be removed.
     """
     unfinished = {run.directory for run in kept_runs(store) if _was_followed(run, store)}
     if not unfinished:

@@ -86,8 +86,8 @@ class InputCheck:
         The line is empty if it has not changed.
 
         Args:
-            source: the input.
-            on_bytes: called with the number of bytes of each block read.
+            source: The input.
+            on_bytes: Called with the number of bytes of each block read.
         """
         if len(source.fingerprint) != DIGITS:
             return "its fingerprint is of an older version, by time and path; run the recipe again"

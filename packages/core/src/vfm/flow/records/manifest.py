@@ -90,12 +90,12 @@ def build_manifest(
     """Build the manifest of an artifact.
 
     Args:
-        step: step that made it.
-        artifact: the artifact.
-        context: context of the stage.
-        notes: notes from its events.
-        seconds: duration of the stage.
-        roots: roots of its inputs.
+        step: Step that made it.
+        artifact: The artifact.
+        context: Context of the stage.
+        notes: Notes from its events.
+        seconds: Duration of the stage.
+        roots: Roots of its inputs.
     """
     units: dict[str, str] = {}
     if isinstance(artifact, Report):

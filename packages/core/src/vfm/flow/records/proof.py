@@ -27,11 +27,11 @@ class Proof:
     """Everything that a hash commits to.
 
     Attributes:
-        name: the run or artifact with this hash.
-        run: folder of the run; None: the hash is the root of an artifact.
-        artifacts: the artifacts, including all inputs of inputs.
-        inputs: the outside files that they were made from.
-        problems: lines about parts that are missing or not proven.
+        name: The run or artifact with this hash.
+        run: Folder of the run. None: the hash is the root of an artifact.
+        artifacts: The artifacts, including all inputs of inputs.
+        inputs: The outside files that they were made from.
+        problems: Lines about parts that are missing or not proven.
     """
 
     name: str
@@ -45,8 +45,8 @@ def proof_of(store: Path, digest: str) -> Proof:
     """Find everything that a hash commits to.
 
     Args:
-        store: the store.
-        digest: hash of a run's record, or root of an artifact.
+        store: The store.
+        digest: Hash of a run's record, or root of an artifact.
 
     Raises:
         UserError: If it is not a hash, or nothing in the store has it.

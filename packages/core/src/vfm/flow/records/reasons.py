@@ -28,9 +28,9 @@ def reasons(recipe: Recipe, steps: Sequence[Step], store: Store) -> dict[str, st
     """Explain why stages of a recipe's plan are new, in one line each, such as `lr 0.0005 -> 0.001`.
 
     Args:
-        recipe: the recipe.
-        steps: its planned steps.
-        store: store of the artifacts.
+        recipe: The recipe.
+        steps: Its planned steps.
+        store: Store of the artifacts.
     """
     new = [step for step in steps if step.status == "new"]
     owner = owner_of(recipe.file, recipe.name, store.root)
@@ -58,9 +58,9 @@ def differences(before: Any, after: Any, key: str = "") -> Iterator[tuple[str, A
     A key that one of them lacks is None there. Of parts of different types, only the type is compared.
 
     Args:
-        before: earlier configuration.
-        after: present configuration.
-        key: beginning of the keys.
+        before: Earlier configuration.
+        after: Present configuration.
+        key: Beginning of the keys.
     """
     if not (isinstance(before, Mapping) and isinstance(after, Mapping)):
         if before != after:

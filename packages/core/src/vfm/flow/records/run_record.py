@@ -27,11 +27,11 @@ def record_of(
     """Build the record of a run of this process, without credentials.
 
     Args:
-        recipe: the recipe.
-        steps: its plan.
-        store: folder of the store.
-        started: time at which the run began.
-        seconds: duration; None: it has not finished.
+        recipe: The recipe.
+        steps: Its plan.
+        store: Folder of the store.
+        started: Time at which the run began.
+        seconds: Duration. None: it has not finished.
     """
     what = {
         "recipe": recipe.name,
@@ -48,8 +48,8 @@ def commitments(steps: Sequence[Step], events: Path) -> dict[str, Any]:
     """Collect the hashes by which the record of a finished run commits to everything that it made.
 
     Args:
-        steps: its plan. Artifacts that another run is making again at this moment are left out.
-        events: file of its events.
+        steps: Its plan. Artifacts that another run is making again at this moment are left out.
+        events: File of its events.
 
     Returns:
         The root of each stage's artifact, the SHA-256 of each manifest, and number and hash of the last event.
@@ -70,9 +70,9 @@ def after_rerun(record: Mapping[str, Any], before: Mapping[str, Any], *, made: b
     """Update the record of a run that has finished again. If it made nothing, the keys of `HOW` keep their values.
 
     Args:
-        record: record of the run that has finished now.
-        before: record of the last time; empty if there was none.
-        made: whether any artifact was made.
+        record: Record of the run that has finished now.
+        before: Record of the last time; empty if there was none.
+        made: Whether any artifact was made.
     """
     if made or before.get("seconds") is None:
         return dict(record)

@@ -43,8 +43,8 @@ def state_of(directory: Path, record: Mapping[str, Any]) -> State:
     It is `stopped` if a signal ended it, or it waits for `vfm step`.
 
     Args:
-        directory: folder of the run.
-        record: the content of its `run.json`.
+        directory: Folder of the run.
+        record: The content of its `run.json`.
     """
     with suppress(UserError):
         if is_running(directory):

@@ -37,8 +37,8 @@ def wrong_events(file: Path, mark: Any) -> Iterator[str]:
     """Yield a line for each way in which a file of events is not the chain that was written.
 
     Args:
-        file: the file.
-        mark: number and hash of an event, from the record of the run.
+        file: The file.
+        mark: Number and hash of an event, from the record of the run.
     """
     if os.path.lexists(file) and (file.is_symlink() or not file.is_file()):
         yield f"{file}: expected a regular file"

@@ -44,10 +44,10 @@ class KeptRun:
     """A run in a store.
 
     Attributes:
-        directory: folder of the run.
-        name: name shared with the other runs of the same recipe.
-        number: number among the runs of this name, from 1.
-        record: content of its `run.json`; empty if it is missing or damaged.
+        directory: Folder of the run.
+        name: Name shared with the other runs of the same recipe.
+        number: Number among the runs of this name, from 1.
+        record: Content of its `run.json`; empty if it is missing or damaged.
     """
 
     directory: Path
@@ -107,8 +107,8 @@ def find_run(word: str, store: Store) -> Path | None:
     """Find the folder of a run, if there is such a run.
 
     Args:
-        word: the folder, `NAME@NUMBER`, `NAME` for the run started last, or a recipe as an argument of `vfm run`.
-        store: the store.
+        word: The folder, `NAME@NUMBER`, `NAME` for the run started last, or a recipe as an argument of `vfm run`.
+        store: The store.
     """
     path = Path(word)
     names = [word, path.stem]
@@ -127,9 +127,9 @@ def open_run(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:
     temporary one outside the store.
 
     Args:
-        recipe: the recipe.
-        steps: its planned steps.
-        store: store of the artifacts.
+        recipe: The recipe.
+        steps: Its planned steps.
+        store: Store of the artifacts.
 
     Raises:
         UserError: If the store is not writable, and an artifact is missing.

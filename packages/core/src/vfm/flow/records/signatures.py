@@ -24,9 +24,9 @@ def sign_root(store: Path, root: str, key: Path) -> Path:
     """Sign a root with a private key, and keep the signature in the store.
 
     Args:
-        store: folder of the store.
-        root: root of an artifact or a run.
-        key: file of the private key.
+        store: Folder of the store.
+        root: Root of an artifact or a run.
+        key: File of the private key.
 
     Raises:
         UserError: If the file is not a private ed25519 key.
@@ -43,9 +43,9 @@ def check_signature(store: Path, root: str, key: Path) -> None:
     """Check that the owner of a public key has signed a root.
 
     Args:
-        store: folder of the store.
-        root: root of an artifact or a run.
-        key: file of the public key.
+        store: Folder of the store.
+        root: Root of an artifact or a run.
+        key: File of the public key.
 
     Raises:
         UserError: If the file is not a public ed25519 key, or has not signed the root.

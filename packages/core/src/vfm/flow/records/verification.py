@@ -28,10 +28,10 @@ class Place:
     """A folder to verify. It is an artifact or a checkpoint of an unfinished training stage.
 
     Attributes:
-        folder: the folder.
-        known: sizes and hashes of its files. A folder of an older version has no hashes (None).
-        problems: problems found before reading the files, one line each.
-        proven: whether it records the roots that it was computed from. Artifacts of older versions do not.
+        folder: The folder.
+        known: Sizes and hashes of its files. A folder of an older version has no hashes (None).
+        problems: Problems found before reading the files, one line each.
+        proven: Whether it records the roots that it was computed from. Artifacts of older versions do not.
     """
 
     folder: Path

@@ -46,9 +46,9 @@ def with_data_options(fields: Fields, options: Mapping[str, Any], known: Mapping
     """Add options to the fields of the stage that imports a path.
 
     Args:
-        fields: fields of the stage.
-        options: further fields. Captions or labels among them choose the kind of the stage.
-        known: stage types by kind.
+        fields: Fields of the stage.
+        options: Further fields. Captions or labels among them choose the kind of the stage.
+        known: Stage types by kind.
 
     Raises:
         UserError: If the stage has no such field.

@@ -24,10 +24,10 @@ def dataset_page(title: str, lines: Iterable[str], source: Source, class_names: 
     """Write the page as HTML.
 
     Args:
-        title: path of the data.
-        lines: facts about the data.
-        source: the samples.
-        class_names: names of the classes, by label.
+        title: Path of the data.
+        lines: Facts about the data.
+        source: The samples.
+        class_names: Names of the classes, by label.
     """
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
     figures = "".join(_figures(source, class_names))

@@ -33,14 +33,14 @@ class Statistics:
     """Numbers about the first samples of a dataset.
 
     Attributes:
-        num_samples: number of samples that were read.
-        sizes: width and height of each image.
-        words: number of words of each caption, by language.
-        copies: addresses of images with the same bytes as an earlier one.
-        counts: number of images of each class, by label.
-        columns: values of each column.
-        others: statistics of plugins.
-        absent: statistics whose package is not installed, and how to install it.
+        num_samples: Number of samples that were read.
+        sizes: Width and height of each image.
+        words: Number of words of each caption, by language.
+        copies: Addresses of images with the same bytes as an earlier one.
+        counts: Number of images of each class, by label.
+        columns: Values of each column.
+        others: Statistics of plugins.
+        absent: Statistics whose package is not installed, and how to install it.
     """
 
     num_samples: int = 0

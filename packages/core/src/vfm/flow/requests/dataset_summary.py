@@ -58,15 +58,15 @@ class DatasetSummary:
     """A dataset as imported by a stage.
 
     Attributes:
-        fields: fields of the stage; empty for a saved artifact.
-        dataset: the artifact, in the given folder.
-        skipped: number of skipped samples, by reason.
-        first: address of the first skipped sample for each reason; empty for a saved artifact.
-        passed_over: the stage that fits the format, and why it cannot import the files; empty if it can.
-        num_counted: number of samples in remote files that were only counted, not read, because the files state their
+        fields: Fields of the stage; empty for a saved artifact.
+        dataset: The artifact, in the given folder.
+        skipped: Number of skipped samples, by reason.
+        first: Address of the first skipped sample for each reason; empty for a saved artifact.
+        passed_over: The stage that fits the format, and why it cannot import the files; empty if it can.
+        num_counted: Number of samples in remote files that were only counted, not read, because the files state their
             number. Bad ones are found later.
-        is_decoded: whether every image was decoded. Of many images only the headers are read.
-        not_taken: text columns of a table that are neither captions nor labels of the dataset, and captions in the json
+        is_decoded: Whether every image was decoded. Of many images only the headers are read.
+        not_taken: Text columns of a table that are neither captions nor labels of the dataset, and captions in the json
             of a tar that differ from its txt.
     """
 
@@ -143,13 +143,13 @@ def summarize_dataset(
     """Import a dataset into a folder, however many of its samples are bad, and summarize it.
 
     Args:
-        path: the user's files, or the folder of a saved artifact. An artifact is not imported again.
-        known: stage types by kind.
-        folder: an empty folder for the index and the images.
-        send: receives progress.
-        kind: kind of the stage that imports it. Default: the one that fits the files.
-        options: further fields of that stage.
-        num_samples: number of samples to read. Default: all.
+        path: The user's files, or the folder of a saved artifact. An artifact is not imported again.
+        known: Stage types by kind.
+        folder: An empty folder for the index and the images.
+        send: Receives progress.
+        kind: Kind of the stage that imports it. Default: the one that fits the files.
+        options: Further fields of that stage.
+        num_samples: Number of samples to read. Default: all.
 
     Raises:
         UserError: If the path does not exist, its format is not supported, or none of its samples can be used.
@@ -199,11 +199,11 @@ def import_summary(
     """Run the stage with these fields in a folder, however many of its samples are bad.
 
     Args:
-        fields: fields of the stage.
-        known: stage types by kind.
-        folder: an empty folder for the index and the images.
-        send: receives progress.
-        limit: number of samples to read.
+        fields: Fields of the stage.
+        known: Stage types by kind.
+        folder: An empty folder for the index and the images.
+        send: Receives progress.
+        limit: Number of samples to read.
 
     Raises:
         UserError: If a field is wrong, or no sample can be used.

@@ -30,13 +30,13 @@ class EvaluationDataset:
     """A dataset, and the tasks and metrics of its evaluation.
 
     Attributes:
-        data: the test images.
-        train: training images for probes and kNN.
-        languages: languages of the captions, each evaluated separately; empty: the first.
-        title: name in tables; empty: name of the data.
-        group: name of a group of datasets whose scores are averaged.
-        scores: metrics of each task whose mean is the score; empty: every task that fits, by its main metric.
-        settings: fields of its evaluation stages.
+        data: The test images.
+        train: Training images for probes and kNN.
+        languages: Languages of the captions, each evaluated separately. Empty: the first.
+        title: Name in tables. Empty: name of the data.
+        group: Name of a group of datasets whose scores are averaged.
+        scores: Metrics of each task whose mean is the score. Empty: every task that fits, by its main metric.
+        settings: Fields of its evaluation stages.
     """
 
     data: Input
@@ -56,10 +56,10 @@ def dataset_at(
     The path is a saved artifact or the user's files.
 
     Args:
-        word: the user's argument.
-        known: stage types by kind.
-        train: path of training images. Default: the folder or split `train` next to the data.
-        options: further fields of the stages that import the data and the training images.
+        word: The user's argument.
+        known: Stage types by kind.
+        train: Path of training images. Default: the folder or split `train` next to the data.
+        options: Further fields of the stages that import the data and the training images.
 
     Raises:
         UserError: If the path does not exist, or has no supported format, or the options do not fit.

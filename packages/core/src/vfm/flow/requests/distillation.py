@@ -25,15 +25,15 @@ class DistillationRequest:
     """Arguments of `vfm distill`.
 
     Attributes:
-        images: folder, list, tars or table of images.
-        teacher: the model whose features are the target.
-        student: a timm name, to start from random weights, or an encoder, to start from its weights.
-        steps: number of training steps.
-        batch: images per step.
-        lr: peak learning rate.
-        probe: labelled images to evaluate on; empty: no evaluation.
-        train: labelled training images of the probe.
-        image_size: pixels of the student's images. None: its own.
+        images: Folder, list, tars or table of images.
+        teacher: The model whose features are the target.
+        student: A timm name, to start from random weights, or an encoder, to start from its weights.
+        steps: Number of training steps.
+        batch: Images per step.
+        lr: Peak learning rate.
+        probe: Labelled images to evaluate on. Empty: no evaluation.
+        train: Labelled training images of the probe.
+        image_size: Pixels of the student's images. None: its own.
     """
 
     images: str

@@ -27,17 +27,17 @@ class Finetuning:
     """Arguments of `vfm finetune`.
 
     Attributes:
-        model: the CLIP model to start from.
-        data: pairs to train on: a path in any format of `data.pairs`, or a saved dataset.
-        val: pairs to evaluate on; empty: no retrieval.
-        general: labelled images of another kind, to measure forgetting; empty: not measured.
-        steps: number of training steps.
-        batch: pairs per step.
-        lr: peak learning rate; None: 1e-5, and 1e-4 for LoRA.
-        lock: train only the text tower.
-        lora: train LoRA weights instead of the model's weights.
-        rank: rank of LoRA; None: its default.
-        data_options: further fields of the stages that import the pairs.
+        model: The CLIP model to start from.
+        data: Pairs to train on: a path in any format of `data.pairs`, or a saved dataset.
+        val: Pairs to evaluate on. Empty: no retrieval.
+        general: Labelled images of another kind, to measure forgetting. Empty: not measured.
+        steps: Number of training steps.
+        batch: Pairs per step.
+        lr: Peak learning rate. None: 1e-5, and 1e-4 for LoRA.
+        lock: Train only the text tower.
+        lora: Train LoRA weights instead of the model's weights.
+        rank: Rank of LoRA. None: its default.
+        data_options: Further fields of the stages that import the pairs.
     """
 
     model: Input
@@ -58,14 +58,14 @@ class Classification:
     """Arguments of `vfm classify`.
 
     Attributes:
-        train: labelled training images.
-        val: labelled images to evaluate on; empty: `val` or `test` next to the training images.
-        model: the model whose features are classified, or which is fine-tuned.
-        method: probe, knn (nearest neighbours), or finetune (all weights).
-        epochs: passes over the training images of fine-tuning.
-        batch: images per step of fine-tuning.
-        lr: peak learning rate of fine-tuning.
-        data_options: further fields of the stages that import the images.
+        train: Labelled training images.
+        val: Labelled images to evaluate on. Empty: `val` or `test` next to the training images.
+        model: The model whose features are classified, or which is fine-tuned.
+        method: Probe, knn (nearest neighbours), or finetune (all weights).
+        epochs: Passes over the training images of fine-tuning.
+        batch: Images per step of fine-tuning.
+        lr: Peak learning rate of fine-tuning.
+        data_options: Further fields of the stages that import the images.
     """
 
     train: str

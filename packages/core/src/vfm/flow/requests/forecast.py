@@ -16,11 +16,11 @@ def forecast_recipe(clip: Input, generator: str, pairs: str, preset: str, known:
     """Write the recipe as YAML.
 
     Args:
-        clip: the CLIP model.
-        generator: a saved artifact, a folder in diffusers' layout, or hf-hub:org/model.
-        pairs: a saved artifact, or a path in any format of `data.choices`.
-        preset: preset of the tuning whose GPU hours are computed.
-        known: stage types by kind.
+        clip: The CLIP model.
+        generator: A saved artifact, a folder in diffusers' layout, or hf-hub:org/model.
+        pairs: A saved artifact, or a path in any format of `data.choices`.
+        preset: Preset of the tuning whose GPU hours are computed.
+        known: Stage types by kind.
 
     Raises:
         UserError: If the package with the method is not installed, or an input is of another type.

@@ -94,7 +94,7 @@ class ClipModel:
 
         Args:
             images: PIL images or uint8 (H, W, 3) arrays of any size.
-            batch_size: images encoded at a time.
+            batch_size: Images encoded at a time.
         """
         encode: Callable[..., Tensor] = self.module.encode_image  # type: ignore[assignment]
 
@@ -135,16 +135,16 @@ def build_clip(
     """Build a CLIP model with random weights.
 
     Args:
-        model: an open_clip name (`vfm.models.small_models` adds small ones), or a model as `hf-hub:` or `local-dir:`
+        model: An open_clip name (`vfm.models.small_models` adds small ones), or a model as `hf-hub:` or `local-dir:`
             that provides the configuration but no weights. A mapping in open_clip's form (`embed_dim`, `vision_cfg`,
             `text_cfg`, ...) builds a custom model. Its `vision_cfg` may name any timm encoder as `timm_model_name`.
-        image_size: side of the input in pixels. Default: the configuration's.
-        context_length: tokens of a text. Default: the configuration's.
-        seed: seed of the initial weights. torch's global generator is left unchanged.
-        device: device of the weights. They are drawn on the CPU, and stay there by default.
-        noise: keys of `vision_cfg` that regularise training only (`patch_dropout`, `timm_drop_path`). The module is
+        image_size: Side of the input in pixels. Default: the configuration's.
+        context_length: Tokens of a text. Default: the configuration's.
+        seed: Seed of the initial weights. torch's global generator is left unchanged.
+        device: Device of the weights. They are drawn on the CPU, and stay there by default.
+        noise: Keys of `vision_cfg` that regularise training only (`patch_dropout`, `timm_drop_path`). The module is
             built with them, but the saved configuration does not contain them.
-        overrides: further keys of the configuration (`init_logit_scale`, `init_logit_bias`, `quick_gelu`, ...).
+        overrides: Further keys of the configuration (`init_logit_scale`, `init_logit_bias`, `quick_gelu`, ...).
 
     Raises:
         UserError: If the name or a key of the configuration is unknown, or the image size does not fit the patches.
@@ -181,9 +181,9 @@ def blueprint(
     """Build a CLIP model on the meta device, without weights, so that any size takes no memory and little time.
 
     Args:
-        model: as in `build_clip`, or a checkpoint, of which only the configuration is read.
-        image_size: as in `build_clip`.
-        noise: as in `build_clip`.
+        model: As in `build_clip`, or a checkpoint, of which only the configuration is read.
+        image_size: As in `build_clip`.
+        noise: As in `build_clip`.
     """
     if isinstance(model, ClipCheckpoint):
         config = read_clip_config(model.path)["model_cfg"]
@@ -207,11 +207,11 @@ def load_clip(
     """Load the model of a checkpoint folder, in evaluation mode.
 
     Args:
-        checkpoint: the artifact, or any folder in open_clip's layout.
-        device: device of the weights. Default: the CPU.
-        image_size: side of the input in pixels. If it differs from the checkpoint's, learned position embeddings are
+        checkpoint: The artifact, or any folder in open_clip's layout.
+        device: Device of the weights. Default: the CPU.
+        image_size: Side of the input in pixels. If it differs from the checkpoint's, learned position embeddings are
             resampled by open_clip (by timm in a timm tower), and rotary positions are computed for the new grid.
-        noise: as in `build_clip`.
+        noise: As in `build_clip`.
 
     Raises:
         UserError: If the folder is not in open_clip's layout, or its weights do not fit its configuration or the size.

@@ -47,9 +47,9 @@ def set_image_size(module: nn.Module, vision: Mapping[str, Any], name: str) -> N
     positions are recomputed.
 
     Args:
-        module: module of an open_clip model.
-        vision: its `vision_cfg`.
-        name: the model's name, for errors.
+        module: Module of an open_clip model.
+        vision: Its `vision_cfg`.
+        name: The model's name, for errors.
 
     Raises:
         UserError: If the size does not fit.
@@ -75,10 +75,10 @@ def load_weights(module: nn.Module, file: Path, name: str, *, origin: Path | Non
     The loader also reads open_clip's older layouts.
 
     Args:
-        module: module of an open_clip model.
-        file: file of the weights.
-        name: the model's name, for errors.
-        origin: the user's file, for errors, if `file` is a temporary copy of it.
+        module: Module of an open_clip model.
+        file: File of the weights.
+        name: The model's name, for errors.
+        origin: The user's file, for errors, if `file` is a temporary copy of it.
 
     Raises:
         UserError: If the file cannot be read, or does not fit.
@@ -100,9 +100,9 @@ def plain_config(module: nn.Module, config: Mapping[str, Any], name: str) -> dic
     encoder is checked on the features of a random image.
 
     Args:
-        module: module of the model.
-        config: its configuration.
-        name: its name, for errors.
+        module: Module of the model.
+        config: Its configuration.
+        name: Its name, for errors.
 
     Returns:
         The configuration. None if timm has no such encoder.

@@ -96,9 +96,9 @@ def build_tokenizer(
 
     Args:
         text: open_clip's `text_cfg`.
-        context_length: tokens of a text.
-        model: the model's name, for errors.
-        folder: folder of the loaded model. A Hugging Face tokenizer saved there is preferred to the hub's.
+        context_length: Tokens of a text.
+        model: The model's name, for errors.
+        folder: Folder of the loaded model. A Hugging Face tokenizer saved there is preferred to the hub's.
 
     Raises:
         UserError: If the tokenizer cannot be loaded, its options are not allowed, or transformers is not installed.
@@ -139,9 +139,9 @@ def check_tokenizer(tokenizer: Callable[..., Tensor], module: nn.Module, model: 
     """Check that a text tower has an embedding and a position for every token of a few texts, in many scripts.
 
     Args:
-        tokenizer: tokenizer of the model.
-        module: module of an open_clip model, possibly on the meta device.
-        model: the model's name, for errors.
+        tokenizer: Tokenizer of the model.
+        module: Module of an open_clip model, possibly on the meta device.
+        model: The model's name, for errors.
 
     Raises:
         UserError: If the tokenizer is another model's, or its context length differs from the text tower's.
@@ -174,9 +174,9 @@ def encode_unpadded(module: nn.Module, tokens: Tensor, device: torch.device) -> 
     """Compute `module.encode_text(tokens)` without the padding, equal up to rounding.
 
     Args:
-        module: the module of an open_clip model.
+        module: The module of an open_clip model.
         tokens: (N, L), on the CPU.
-        device: device of the module.
+        device: Device of the module.
     """
     return encode_text(module, tokens[:, : used_length(module, tokens)].to(device))
 
@@ -188,7 +188,7 @@ def used_length(module: nn.Module, tokens: Tensor) -> int:
     after the longest text do not matter. In any other tower all positions do.
 
     Args:
-        module: the module of an open_clip model.
+        module: The module of an open_clip model.
         tokens: (N, L), on the CPU.
     """
     ends = _end_positions(getattr(module, "text", module), tokens)
@@ -201,9 +201,9 @@ def encode_text(module: nn.Module, tokens: Tensor, *, normalize: bool = False) -
     """Compute `module.encode_text(tokens)`, with gradients, for tokens that may be cut to their `used_length`.
 
     Args:
-        module: the module of an open_clip model.
+        module: The module of an open_clip model.
         tokens: (N, L), or fewer columns after a cut, on the module's device.
-        normalize: scale each embedding to unit length.
+        normalize: Scale each embedding to unit length.
     """
     tower: Any = getattr(module, "text", module)
     table = getattr(tower, "positional_embedding", None)

@@ -86,12 +86,12 @@ def import_clip(
     """Load a CLIP model with its pretrained weights, in evaluation mode.
 
     Args:
-        source: an open_clip name or configuration, with `pretrained`. Without it, `hf-hub:org/model`,
+        source: An open_clip name or configuration, with `pretrained`. Without it, `hf-hub:org/model`,
             `local-dir:folder` or a folder, in open_clip's or Hugging Face's layout, or an EVA-CLIP file.
-        pretrained: a tag that open_clip has for the name, or a file: safetensors, or a `torch.save` file of open_clip,
+        pretrained: A tag that open_clip has for the name, or a file: safetensors, or a `torch.save` file of open_clip,
             OpenAI, EVA-CLIP, DIVA or un2CLIP, read with `weights_only`. `none`: random weights.
-        options: how a file is read.
-        report: filled with what happened to every key, for an EVA-CLIP file, a file with a single tower, or a file
+        options: How a file is read.
+        report: Filled with what happened to every key, for an EVA-CLIP file, a file with a single tower, or a file
             with more than a CLIP model.
 
     Raises:
@@ -122,9 +122,9 @@ def check_clip_source(
     """Check the names, tags and files of a CLIP model's source without reading its weights.
 
     Args:
-        source: as in `import_clip`.
-        pretrained: as in `import_clip`.
-        options: as in `import_clip`.
+        source: As in `import_clip`.
+        pretrained: As in `import_clip`.
+        options: As in `import_clip`.
 
     Raises:
         UserError: See `import_clip`.
@@ -160,10 +160,10 @@ def clip_from_file(
     """Load a CLIP model with a file's weights, in evaluation mode.
 
     Args:
-        source: its architecture; None to find it from the shapes in an EVA-CLIP file.
-        file: the file of weights.
-        options: how the file is read.
-        report: as in `import_clip`.
+        source: Its architecture; None to find it from the shapes in an EVA-CLIP file.
+        file: The file of weights.
+        options: How the file is read.
+        report: As in `import_clip`.
 
     Raises:
         UserError: If the file cannot be read, or does not fit.

@@ -40,8 +40,8 @@ def clip_tensors(tensors: Mapping[str, Tensor], report: KeyReport) -> dict[str, 
     A file that holds nothing else is returned unchanged, without a report.
 
     Args:
-        tensors: tensors of the file.
-        report: filled with the keys that are taken, and with the keys of other models. Those are left out.
+        tensors: Tensors of the file.
+        report: Filled with the keys that are taken, and with the keys of other models. Those are left out.
     """
     for key, prefix in _LONE_TOWERS.items():
         if key in tensors:
@@ -95,9 +95,9 @@ def tensors_with_text_of(other: ClipModel, tensors: Mapping[str, Tensor], where:
     """Combine the vision tower of `tensors` with everything else of another model.
 
     Args:
-        other: model with the text tower and the scalars.
-        tensors: tensors of the vision tower.
-        where: their file, for errors.
+        other: Model with the text tower and the scalars.
+        tensors: Tensors of the vision tower.
+        where: Their file, for errors.
 
     Raises:
         UserError: If the vision towers of the two models have different shapes.

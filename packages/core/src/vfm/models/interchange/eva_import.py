@@ -71,12 +71,12 @@ def load_eva_vision(
     """Load a file's encoder, in any of the layouts, into a timm encoder that was built with `vision_arguments`.
 
     Args:
-        tensors: the state dict of the file.
-        model: the encoder.
-        name: name of the encoder, for errors.
-        where: the file, for errors.
-        options: how the file is read.
-        report: filled with the fate of every key.
+        tensors: The state dict of the file.
+        model: The encoder.
+        name: Name of the encoder, for errors.
+        where: The file, for errors.
+        options: How the file is read.
+        report: Filled with the fate of every key.
 
     Raises:
         UserError: If a key is missing, unknown or of another shape. Nothing is loaded then.
@@ -98,11 +98,11 @@ def load_eva_clip(tensors: Tensors, model: ClipModel, where: str, options: ReadO
     """Load a file's CLIP model, or one of its towers, into a model with a separate text tower (`custom_text`).
 
     Args:
-        tensors: the state dict of the file.
-        model: the CLIP model.
-        where: the file, for errors.
-        options: how the file is read, and which tower.
-        report: filled with the fate of every key.
+        tensors: The state dict of the file.
+        model: The CLIP model.
+        where: The file, for errors.
+        options: How the file is read, and which tower.
+        report: Filled with the fate of every key.
 
     Raises:
         UserError: See `load_eva_vision`.

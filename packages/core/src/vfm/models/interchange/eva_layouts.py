@@ -125,9 +125,9 @@ def to_official(tensors: Tensors, trunk: Any, report: KeyReport) -> dict[str, Te
     """Convert the state dict of an encoder or a CLIP model to the official layout, as the inverse of `to_timm`.
 
     Args:
-        tensors: tensors of a timm encoder, or of an open_clip model whose vision tower is a timm encoder.
-        trunk: that encoder, whose rotary positions are added.
-        report: filled with what happened to every key.
+        tensors: Tensors of a timm encoder, or of an open_clip model whose vision tower is a timm encoder.
+        trunk: That encoder, whose rotary positions are added.
+        report: Filled with what happened to every key.
 
     Raises:
         UserError: If the official layouts have no entry for a key.

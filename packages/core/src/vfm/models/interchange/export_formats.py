@@ -97,10 +97,10 @@ def find_format(name: str, model: Model, where: str, base: Path | None = None) -
     """Look up a format by name, and check that it can hold the model.
 
     Args:
-        name: name of the format.
-        model: model to be exported.
-        where: location of the model, for errors.
-        base: for `llava`, the folder of the checkpoint that the model becomes a part of.
+        name: Name of the format.
+        model: Model to be exported.
+        where: Location of the model, for errors.
+        base: For `llava`, the folder of the checkpoint that the model becomes a part of.
 
     Raises:
         UserError: If the format does not exist, or it cannot hold the model. The message names the formats that can.
@@ -212,8 +212,8 @@ def transformers_config(model: ClipModel, where: str) -> dict[str, Any]:
     """Build the `config.json` of a CLIP model in Hugging Face's layout, without reading weights.
 
     Args:
-        model: the model.
-        where: its name in the message.
+        model: The model.
+        where: Its name in the message.
 
     Raises:
         UserError: If that layout cannot hold the model.

@@ -95,9 +95,9 @@ def open_clip_siglip_config(record: Mapping[str, Any], where: str, tokenizer: st
     """Convert a `config.json` to open_clip's configuration. Missing keys have the defaults of `SiglipConfig`.
 
     Args:
-        record: the content of the file.
-        where: its folder, for errors.
-        tokenizer: name of the folder's tokenizer, for vocabularies that are not known by their size.
+        record: The content of the file.
+        where: Its folder, for errors.
+        tokenizer: Name of the folder's tokenizer, for vocabularies that are not known by their size.
 
     Raises:
         UserError: If timm has no encoder of these shapes, or an activation is not a GELU.
@@ -156,8 +156,8 @@ def from_siglip(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> di
     """Convert Hugging Face's tensors to open_clip's names, as the inverse of `to_siglip`.
 
     Args:
-        tensors: tensors of a `SiglipModel`.
-        like: state dict of the open_clip model.
+        tensors: Tensors of a `SiglipModel`.
+        like: State dict of the open_clip model.
 
     Raises:
         KeyError: If a tensor is missing.

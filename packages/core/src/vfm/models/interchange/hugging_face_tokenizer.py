@@ -68,9 +68,9 @@ def save_tokenizer(model: ClipModel, directory: Path, *, reads_padding: bool) ->
     """Save a model's tokenizer for transformers.
 
     Args:
-        model: model with CLIP's own tokenizer or a Hugging Face tokenizer.
-        directory: folder of the model's files.
-        reads_padding: the text tower has no causal mask, as in SigLIP, so the padding must be the model's own, and it
+        model: Model with CLIP's own tokenizer or a Hugging Face tokenizer.
+        directory: Folder of the model's files.
+        reads_padding: The text tower has no causal mask, as in SigLIP, so the padding must be the model's own, and it
             takes no attention mask.
 
     Raises:

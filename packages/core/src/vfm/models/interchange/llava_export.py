@@ -67,9 +67,9 @@ def write_llava(model: Any, directory: Path, base: Path) -> list[str]:
     """Write a copy of a LLaVA checkpoint with the model's vision tower.
 
     Args:
-        model: a model that `llava_mismatch` accepts.
-        directory: folder of the copy.
-        base: folder of the checkpoint.
+        model: A model that `llava_mismatch` accepts.
+        directory: Folder of the copy.
+        base: Folder of the checkpoint.
 
     Returns:
         Lines for the user: the number of replaced tensors, and whether LLaVA reads the ones that differ.

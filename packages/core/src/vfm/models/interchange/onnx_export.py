@@ -151,10 +151,10 @@ def largest_difference(module: nn.Module, file: Path, input_name: str, batches: 
     """Compute the largest difference between onnxruntime's and the module's outputs, relative to the largest value.
 
     Args:
-        module: the module.
-        file: the exported file.
-        input_name: name of its input.
-        batches: inputs to compare on.
+        module: The module.
+        file: The exported file.
+        input_name: Name of its input.
+        batches: Inputs to compare on.
     """
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     worst = 0.0

@@ -15,12 +15,12 @@ class GraphExport:
     """Description of an ONNX file.
 
     Attributes:
-        name: name of the file.
-        module: module in evaluation mode, from a tensor to a tensor or several.
-        input_name: name of the input.
-        output_names: names of the outputs.
-        examples: three or more inputs.
-        batched: any number of images. False: one image, and a number of predictions that depends on it.
+        name: Name of the file.
+        module: Module in evaluation mode, from a tensor to a tensor or several.
+        input_name: Name of the input.
+        output_names: Names of the outputs.
+        examples: Three or more inputs.
+        batched: Any number of images. False: one image, and a number of predictions that depends on it.
     """
 
     name: str

@@ -76,8 +76,8 @@ def load_transformers_encoder(folder: Path, report: KeyReport) -> nn.Module:
     """Load the encoder of a folder in transformers' layout as a timm encoder, in evaluation mode.
 
     Args:
-        folder: the folder.
-        report: filled with what happened to every key of its weights.
+        folder: The folder.
+        report: Filled with what happened to every key of its weights.
 
     Raises:
         UserError: If it holds a model of another type, a setting has no counterpart, or the weights do not fit.

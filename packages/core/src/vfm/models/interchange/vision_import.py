@@ -63,13 +63,13 @@ def import_vision(
     """Load a timm encoder with its pretrained weights, in evaluation mode.
 
     Args:
-        source: a timm name, optionally with a tag (`vit_base_patch16_224.augreg_in21k`), `hf-hub:org/model`,
+        source: A timm name, optionally with a tag (`vit_base_patch16_224.augreg_in21k`), `hf-hub:org/model`,
             `local-dir:folder`, a folder in the layout of timm or transformers, or an EVA file. With `pretrained`, the
             architecture as a name or a mapping.
-        pretrained: a file of weights for that architecture: an EVA file in any of its layouts (for EVA-CLIP, the vision
+        pretrained: A file of weights for that architecture: an EVA file in any of its layouts (for EVA-CLIP, the vision
             tower is read), or any layout that timm's own filter reads. A head in the file is kept.
-        options: how a file is read.
-        report: filled with the fate of every key of an EVA file, or of a folder of transformers.
+        options: How a file is read.
+        report: Filled with the fate of every key of an EVA file, or of a folder of transformers.
 
     Raises:
         UserError: If a name is unknown, or the weights are missing or do not fit.
@@ -143,10 +143,10 @@ def vision_from_file(
     """Load a timm encoder with a file's weights, in evaluation mode. A head in the file is kept.
 
     Args:
-        source: its architecture; None to find it from the shapes in an EVA file.
-        file: the file of weights.
-        options: how the file is read.
-        report: filled with the fate of every key of an EVA file.
+        source: Its architecture; None to find it from the shapes in an EVA file.
+        file: The file of weights.
+        options: How the file is read.
+        report: Filled with the fate of every key of an EVA file.
 
     Raises:
         UserError: If the file cannot be read, or does not fit.

@@ -39,8 +39,8 @@ class Origin:
 
     Attributes:
         library: transformers, open_clip or timm.
-        source: name of the architecture, or folder as the library names it.
-        weights: file, or open_clip's tag; None: the weights of the source.
+        source: Name of the architecture, or folder as the library names it.
+        weights: File, or open_clip's tag. None: the weights of the source.
     """
 
     library: str
@@ -80,9 +80,9 @@ def check_import(ctx: Context, model: ClipModel | nn.Module, origin: Origin | No
     The differences are logged as metrics, and so are part of the manifest.
 
     Args:
-        ctx: the stage's context.
-        model: the imported model, in evaluation mode.
-        origin: its source. Nothing is compared if it is None or its library is not installed.
+        ctx: The stage's context.
+        model: The imported model, in evaluation mode.
+        origin: Its source. Nothing is compared if it is None or its library is not installed.
 
     Raises:
         UserError: If a difference is above its tolerance.

@@ -32,8 +32,8 @@ def pixel_differences(preprocess: Preprocess, transform: Transform) -> dict[str,
     """Compare pixels, in [0, 1], of images of a single colour and of smooth images that are resized.
 
     Args:
-        preprocess: the preprocessing of the imported model.
-        transform: the other library's, from an image to normalised pixels (3, S, S).
+        preprocess: The preprocessing of the imported model.
+        transform: The other library's, from an image to normalised pixels (3, S, S).
     """
     plain = [Image.new("RGB", (50, 40), colour) for colour in ((0, 128, 255), (250, 40, 90))]
     smooth = [_smooth_image(size, number) for number, size in enumerate(SIZES)]
@@ -52,9 +52,9 @@ def share_of_different_ids(ours: Tensor, theirs: Tensor, end: int | None) -> flo
     Libraries pad differently after it.
 
     Args:
-        ours: ids of our tokenizer, (N, L).
-        theirs: ids of the other tokenizer, (N, L).
-        end: id of the end token.
+        ours: Ids of our tokenizer, (N, L).
+        theirs: Ids of the other tokenizer, (N, L).
+        end: Id of the end token.
     """
     ends = (theirs == end) if end is not None else torch.zeros_like(theirs)
     lengths = [int(row.nonzero()[0]) + 1 if row.any() else len(row) for row in ends]

@@ -18,8 +18,8 @@ def open_clip_differences(model: ClipModel, source: str, weights: str | None = N
     A file does not specify its preprocessing and tokenizer, so only features are compared.
 
     Args:
-        model: the imported model, in evaluation mode.
-        source: name of the model in open_clip, or `local-dir:FOLDER`.
+        model: The imported model, in evaluation mode.
+        source: Name of the model in open_clip, or `local-dir:FOLDER`.
         weights: open_clip's tag or a file. A folder needs none.
     """
     peer: Any

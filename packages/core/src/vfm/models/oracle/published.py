@@ -21,9 +21,9 @@ def published_clip(
     For an EVA-CLIP file it is the vision tower. timm reads it.
 
     Args:
-        config: the stage.
-        model: the imported model.
-        report: what happened to the keys of its file.
+        config: The stage.
+        model: The imported model.
+        report: What happened to the keys of its file.
 
     Returns:
         The part and its source. The source is None if no library reads it in the same way.

@@ -22,7 +22,7 @@ def recorded_differences(folder: Path) -> str:
     The line is empty if the model was not imported.
 
     Args:
-        folder: folder of the artifact.
+        folder: Folder of the artifact.
 
     Raises:
         UserError: If its manifest is damaged.

@@ -19,9 +19,9 @@ def timm_differences(model: Any, source: str, weights: str | None = None) -> dic
     """Compute the differences between an imported encoder and timm by name.
 
     Args:
-        model: the imported encoder, in evaluation mode.
-        source: name of the encoder in timm, or `local-dir:FOLDER`.
-        weights: a file. Default: the weights of the name or folder.
+        model: The imported encoder, in evaluation mode.
+        source: Name of the encoder in timm, or `local-dir:FOLDER`.
+        weights: A file. Default: the weights of the name or folder.
     """
     peer: Any = _with_file(model, source, Path(weights)) if weights else timm.create_model(source, pretrained=True)
     peer.eval()

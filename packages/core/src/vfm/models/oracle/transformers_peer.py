@@ -24,8 +24,8 @@ def transformers_differences(model: ClipModel | nn.Module, source: str, weights:
     """Compute the differences between an imported model and transformers by name.
 
     Args:
-        model: the imported model, in evaluation mode.
-        source: its folder in transformers' layout. transformers loads it, or raises its own errors.
+        model: The imported model, in evaluation mode.
+        source: Its folder in transformers' layout. transformers loads it, or raises its own errors.
         weights: None, since the folder has its weights.
     """
     transformers: Any = import_module("transformers")  # an optional extra, half a second

@@ -62,9 +62,9 @@ def folder_preprocess(folder: Path, model_type: str, image_size: int) -> Preproc
     """Read the preprocessing of a folder's model. Without a processor file, use the defaults of the model type.
 
     Args:
-        folder: the folder, in Hugging Face's layout.
-        model_type: type of the model, such as `clip`, `siglip` or `dinov2`.
-        image_size: side of the model's input.
+        folder: The folder, in Hugging Face's layout.
+        model_type: Type of the model, such as `clip`, `siglip` or `dinov2`.
+        image_size: Side of the model's input.
 
     Raises:
         UserError: If a file is damaged, or a setting cannot be honoured.
@@ -81,9 +81,9 @@ def encoder_preprocess(folder: Path, model_type: str, image_size: int) -> Prepro
     such as DINOv2, may make images of another size. The result resizes as the processor does, to the encoder's size.
 
     Args:
-        folder: the folder, in Hugging Face's layout.
-        model_type: type of the model.
-        image_size: side of the encoder's input.
+        folder: The folder, in Hugging Face's layout.
+        model_type: Type of the model.
+        image_size: Side of the encoder's input.
 
     Raises:
         UserError: If a file is damaged, or a setting cannot be honoured.
@@ -126,10 +126,10 @@ def read_processor(
     """Convert the settings of an image processor.
 
     Args:
-        settings: content of its file.
-        image_size: side of the model's input.
-        model_type: type of the model. It names the class if the file does not.
-        may_crop: accept a crop that is smaller than the resized image.
+        settings: Content of its file.
+        image_size: Side of the model's input.
+        model_type: Type of the model. It names the class if the file does not.
+        may_crop: Accept a crop that is smaller than the resized image.
 
     Raises:
         UserError: If a setting cannot be honoured.

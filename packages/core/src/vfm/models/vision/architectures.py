@@ -38,7 +38,7 @@ def check_vision_transformer(model: str | Mapping[str, Any]) -> None:
     Otherwise it would be refused for an argument that it lacks, such as `drop_path_rate`.
 
     Args:
-        model: as for `build_vision`.
+        model: As for `build_vision`.
 
     Raises:
         UserError: If it is not a transformer over patches, or does not exist.

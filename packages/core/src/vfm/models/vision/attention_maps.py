@@ -24,9 +24,9 @@ def attention_weights(model: ClipModel | nn.Module, pixels: Tensor, *, layer: in
     to rounding.
 
     Args:
-        model: a CLIP model or a timm encoder, in evaluation mode.
-        pixels: normalised images, (B, 3, S, S).
-        layer: index of the block. Negative indices count from the end.
+        model: A CLIP model or a timm encoder, in evaluation mode.
+        pixels: Normalised images, (B, 3, S, S).
+        layer: Index of the block. Negative indices count from the end.
 
     Returns:
         (B, H, L, L): weight of each token (column) in the output of each token (row). Rows sum to 1.

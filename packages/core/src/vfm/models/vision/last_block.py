@@ -85,8 +85,8 @@ def last_block_reader(model: ClipModel | nn.Module, resample: Resample = resampl
     """Create the reader of a model's last block.
 
     Args:
-        model: a CLIP model.
-        resample: how learned positions are interpolated for images of another size than the encoder's.
+        model: A CLIP model.
+        resample: How learned positions are interpolated for images of another size than the encoder's.
 
     Raises:
         UserError: If its tower has no patch tokens, no map from a patch to the joint space, or a block of another kind.
@@ -112,8 +112,8 @@ def papers_positions(positions: Tensor, old_grid: tuple[int, int], grid: tuple[i
 
     Args:
         positions: (1, P + N, D), P prefix tokens first.
-        old_grid: rows and columns of the N positions.
-        grid: wanted rows and columns.
+        old_grid: Rows and columns of the N positions.
+        grid: Wanted rows and columns.
     """
     num_prefix = positions.shape[1] - old_grid[0] * old_grid[1]
     maps = positions[:, num_prefix:].transpose(1, 2).reshape(1, -1, *old_grid)

@@ -31,10 +31,10 @@ def planned_clip(
     """Build the model of an input as a `blueprint`.
 
     Args:
-        ctx: plan of the recipe.
-        ref: the input.
-        image_size: side of the model's input. Default: the configuration's.
-        noise: as in `build_clip`.
+        ctx: Plan of the recipe.
+        ref: The input.
+        image_size: Side of the model's input. Default: the configuration's.
+        noise: As in `build_clip`.
 
     Returns:
         The model. None if it is only known after its stage has run.
@@ -97,9 +97,9 @@ def planned_checkpoint(ctx: Preflight, ref: Ref[Any], folder: Path) -> VisionChe
     """Find the encoder of an input, or save its planned configuration, without weights, in a folder.
 
     Args:
-        ctx: plan of the recipe.
-        ref: the input.
-        folder: folder for the configuration.
+        ctx: Plan of the recipe.
+        ref: The input.
+        folder: Folder for the configuration.
 
     Returns:
         The encoder. None if the input is not a vision encoder, or not known yet.

@@ -57,9 +57,9 @@ def named_layers(names: Sequence[str], prefix: str, *, has_end: bool = True) -> 
     """Group the names of weights by layer.
 
     Args:
-        names: names of the weights.
-        prefix: optional beginning of a name. It is ignored.
-        has_end: whether weights after the last block are a separate layer. False counts them to the last block.
+        names: Names of the weights.
+        prefix: Optional beginning of a name. It is ignored.
+        has_end: Whether weights after the last block are a separate layer. False counts them to the last block.
     """
     inner = {name: name.removeprefix(prefix) for name in names}
     last = 0

@@ -41,14 +41,14 @@ def build_vision(
     """Build a vision encoder by its timm name, with random or timm's pretrained weights.
 
     Args:
-        model: a timm name (`vfm.models.small_models` adds small ones), optionally with the prefix `timm/`, `hf-hub:` or
+        model: A timm name (`vfm.models.small_models` adds small ones), optionally with the prefix `timm/`, `hf-hub:` or
             `local-dir:`. A mapping builds a custom encoder from an `architecture` (a timm name) and the arguments that
             differ, such as `{"architecture": "eva02_nano_patch4_32", "depth": 6}`.
-        image_size: side of the input in pixels. Default: the architecture's.
-        num_classes: outputs of the head, 0 for none. Default: the architecture's.
-        pretrained: load the weights that timm lists for the name.
-        seed: seed of the initial weights. torch's global generator is left unchanged.
-        arguments: arguments of timm's model (`drop_path_rate`, `global_pool`, ...).
+        image_size: Side of the input in pixels. Default: the architecture's.
+        num_classes: Outputs of the head, 0 for none. Default: the architecture's.
+        pretrained: Load the weights that timm lists for the name.
+        seed: Seed of the initial weights. torch's global generator is left unchanged.
+        arguments: Arguments of timm's model (`drop_path_rate`, `global_pool`, ...).
 
     Raises:
         UserError: If the name is unknown, an argument is invalid, or the weights cannot be fetched.
@@ -84,11 +84,11 @@ def load_vision(
     """Load the encoder of a checkpoint folder. For another image size, timm resamples its position embeddings.
 
     Args:
-        checkpoint: the artifact, or any folder in timm's layout.
-        image_size: side of the input in pixels. Default: the checkpoint's.
-        num_classes: outputs of the head. A number other than the checkpoint's gives a new head.
-        device: device of the weights.
-        arguments: arguments of timm's model that differ from the checkpoint (`drop_path_rate`, `global_pool`, ...).
+        checkpoint: The artifact, or any folder in timm's layout.
+        image_size: Side of the input in pixels. Default: the checkpoint's.
+        num_classes: Outputs of the head. A number other than the checkpoint's gives a new head.
+        device: Device of the weights.
+        arguments: Arguments of timm's model that differ from the checkpoint (`drop_path_rate`, `global_pool`, ...).
 
     Raises:
         UserError: If the folder is not in timm's layout, or its weights do not fit.
@@ -165,9 +165,9 @@ def set_class_names(model: nn.Module, names: Sequence[str], *, independent: bool
     They are stored as `label_names` in timm's configuration. `save_vision` writes and `load_vision` reads them.
 
     Args:
-        model: the classifier.
-        names: names of its outputs, in order.
-        independent: an image can have several of these labels, so that the probability of each is the sigmoid of its
+        model: The classifier.
+        names: Names of its outputs, in order.
+        independent: An image can have several of these labels, so that the probability of each is the sigmoid of its
             output. Stored as transformers' `problem_type`.
     """
     config: Mapping[str, Any] = model.pretrained_cfg  # type: ignore[assignment]

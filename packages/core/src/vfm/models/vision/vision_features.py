@@ -35,12 +35,12 @@ def vision_features(
     and register tokens. The dense probe, open-vocabulary segmentation and models of other packages use it.
 
     Args:
-        model: a CLIP model or a timm encoder, in evaluation mode if it has patch dropout.
-        images: normalised images, (B, 3, H, W). H and W may differ from each other and from the encoder's size. If
+        model: A CLIP model or a timm encoder, in evaluation mode if it has patch dropout.
+        images: Normalised images, (B, 3, H, W). H and W may differ from each other and from the encoder's size. If
             they do, they must be multiples of the patch size, and positions are resampled.
-        layers: indices of the blocks. Negative indices count from the end.
-        size: rows and columns, in pixels, to which the images are resized first (bicubic). Default: no resizing.
-        norm: apply the final norm to the tokens of every layer.
+        layers: Indices of the blocks. Negative indices count from the end.
+        size: Rows and columns, in pixels, to which the images are resized first (bicubic). Default: no resizing.
+        norm: Apply the final norm to the tokens of every layer.
 
     Returns:
         The tokens of each layer, in the order of `layers`. `BlockTokens.maps` are (B, D, rows, columns).
@@ -63,11 +63,11 @@ def patch_features(
     """Compute the feature of each patch, in the model's joint space or before the projection, with gradients.
 
     Args:
-        model: a CLIP model or a timm encoder, in evaluation mode if it has patch dropout.
-        pixels: normalised images, (B, 3, H, W).
-        layer: index of the block to read. Negative indices count from the end.
-        projected: apply the final norm and the projection, or only the final norm.
-        normalize: scale each feature to unit length.
+        model: A CLIP model or a timm encoder, in evaluation mode if it has patch dropout.
+        pixels: Normalised images, (B, 3, H, W).
+        layer: Index of the block to read. Negative indices count from the end.
+        projected: Apply the final norm and the projection, or only the final norm.
+        normalize: Scale each feature to unit length.
 
     Returns:
         (B, N, E), or (B, N, D) without the projection, with the patches row by row.
@@ -127,8 +127,8 @@ def image_tokens(model: ClipModel | nn.Module, pixels: Tensor) -> ImageTokens:
     """Compute the tokens of the images and of their patches in one forward pass, with gradients.
 
     Args:
-        model: as in `patch_features`.
-        pixels: normalised images, (B, 3, H, W).
+        model: As in `patch_features`.
+        pixels: Normalised images, (B, 3, H, W).
 
     Raises:
         UserError: If the model has no patch tokens, or its pooling head gives no feature of the patches' width.

@@ -26,8 +26,8 @@ def resample_positions(positions: Tensor, old_grid: Sides, grid: Sides) -> Tenso
 
     Args:
         positions: (1, P + N, D). The P prefix tokens keep their positions.
-        old_grid: rows and columns of the positions.
-        grid: rows and columns of the result.
+        old_grid: Rows and columns of the positions.
+        grid: Rows and columns of the result.
     """
     num_prefix_tokens = positions.shape[1] - old_grid[0] * old_grid[1]
     resampled: Tensor = resample_abs_pos_embed(
@@ -57,8 +57,8 @@ def intermediates_at_size(
     Args:
         visual: open_clip's or timm's vision transformer.
         pixels: (B, 3, H, W).
-        resample: how learned positions are interpolated.
-        arguments: arguments of `forward_intermediates`.
+        resample: How learned positions are interpolated.
+        arguments: Arguments of `forward_intermediates`.
 
     Raises:
         UserError: If a size other than the model's is not a multiple of the patch size, or the model's positions work

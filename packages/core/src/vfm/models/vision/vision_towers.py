@@ -81,8 +81,8 @@ def vision_tower(model: ClipModel | nn.Module, resample: Resample = resample_pos
     """Wrap the vision transformer of a CLIP model or a timm encoder as a `VisionTower`.
 
     Args:
-        model: a CLIP model or a timm encoder.
-        resample: how learned positions are interpolated for images of another size than the encoder's.
+        model: A CLIP model or a timm encoder.
+        resample: How learned positions are interpolated for images of another size than the encoder's.
 
     Raises:
         UserError: If the model is not a transformer over patches.
@@ -110,9 +110,9 @@ def read_tokens(tower: VisionTower, pixels: Tensor, layer: int) -> BlockTokens:
     """Compute the tokens after a block, as `read_layers` does.
 
     Args:
-        tower: the vision tower.
-        pixels: normalised images, (B, 3, S, S).
-        layer: number of the block.
+        tower: The vision tower.
+        pixels: Normalised images, (B, 3, S, S).
+        layer: Number of the block.
     """
     return read_layers(tower, pixels, [layer])[0]
 
@@ -121,9 +121,9 @@ def read_layers(tower: VisionTower, pixels: Tensor, layers: Sequence[int]) -> li
     """Compute the tokens after several blocks in one forward pass, in the order of `layers`.
 
     Args:
-        tower: the encoder.
+        tower: The encoder.
         pixels: (B, 3, H, W). At another size than the encoder's, positions are resampled (`intermediates_at_size`).
-        layers: indices of blocks. Negative indices count from the end.
+        layers: Indices of blocks. Negative indices count from the end.
 
     Raises:
         UserError: If a block does not exist, or the encoder cannot take images of this size.

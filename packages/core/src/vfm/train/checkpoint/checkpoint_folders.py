@@ -24,8 +24,8 @@ def checkpoint_folder(path: Path, step: int | None) -> Path:
     """Find the folder of a checkpoint.
 
     Args:
-        path: an artifact with kept checkpoints, or a checkpoint.
-        step: the step. Default: the last one that is kept.
+        path: An artifact with kept checkpoints, or a checkpoint.
+        step: The step. Default: the last one that is kept.
 
     Raises:
         UserError: If there is no such checkpoint.

@@ -25,7 +25,7 @@ class HostBuffers:
     """Buffers for the tensors of a checkpoint. They are reused for the next checkpoint.
 
     Args:
-        pinned: whether a device can write into the buffers while the host continues.
+        pinned: Whether a device can write into the buffers while the host continues.
     """
 
     def __init__(self, *, pinned: bool) -> None:

@@ -42,9 +42,9 @@ def write_shards(parts: Mapping[str, Mapping[str, Tensor]], folder: Path, group:
     """Write this process' part of the tensors into a new folder. All processes of the group must call it.
 
     Args:
-        parts: tensors by the name of the part.
-        folder: new folder.
-        group: processes that write.
+        parts: Tensors by the name of the part.
+        folder: New folder.
+        group: Processes that write.
 
     Raises:
         OSError: If a process cannot write, for example because its disk is full. The error names the folder.
@@ -91,8 +91,8 @@ def read_shards(folder: Path, sharded: Mapping[str, DTensor]) -> Parts:
     """Read the tensors in a folder. Of sharded tensors, only this process' part is read.
 
     Args:
-        folder: folder written by `write_shards`, with any number of processes.
-        sharded: sharded parameters by name. Their averages and optimizer state are sharded in the same way.
+        folder: Folder written by `write_shards`, with any number of processes.
+        sharded: Sharded parameters by name. Their averages and optimizer state are sharded in the same way.
     """
     reader = HuggingFaceStorageReader(str(folder))
     tensors: dict[str, Any] = {}
@@ -119,9 +119,9 @@ def cut(part: str, values: Mapping[str, Tensor], sharded: Mapping[str, DTensor])
     """Shard whole tensors, and return the parts that this process stores.
 
     Args:
-        part: as in `read_shards`.
-        values: whole tensors by name.
-        sharded: as in `read_shards`.
+        part: As in `read_shards`.
+        values: Whole tensors by name.
+        sharded: As in `read_shards`.
     """
     placed = dict(values)
     for name, value in values.items():
@@ -137,10 +137,10 @@ def owner(part: str, name: str, shape: torch.Size, sharded: Mapping[str, DTensor
     """Find the sharded parameter that a tensor of a checkpoint belongs to.
 
     Args:
-        part: part of the checkpoint.
-        name: name of the tensor.
-        shape: shape of the whole tensor.
-        sharded: sharded parameters by name.
+        part: Part of the checkpoint.
+        name: Name of the tensor.
+        shape: Shape of the whole tensor.
+        sharded: Sharded parameters by name.
 
     Returns:
         The parameter. None if the shapes differ.

@@ -34,11 +34,11 @@ class Card:
     """A device and its links, in operations, bytes and seconds, from data sheets.
 
     Attributes:
-        peak_flops: matrix products in bf16.
-        memory: bytes.
-        nvlink: bytes per second to the other devices of a machine, in one direction.
-        network: bytes per second to other machines, for each device.
-        per_machine: devices of a machine.
+        peak_flops: Matrix products in bf16.
+        memory: Bytes.
+        nvlink: Bytes per second to the other devices of a machine, in one direction.
+        network: Bytes per second to other machines, for each device.
+        per_machine: Devices of a machine.
     """
 
     peak_flops: float
@@ -66,13 +66,13 @@ class Load:
     """The costs of a training step that do not depend on the number of devices.
 
     Attributes:
-        trained: parameters that are trained.
-        flops: operations for a sample, forward and backward.
-        replayed: factor of the operations if the step has several micro-batches. Contrastive losses compute the forward
+        trained: Parameters that are trained.
+        flops: Operations for a sample, forward and backward.
+        replayed: Factor of the operations if the step has several micro-batches. Contrastive losses compute the forward
             pass twice then.
-        fixed_bytes: weights, gradients, optimizer state and averages of the trained parameters.
-        frozen_bytes: weights that are not trained. Every device has all of them.
-        activation_bytes: memory of activations for a sample.
+        fixed_bytes: Weights, gradients, optimizer state and averages of the trained parameters.
+        frozen_bytes: Weights that are not trained. Every device has all of them.
+        activation_bytes: Memory of activations for a sample.
     """
 
     trained: float
@@ -88,13 +88,13 @@ class Step:
     """A simulated step.
 
     Attributes:
-        devices: number of devices.
-        sharding: what each device stores.
-        micro_batch: samples of a forward pass, the most that fit; 0 if the step does not fit into the memory.
-        memory: bytes of a device.
-        seconds: time of the step.
-        exposed: seconds of it in which devices wait for communication or for one another.
-        samples_per_second: over all devices.
+        devices: Number of devices.
+        sharding: What each device stores.
+        micro_batch: Samples of a forward pass, the most that fit; 0 if the step does not fit into the memory.
+        memory: Bytes of a device.
+        seconds: Time of the step.
+        exposed: Seconds of it in which devices wait for communication or for one another.
+        samples_per_second: Over all devices.
     """
 
     devices: int
@@ -110,12 +110,12 @@ def simulate(load: Load, card: Card, devices: int, sharding: Sharding, global_ba
     """Simulate a step.
 
     Args:
-        load: cost of the step.
-        card: the device.
-        devices: number of devices.
-        sharding: what each device stores.
-        global_batch: samples of the step, a multiple of `devices`.
-        utilisation: share of the peak that the operations reach on one device (MFU).
+        load: Cost of the step.
+        card: The device.
+        devices: Number of devices.
+        sharding: What each device stores.
+        global_batch: Samples of the step, a multiple of `devices`.
+        utilisation: Share of the peak that the operations reach on one device (MFU).
 
     Raises:
         ValueError: If the batch is not a multiple of the devices.

@@ -27,7 +27,7 @@ def contentless(selected: float = 1.0) -> Iterator[None]:
     """Create all new tensors without contents within the context, even on devices that the machine does not have.
 
     Args:
-        selected: share of the elements that a mask selects if it is used as an index.
+        selected: Share of the elements that a mask selects if it is used as an index.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")  # as deepcopy does

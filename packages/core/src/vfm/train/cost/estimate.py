@@ -32,10 +32,10 @@ def estimate_training(
     """Estimate the cost of a training run.
 
     Args:
-        task: task on the meta device. It cannot be used afterwards.
-        make_inputs: creates the inputs of the task for a number of samples. Their contents do not matter.
-        config: configuration of the training.
-        selected: share of the elements that a mask selects if it is used as an index.
+        task: Task on the meta device. It cannot be used afterwards.
+        make_inputs: Creates the inputs of the task for a number of samples. Their contents do not matter.
+        config: Configuration of the training.
+        selected: Share of the elements that a mask selects if it is used as an index.
     """
     share = max(1, config.global_batch_size // config.runtime.processes)
     micro = min(config.micro_batch_size or share, share)

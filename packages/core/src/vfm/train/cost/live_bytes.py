@@ -18,9 +18,9 @@ class LiveBytes(TorchDispatchMode):
     """Counts the bytes of new tensors within its context until they are freed, and each storage once.
 
     Attributes:
-        now: bytes of live tensors.
-        peak: the largest value of `now`.
-        flops: operations of matrix products, convolutions and attention.
+        now: Bytes of live tensors.
+        peak: The largest value of `now`.
+        flops: Operations of matrix products, convolutions and attention.
     """
 
     def __init__(self) -> None:

@@ -53,8 +53,8 @@ class Operations(TorchDispatchMode):
     torch's counter decomposes some of them, and so changes results.
 
     Attributes:
-        flops: all operations.
-        repeated: the operations that are run a second time, to save memory: in `repeated_forward`, and by activation
+        flops: All operations.
+        repeated: The operations that are run a second time, to save memory: in `repeated_forward`, and by activation
             checkpointing.
     """
 

@@ -26,8 +26,8 @@ def peak_tflops(device_name: str, *, half: bool) -> float | None:
     """Look up the peak of a device in 1e12 operations per second.
 
     Args:
-        device_name: name from torch, such as "NVIDIA H100 80GB HBM3".
-        half: whether matrix products are in bf16 or fp16 instead of fp32.
+        device_name: Name from torch, such as "NVIDIA H100 80GB HBM3".
+        half: Whether matrix products are in bf16 or fp16 instead of fp32.
 
     Returns:
         The peak. None for an unknown device.

@@ -17,13 +17,13 @@ class Throughput:
     """The operations per second of this process.
 
     Args:
-        device: the device.
-        runtime: runtime of the training.
-        half: whether matrix products are in bf16 or fp16.
+        device: The device.
+        runtime: Runtime of the training.
+        half: Whether matrix products are in bf16 or fp16.
 
     Attributes:
-        flops: operations of a step, including operations that are repeated to save memory. 0: not counted yet.
-        repeated: operations that are repeated.
+        flops: Operations of a step, including operations that are repeated to save memory. 0: not counted yet.
+        repeated: Operations that are repeated.
     """
 
     def __init__(self, device: torch.device, runtime: TrainingRuntime, *, half: bool) -> None:

@@ -21,8 +21,8 @@ class Agreement:
         """Read requests, (R,), positive if a process has them.
 
         Args:
-            requests: requests of this step. All processes have the same values.
-            wait: whether to wait for the device and read them now, and not with the next step.
+            requests: Requests of this step. All processes have the same values.
+            wait: Whether to wait for the device and read them now, and not with the next step.
         """
         if wait:
             self._copy = None

@@ -28,8 +28,8 @@ class Alarm(ABC):
         """Yield the problems at a step as pairs of a name and a message.
 
         Args:
-            step: number of optimizer steps so far.
-            values: metrics by their names in the log. Metrics that are not finite are None.
+            step: Number of optimizer steps so far.
+            values: Metrics by their names in the log. Metrics that are not finite are None.
         """
 
     def __call__(self, event: Event) -> None:

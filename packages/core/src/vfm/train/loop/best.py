@@ -28,9 +28,9 @@ class BestWeights:
         """Keep the weights after `step` (0: the initial weights) if their score is the highest so far.
 
         Args:
-            step: number of optimizer steps so far.
-            scores: scores of all evaluations, by their names in the log.
-            module: the evaluated model.
+            step: Number of optimizer steps so far.
+            scores: Scores of all evaluations, by their names in the log.
+            module: The evaluated model.
 
         Raises:
             UserError: If the metric is not among the scores.

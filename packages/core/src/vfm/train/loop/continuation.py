@@ -17,9 +17,9 @@ def keep_checkpoints(checkpoints: Checkpoints, directory: Path, last: int) -> No
     """Link the checkpoints that the policy keeps into an artifact, where they stay after it is published.
 
     Args:
-        checkpoints: checkpoints of the training.
-        directory: folder of the artifact.
-        last: the last step, whose checkpoint `keep_state` keeps.
+        checkpoints: Checkpoints of the training.
+        directory: Folder of the artifact.
+        last: The last step, whose checkpoint `keep_state` keeps.
     """
     policy = checkpoints.policy
     for folder in checkpoints.found():
@@ -42,9 +42,9 @@ def earlier_snapshot(config: Training, ctx: Context, checkpoints: Checkpoints) -
     Rank 0 copies the other run's log of the steps so far to the beginning of the new log.
 
     Args:
-        config: configuration of the training.
-        ctx: context of the training.
-        checkpoints: reads the state.
+        config: Configuration of the training.
+        ctx: Context of the training.
+        checkpoints: Reads the state.
 
     Returns:
         The state. None if the training starts from the initial weights.

@@ -78,9 +78,9 @@ class MetricsLog:
         """Read the means, append a line, and send them to the listeners.
 
         Args:
-            step: number of optimizer steps so far.
-            lr: the learning rate.
-            paused: seconds since the last line in which this process waited for checkpoints.
+            step: Number of optimizer steps so far.
+            lr: The learning rate.
+            paused: Seconds since the last line in which this process waited for checkpoints.
         """
         if not self.sums:  # all steps since the last line were skipped (`skip_steps`)
             return
@@ -111,9 +111,9 @@ class MetricsLog:
         """Append the scores of an evaluation, and send them to the listeners.
 
         Args:
-            step: step of the evaluation.
-            evaluation: the evaluation.
-            scores: its scores.
+            step: Step of the evaluation.
+            evaluation: The evaluation.
+            scores: Its scores.
 
         Returns:
             The scores by their names in the log.
@@ -167,8 +167,8 @@ class MetricsLog:
         """Restore the state from a checkpoint after a step, and cut off later lines.
 
         Args:
-            state: state of the checkpoint. None restores the initial state.
-            step: step of the checkpoint.
+            state: State of the checkpoint. None restores the initial state.
+            step: Step of the checkpoint.
         """
         if self.world.is_main:
             self.file.touch()

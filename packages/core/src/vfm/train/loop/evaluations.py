@@ -41,9 +41,9 @@ class Evaluations:
         """Evaluate a model, and yield each evaluation with its scores.
 
         Args:
-            encoder: as in `run_evaluations`.
-            world: as in `run_evaluations`.
-            shared: as in `run_evaluations`.
+            encoder: As in `run_evaluations`.
+            world: As in `run_evaluations`.
+            shared: As in `run_evaluations`.
         """
         return run_evaluations(self.ctx, self.policy.tasks, encoder, world, values_of, shared=shared)
 
@@ -52,9 +52,9 @@ def values_of(evaluation: Evaluation, ctx: Context, encoder: Any) -> Mapping[str
     """Compute the value of each metric for a model.
 
     Args:
-        evaluation: the evaluation.
-        ctx: context of the stage that trains.
-        encoder: the model.
+        evaluation: The evaluation.
+        ctx: Context of the stage that trains.
+        encoder: The model.
     """
     return evaluation.scores(ctx, encoder)
 
@@ -75,11 +75,11 @@ def run_evaluations(
     and counts of bad samples belong to the stage that trains.
 
     Args:
-        ctx: context of the stage that trains.
-        evaluations: evaluations to run.
-        encoder: the model.
-        world: this process.
-        evaluate: computes the result of an evaluation.
+        ctx: Context of the stage that trains.
+        evaluations: Evaluations to run.
+        encoder: The model.
+        world: This process.
+        evaluate: Computes the result of an evaluation.
         shared: False if the model itself is sharded. All processes then compute all batches.
     """
 

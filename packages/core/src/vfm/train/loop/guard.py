@@ -40,8 +40,8 @@ class FiniteGuard:
         """Update the flag for the optimizer.
 
         Args:
-            step: number of the step.
-            values: tensors that must be finite.
+            step: Number of the step.
+            values: Tensors that must be finite.
             losses: (keys, loss) of each micro-batch, by which the samples are identified later.
         """
         finite = torch.stack([torch.isfinite(value) for value in values]).all()
@@ -55,7 +55,7 @@ class FiniteGuard:
         """Read the flag. This synchronises with the device.
 
         Args:
-            settle: waits until the newest checkpoint is written, so that the error can name it.
+            settle: Waits until the newest checkpoint is written, so that the error can name it.
 
         Raises:
             UserError: If a step since the last call was not finite. It and later steps were not taken.
@@ -109,9 +109,9 @@ def check_weights(task: nn.Module, stage: str, world: DistributedWorld) -> None:
     average can overflow a weight.
 
     Args:
-        task: task with the weights.
-        stage: name of the stage, for the error.
-        world: this process.
+        task: Task with the weights.
+        stage: Name of the stage, for the error.
+        world: This process.
 
     Raises:
         UserError: If a weight is NaN or infinite.
@@ -164,8 +164,8 @@ class SkippedSamples:
         among the first eight does not stop a training run.
 
         Args:
-            step: the last step, counted from 1.
-            samples: number of samples read so far, without bad ones.
+            step: The last step, counted from 1.
+            samples: Number of samples read so far, without bad ones.
 
         Raises:
             UserError: If too many samples are bad.

@@ -54,10 +54,10 @@ def fit(task: Task[Inputs], data: Data[Inputs], config: Training, ctx: Context) 
     highest score, in rank 0.
 
     Args:
-        task: computes the loss.
-        data: yields the batches of each step.
-        config: settings of the training.
-        ctx: context of the stage. `metrics.jsonl` and panels are written into `ctx.directory`, checkpoints into
+        task: Computes the loss.
+        data: Yields the batches of each step.
+        config: Settings of the training.
+        ctx: Context of the stage. `metrics.jsonl` and panels are written into `ctx.directory`, checkpoints into
             `ctx.work`. A stage that trains twice must use a separate folder for each run.
 
     Raises:

@@ -43,10 +43,10 @@ def memory_explained(held: Held, plan: Training, ctx: Context, world: Distribute
     The snapshot that the line names is written too.
 
     Args:
-        held: memory of weights, gradients and optimizer state.
-        plan: settings of the training.
-        ctx: context of the stage.
-        world: this process.
+        held: Memory of weights, gradients and optimizer state.
+        plan: Settings of the training.
+        ctx: Context of the stage.
+        world: This process.
 
     Raises:
         UserError: If the device has run out of memory.
@@ -86,10 +86,10 @@ def remedy(plan: Training, parts: dict[str, float], micro_batch_size: int, proce
     """List settings that free memory without changing the result, with the GiB that each frees.
 
     Args:
-        plan: configuration of the training.
+        plan: Configuration of the training.
         parts: GiB by kind.
-        micro_batch_size: number of samples per forward pass.
-        processes: number of processes.
+        micro_batch_size: Number of samples per forward pass.
+        processes: Number of processes.
     """
     activations = parts["activations"]
     ways: list[tuple[float, str]] = []

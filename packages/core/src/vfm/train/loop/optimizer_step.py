@@ -45,9 +45,9 @@ class OptimizerStep(Generic[Inputs]):
         """Compute gradients, clip them and step the optimizer.
 
         Args:
-            step: number of the step, from 0.
-            micro_batches: this process' share of the batch.
-            wishes: requests as numbers. They are averaged over the processes in the single all-reduce of the step.
+            step: Number of the step, from 0.
+            micro_batches: This process' share of the batch.
+            wishes: Requests as numbers. They are averaged over the processes in the single all-reduce of the step.
 
         Returns:
             The mean of each request over all processes.

@@ -23,10 +23,10 @@ class StepProfiler:
     operation is an NVTX range. If the first step was taken before this run, there is a warning instead.
 
     Args:
-        runtime: the steps, counted from 1, and what records them.
-        ctx: context of the training.
-        world: this process.
-        done: number of steps that were taken before this run.
+        runtime: The steps, counted from 1, and what records them.
+        ctx: Context of the training.
+        world: This process.
+        done: Number of steps that were taken before this run.
 
     Raises:
         UserError: If `nsys` is set, but the device is not CUDA.

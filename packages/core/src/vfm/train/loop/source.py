@@ -19,10 +19,10 @@ class Data(Protocol[Inputs]):
         The content of a step depends only on its number, not on the step at which the iteration starts.
 
         Args:
-            start_step: first step.
-            num_steps: step after the last one.
-            rank: number of this process.
-            world_size: number of processes.
-            micro_batch_size: samples of a micro-batch.
+            start_step: First step.
+            num_steps: Step after the last one.
+            rank: Number of this process.
+            world_size: Number of processes.
+            micro_batch_size: Samples of a micro-batch.
         """
         ...

@@ -28,9 +28,9 @@ def build_adamw(config: AdamW, groups: Groups, lr: float) -> torch.optim.Optimiz
     """Create AdamW.
 
     Args:
-        config: settings of the optimizer.
-        groups: parameter groups.
-        lr: peak learning rate.
+        config: Settings of the optimizer.
+        groups: Parameter groups.
+        lr: Peak learning rate.
     """
     return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=config.eps, fused=True)
 
@@ -39,9 +39,9 @@ def build_lamb(config: LambConfig, groups: Groups, lr: float) -> torch.optim.Opt
     """Create LAMB.
 
     Args:
-        config: settings of the optimizer.
-        groups: parameter groups.
-        lr: peak learning rate.
+        config: Settings of the optimizer.
+        groups: Parameter groups.
+        lr: Peak learning rate.
     """
     return Lamb(groups, lr, betas=config.betas, eps=config.eps)
 
@@ -50,9 +50,9 @@ def build_sgd(config: Sgd, groups: Groups, lr: float) -> torch.optim.Optimizer:
     """Create SGD with momentum.
 
     Args:
-        config: settings of the optimizer.
-        groups: parameter groups.
-        lr: peak learning rate.
+        config: Settings of the optimizer.
+        groups: Parameter groups.
+        lr: Peak learning rate.
     """
     sharded = False
     for group in groups:
@@ -65,9 +65,9 @@ def build_timm(config: TimmOptimizer, groups: Groups, lr: float) -> torch.optim.
     """Create an optimizer with timm's factory.
 
     Args:
-        config: name and options of the optimizer.
-        groups: parameter groups.
-        lr: peak learning rate.
+        config: Name and options of the optimizer.
+        groups: Parameter groups.
+        lr: Peak learning rate.
 
     Raises:
         UserError: If the optimizer does not have an option, or its value is invalid.
@@ -117,9 +117,9 @@ def build_optimizer(task: Task[Any], config: Optimizer, lr: float) -> torch.opti
     """Build the configured optimizer for the parameter groups of a task.
 
     Args:
-        task: task whose parameters are trained.
-        config: settings of the optimizer.
-        lr: peak learning rate.
+        task: Task whose parameters are trained.
+        config: Settings of the optimizer.
+        lr: Peak learning rate.
 
     Raises:
         ValueError: If the groups lack a trained parameter, or have a parameter that the task does not own.
@@ -153,9 +153,9 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float, step: int = 0) -> None:
     It is the scheduled rate, or the group's rate at this step, times the scale of the group.
 
     Args:
-        optimizer: the optimizer.
-        lr: scheduled learning rate.
-        step: number of the step, from 0.
+        optimizer: The optimizer.
+        lr: Scheduled learning rate.
+        step: Number of the step, from 0.
     """
     for group in optimizer.param_groups:
         group_rate = group["rate"]

@@ -75,7 +75,7 @@ class FullWeights:
     are in bf16.
 
     Args:
-        module: the model, whose trained parameters are rounded to bf16.
+        module: The model, whose trained parameters are rounded to bf16.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -115,8 +115,8 @@ class RoundedMatrices:
     The results are the same, bit for bit. The fp32 weights are kept in CPU memory.
 
     Args:
-        modules: frozen models. Layers whose weights are not in fp32 are unchanged.
-        dtype: the type of autocast.
+        modules: Frozen models. Layers whose weights are not in fp32 are unchanged.
+        dtype: The type of autocast.
     """
 
     def __init__(self, modules: Iterable[nn.Module], dtype: torch.dtype) -> None:
@@ -141,10 +141,10 @@ class Numerics:
     """The precision of training steps.
 
     Args:
-        precision: the configured precision.
-        task: the trained task. With `bf16` its weights are rounded.
-        device: device of the task.
-        frozen: frozen models that only the training steps use, without gradients for their parameters.
+        precision: The configured precision.
+        task: The trained task. With `bf16` its weights are rounded.
+        device: Device of the task.
+        frozen: Frozen models that only the training steps use, without gradients for their parameters.
     """
 
     def __init__(

@@ -17,9 +17,9 @@ def cosine(schedule: CosineSchedule, lr: float, num_steps: int) -> Rate:
     It would reach `min_lr` at step `num_steps`.
 
     Args:
-        schedule: settings of the schedule.
-        lr: peak learning rate.
-        num_steps: steps of the training.
+        schedule: Settings of the schedule.
+        lr: Peak learning rate.
+        num_steps: Steps of the training.
     """
     start, low = schedule.warmup_steps, schedule.min_lr
 
@@ -34,9 +34,9 @@ def constant(schedule: ConstantSchedule, lr: float, num_steps: int) -> Rate:
     """Create a schedule with the same rate for all steps after the warm-up.
 
     Args:
-        schedule: settings of the schedule.
-        lr: peak learning rate.
-        num_steps: steps of the training.
+        schedule: Settings of the schedule.
+        lr: Peak learning rate.
+        num_steps: Steps of the training.
     """
     return warmed_up(schedule, lr, lambda step: lr)
 
@@ -45,9 +45,9 @@ def warmup_stable_decay(schedule: WarmupStableDecay, lr: float, num_steps: int) 
     """Create a schedule with a constant rate until the last `decay_steps`, then a decay to `min_lr`.
 
     Args:
-        schedule: settings of the schedule.
-        lr: peak learning rate.
-        num_steps: steps of the training. `min_lr` is reached there.
+        schedule: Settings of the schedule.
+        lr: Peak learning rate.
+        num_steps: Steps of the training. `min_lr` is reached there.
     """
     start = num_steps - schedule.decay_steps
     low = schedule.min_lr
@@ -64,9 +64,9 @@ def steps(schedule: StepSchedule, lr: float, num_steps: int) -> Rate:
     """Create a schedule whose rate is divided by 10 after each share of the steps in `at`, also during the warm-up.
 
     Args:
-        schedule: settings of the schedule.
-        lr: peak learning rate.
-        num_steps: steps of the training.
+        schedule: Settings of the schedule.
+        lr: Peak learning rate.
+        num_steps: Steps of the training.
     """
     # Shares, not numbers of steps, so that a recipe keeps its shape if `steps` is changed.
     starts = [share * num_steps for share in schedule.at]
@@ -85,9 +85,9 @@ def poly(schedule: PolySchedule, lr: float, num_steps: int) -> Rate:
     """Create a schedule with a power of the remaining share of the steps after the warm-up.
 
     Args:
-        schedule: settings of the schedule.
-        lr: peak learning rate.
-        num_steps: steps of the training.
+        schedule: Settings of the schedule.
+        lr: Peak learning rate.
+        num_steps: Steps of the training.
     """
     start = schedule.warmup_steps
 
@@ -101,9 +101,9 @@ def warmed_up(schedule: Schedule, lr: float, rate: Rate) -> Rate:
     """Prepend a linear warm-up to a schedule.
 
     Args:
-        schedule: settings of the schedule, with `warmup_steps`.
-        lr: peak learning rate. The last step of the warm-up has it.
-        rate: rate by step after the warm-up.
+        schedule: Settings of the schedule, with `warmup_steps`.
+        lr: Peak learning rate. The last step of the warm-up has it.
+        rate: Rate by step after the warm-up.
     """
 
     def with_warmup(step: int) -> float:

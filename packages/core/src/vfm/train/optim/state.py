@@ -32,9 +32,9 @@ def load_model(module: nn.Module, tensors: dict[str, Tensor], where: str) -> Non
     """Load tensors from `model_tensors`, into all names of tied weights. Every key must match.
 
     Args:
-        module: module to load into.
-        tensors: result of `model_tensors`.
-        where: place of the state, for the message.
+        module: Module to load into.
+        tensors: Result of `model_tensors`.
+        where: Place of the state, for the message.
 
     Raises:
         UserError: If the state belongs to another model, as `continue_from` may name one. The message has the first
@@ -133,9 +133,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors:
     """Load tensors from `optimizer_tensors`. Learning rates and weight decays keep their configured values.
 
     Args:
-        optimizer: optimizer to load into.
-        module: module with its parameters.
-        tensors: result of `optimizer_tensors`.
+        optimizer: Optimizer to load into.
+        module: Module with its parameters.
+        tensors: Result of `optimizer_tensors`.
     """
     names = {id(param): name for name, param in module.named_parameters()}
     order = [names[id(param)] for param in parameters_of(optimizer)]

@@ -16,10 +16,10 @@ def deadline(seconds: float, work: str, report: Callable[[str], None], stacks: P
     """End this process if the context takes longer than some seconds.
 
     Args:
-        seconds: the longest time.
-        work: description of the work in the context, for the message.
-        report: called with the message before the process ends.
-        stacks: file for the stacks of all threads.
+        seconds: The longest time.
+        work: Description of the work in the context, for the message.
+        report: Called with the message before the process ends.
+        stacks: File for the stacks of all threads.
     """
     ended = threading.Event()
 

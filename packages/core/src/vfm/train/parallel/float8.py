@@ -42,9 +42,9 @@ def float8_products(task: Task[Any], ctx: Context, world: DistributedWorld) -> I
     models and evaluations keep the precision of autocast. A CPU emulates FP8: numbers are rounded, nothing is faster.
 
     Args:
-        task: task on its device.
-        ctx: context of the stage.
-        world: this process.
+        task: Task on its device.
+        ctx: Context of the stage.
+        world: This process.
 
     Raises:
         UserError: If torchao is not installed, the device has no FP8, or no layer has suitable widths.

@@ -19,8 +19,8 @@ def gathered(tensors: Iterable[tuple[str, Tensor]], bucket_bytes: int = BUCKET_B
     memory, in addition to the ones that the caller keeps. Tensors that are not sharded are copied.
 
     Args:
-        tensors: pairs of a name and a tensor. Sharded ones are split by rows, as in FSDP.
-        bucket_bytes: bytes of the whole tensors that are gathered together. A larger tensor is gathered alone.
+        tensors: Pairs of a name and a tensor. Sharded ones are split by rows, as in FSDP.
+        bucket_bytes: Bytes of the whole tensors that are gathered together. A larger tensor is gathered alone.
     """
     bucket: list[tuple[str, DTensor]] = []
     for name, value in tensors:

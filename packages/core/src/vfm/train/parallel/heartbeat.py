@@ -34,16 +34,16 @@ class Heartbeat:
     makes no progress, because its data, a collective or an evaluation hangs, the first process detects it.
 
     Args:
-        store: store of the process group, with separate keys.
-        rank: rank of this process.
-        size: number of processes.
-        on_lost: called in the thread with a message if a process is lost and the main thread does not end by itself.
-        silence: seconds without a heartbeat until a process counts as lost.
-        position: step and phase of this process. They are published with each heartbeat.
-        patience: seconds without progress until a process counts as hanging (`vfm.train.parallel.progress`).
-        interval: seconds between heartbeats.
-        grace: seconds for the main thread to end by itself.
-        stacks: file for the stacks of this process' threads, written as soon as a process is lost.
+        store: Store of the process group, with separate keys.
+        rank: Rank of this process.
+        size: Number of processes.
+        on_lost: Called in the thread with a message if a process is lost and the main thread does not end by itself.
+        silence: Seconds without a heartbeat until a process counts as lost.
+        position: Step and phase of this process. They are published with each heartbeat.
+        patience: Seconds without progress until a process counts as hanging (`vfm.train.parallel.progress`).
+        interval: Seconds between heartbeats.
+        grace: Seconds for the main thread to end by itself.
+        stacks: File for the stacks of this process' threads, written as soon as a process is lost.
     """
 
     def __init__(
@@ -168,11 +168,11 @@ def watched(
     """Watch the processes of a training run within the context. A single process is not watched.
 
     Args:
-        world: this process.
-        report: called with the message before this process is ended because its main thread waits.
-        position: step and phase of this process. The training loop changes it.
-        patience: seconds without progress until a process counts as hanging.
-        stacks: folder for the stacks of each process' threads.
+        world: This process.
+        report: Called with the message before this process is ended because its main thread waits.
+        position: Step and phase of this process. The training loop changes it.
+        patience: Seconds without progress until a process counts as hanging.
+        stacks: Folder for the stacks of each process' threads.
 
     Raises:
         UserError: If a collective failed because a process was lost. The message names the process.

@@ -34,10 +34,10 @@ def chosen_kernels(task: Task[Any], runtime: TrainingRuntime, ctx: Context, worl
     The names of the running kernels are reported, and stored in the manifest.
 
     Args:
-        task: task on its device.
-        runtime: choice of kernels.
-        ctx: context of the stage.
-        world: this process.
+        task: Task on its device.
+        runtime: Choice of kernels.
+        ctx: Context of the stage.
+        world: This process.
 
     Raises:
         UserError: If `triton` is set, but the kernels cannot run.

@@ -16,9 +16,9 @@ def in_processes(task: Task[Inputs], runtime: TrainingRuntime, world: Distribute
     """Wrap a task for its processes as the runtime requires, and move it to its device.
 
     Args:
-        task: the task.
-        runtime: settings of the training's processes.
-        world: this process.
+        task: The task.
+        runtime: Settings of the training's processes.
+        world: This process.
 
     Raises:
         UserError: If `cpu_offload` is set, but there is a single process.

@@ -20,8 +20,8 @@ class Alone(Generic[Inputs]):
     """A task in a single process, and the base class for several processes.
 
     Attributes:
-        task: the trained task, on the device. `wrap` may replace its parameters.
-        gathers: whether each process has all weights within `whole`.
+        task: The trained task, on the device. `wrap` may replace its parameters.
+        gathers: Whether each process has all weights within `whole`.
     """
 
     gathers = True
@@ -34,7 +34,7 @@ class Alone(Generic[Inputs]):
         """Prepare for the first step, after the layers have been prepared.
 
         Args:
-            half: the type in which sharded weights are gathered. Default: fp32.
+            half: The type in which sharded weights are gathered. Default: fp32.
         """
 
     def run(self, method: Method, *args: Any) -> tuple[Tensor, Metrics]:

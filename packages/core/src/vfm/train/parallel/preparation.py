@@ -47,10 +47,10 @@ def prepared(task: Task[Any], runtime: TrainingRuntime, ctx: Context, world: Dis
     norms stay synchronised.
 
     Args:
-        task: task on its device.
-        runtime: settings of compilation, checkpointing and norms.
-        ctx: context of the stage.
-        world: this process.
+        task: Task on its device.
+        runtime: Settings of compilation, checkpointing and norms.
+        ctx: Context of the stage.
+        world: This process.
 
     Yields:
         A function that compiles methods. It only does so if the task is compiled as a whole.

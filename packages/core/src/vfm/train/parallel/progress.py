@@ -77,8 +77,8 @@ def hanging(sightings: Sequence[Sighting], limit: float) -> str:
     If all are in the same phase, a collective hangs, or each process does.
 
     Args:
-        sightings: positions of all processes, in the order of their ranks.
-        limit: seconds that a phase may take (`Phase.limit`).
+        sightings: Positions of all processes, in the order of their ranks.
+        limit: Seconds that a phase may take (`Phase.limit`).
     """
     least = min(sightings, key=lambda sighting: (sighting.step, sighting.phase))
     last = [rank for rank, seen in enumerate(sightings) if (seen.step, seen.phase) == (least.step, least.phase)]

@@ -34,9 +34,9 @@ class Sharded(Alone[Inputs]):
     so that no process ever stores all of them. Scalars, such as a temperature, are in every process.
 
     Args:
-        task: the task, in rank 0 with its weights. In other processes they may be on the meta device.
-        world: this process.
-        runtime: the settings of FSDP.
+        task: The task, in rank 0 with its weights. In other processes they may be on the meta device.
+        world: This process.
+        runtime: The settings of FSDP.
 
     Raises:
         UserError: If the number of processes is not a multiple of `shard_degree`.

@@ -100,10 +100,10 @@ def of_all(results: Iterator[R], *, for_others: Callable[[R], R] | None = None, 
     """Yield the results of all processes in the order of the batches.
 
     Args:
-        results: computes the results for `own_share`, one by one, without nested sharing.
-        for_others: reduces a result for all processes but the first, for example with `without_values`; default: they
+        results: Computes the results for `own_share`, one by one, without nested sharing.
+        for_others: Reduces a result for all processes but the first, for example with `without_values`. Default: they
             get the whole result.
-        at_once: number of results of each process that are sent together. 1 suits large results.
+        at_once: Number of results of each process that are sent together. 1 suits large results.
 
     Raises:
         UserError: If a process has raised one. It is the first in the order of the batches.

@@ -101,9 +101,9 @@ def nearest(first: NDArray[np.uint64], second: NDArray[np.uint64], most: int) ->
     """Find for each point of the first image the one of the second that is nearest, each to the other, or -1.
 
     Args:
-        first: bits, (num_points, 4).
-        second: bits of the other image, (num_others, 4).
-        most: largest number of differing bits.
+        first: Bits, (num_points, 4).
+        second: Bits of the other image, (num_others, 4).
+        most: Largest number of differing bits.
     """
     partner = np.full(len(first), -1, np.int64)
     least = np.full(len(second), most + 1, np.int64)
@@ -132,9 +132,9 @@ def agreeing(first: Floats, second: Floats, mirror: bool, tolerance: float) -> B
 
     Args:
         first: x, y, size, angle of the first point of each pair, (num_pairs, 4).
-        second: the same of the second point.
-        mirror: whether the second image is mirrored.
-        tolerance: largest error of a position, in longer sides of the larger image.
+        second: The same of the second point.
+        mirror: Whether the second image is mirrored.
+        tolerance: Largest error of a position, in longer sides of the larger image.
     """
     number = len(first)
     flip = -1.0 if mirror else 1.0

@@ -23,9 +23,9 @@ def spherical_kmeans(vectors: Tensor, num_clusters: int, seed: int) -> Tensor:
     """Compute centroids of unit length by cosine, (K, D), after ten rounds from vectors drawn by the seed.
 
     Args:
-        vectors: vectors of unit length, (N, D). The draw depends on their order.
-        num_clusters: number of clusters K, at most N.
-        seed: seed of the first centroids.
+        vectors: Vectors of unit length, (N, D). The draw depends on their order.
+        num_clusters: Number of clusters K, at most N.
+        seed: Seed of the first centroids.
     """
     chosen = np.random.default_rng(seed).choice(len(vectors), num_clusters, replace=False)
     centres = vectors[torch.from_numpy(chosen).to(vectors.device)].clone()
@@ -51,8 +51,8 @@ def near_earlier(vectors: Tensor, min_cosine: float) -> NDArray[np.bool_]:
     Cosines are computed in blocks, so memory grows with N, not with its square.
 
     Args:
-        vectors: vectors of unit length, (N, D).
-        min_cosine: smallest cosine of near vectors.
+        vectors: Vectors of unit length, (N, D).
+        min_cosine: Smallest cosine of near vectors.
     """
     is_near = torch.zeros(len(vectors), dtype=torch.bool, device=vectors.device)
     for start in range(0, len(vectors), BLOCK):
@@ -71,9 +71,9 @@ def near_any(vectors: Tensor, references: Tensor, min_cosine: float) -> NDArray[
     """Check whether each vector is near to any reference.
 
     Args:
-        vectors: unit vectors, (N, D).
-        references: unit vectors, (M, D).
-        min_cosine: smallest cosine of near vectors.
+        vectors: Unit vectors, (N, D).
+        references: Unit vectors, (M, D).
+        min_cosine: Smallest cosine of near vectors.
 
     Returns:
         (N,).
@@ -90,10 +90,10 @@ def near_references(
     """Yield a mask of the vectors in each shard that are near to any reference.
 
     Args:
-        shards: unit vectors of each shard.
-        references: unit vectors, (M, D).
-        min_cosine: smallest cosine of near vectors.
-        runtime: device of the computation.
+        shards: Unit vectors of each shard.
+        references: Unit vectors, (M, D).
+        min_cosine: Smallest cosine of near vectors.
+        runtime: Device of the computation.
     """
     device = prepare_device(runtime)
     on_device = torch.from_numpy(references).to(device)

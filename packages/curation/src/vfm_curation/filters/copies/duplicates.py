@@ -55,9 +55,9 @@ def first_of_each(
     """Split rows into the first of each group with equal keys, and the others.
 
     Args:
-        table: the rows.
-        keys: columns of the keys.
-        order: columns that decide which row is the first.
+        table: The rows.
+        keys: Columns of the keys.
+        order: Columns that decide which row is the first.
 
     Returns:
         The first rows and the others, both sorted by keys and order.

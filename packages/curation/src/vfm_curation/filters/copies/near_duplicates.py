@@ -117,11 +117,11 @@ def near_better(groups: Hashes, hashes: Hashes, ranks: NDArray[np.int64], plain:
     """Check whether each row is near to a row of its group with a smaller rank, (N,).
 
     Args:
-        groups: group of each row, ascending, (N,).
-        hashes: hash of each row, (N,).
-        ranks: rank of each row's image, ascending within a group, (N,).
+        groups: Group of each row, ascending, (N,).
+        hashes: Hash of each row, (N,).
+        ranks: Rank of each row's image, ascending within a group, (N,).
         plain: True for the hash of the image itself, False for a variant. Two variants are not compared, (N,).
-        distance: number of bits that may differ.
+        distance: Number of bits that may differ.
     """
     return _near_better(groups, hashes, ranks, plain, np.uint64(distance))
 

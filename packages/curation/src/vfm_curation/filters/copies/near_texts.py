@@ -92,8 +92,8 @@ def near_first(table: pa.Table, config: NearDuplicateTexts) -> NDArray[np.bool_]
     A near-duplicate is similar to an earlier text of its group that was not marked.
 
     Args:
-        table: table with the columns `group`, ascending, and `caption`, (N,).
-        config: smallest similarity, and length of runs.
+        table: Table with the columns `group`, ascending, and `caption`, (N,).
+        config: Smallest similarity, and length of runs.
 
     Returns:
         (N,).

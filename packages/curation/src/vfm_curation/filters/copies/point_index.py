@@ -35,10 +35,10 @@ def candidate_pairs(
     """Find pairs of images that may show the same content.
 
     Args:
-        images: tables of images: their ranks, 0 for the best, and their points as bytes.
-        num_images: number of all images.
-        folder: folder for the index. It must not exist.
-        num_references: if not 0, only pairs of a reference and another image. References are the first images by rank.
+        images: Tables of images: their ranks, 0 for the best, and their points as bytes.
+        num_images: Number of all images.
+        folder: Folder for the index. It must not exist.
+        num_references: If not 0, only pairs of a reference and another image. References are the first images by rank.
 
     Returns:
         (num_pairs, 2), ascending. A row has the better rank, then the other.
@@ -90,12 +90,12 @@ def votes_of(
     Of the images with a word only the best `LEADERS` are compared with all others.
 
     Args:
-        words: word of each point. Points are sorted by word and rank.
-        ranks: rank of its image.
-        sizes: its size.
-        angles: its angle.
-        mirrored: whether it is a point of the mirrored image.
-        num_references: as in `candidate_pairs`.
+        words: Word of each point. Points are sorted by word and rank.
+        ranks: Rank of its image.
+        sizes: Its size.
+        angles: Its angle.
+        mirrored: Whether it is a point of the mirrored image.
+        num_references: As in `candidate_pairs`.
 
     Returns:
         Pair of ranks, rotation, scale, and whether mirrored, for each vote.
@@ -142,10 +142,10 @@ def agree_on_one(pairs: Words, turns: Floats, scales: Floats, mirrored: NDArray[
     Two points that share several words vote several times for the same. This counts once.
 
     Args:
-        pairs: pair of each vote, ascending.
-        turns: rotation of each vote.
-        scales: scale of each vote.
-        mirrored: whether the vote is for a mirrored image.
+        pairs: Pair of each vote, ascending.
+        turns: Rotation of each vote.
+        scales: Scale of each vote.
+        mirrored: Whether the vote is for a mirrored image.
 
     Returns:
         (num_votes,).

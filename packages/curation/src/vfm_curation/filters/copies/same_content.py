@@ -61,10 +61,10 @@ def same_content(
     """Find all verified pairs of images with the same content.
 
     Args:
-        run: the run of the filter. Its scratch folder takes the index.
-        folders: folders of measured images. The first one is the pool's.
-        places: folder, shard and row of each image, best first, (num_images, 3).
-        num_references: if not 0, only pairs of a reference and another image. References are the first images by rank.
+        run: The run of the filter. Its scratch folder takes the index.
+        folders: Folders of measured images. The first one is the pool's.
+        places: Folder, shard and row of each image, best first, (num_images, 3).
+        num_references: If not 0, only pairs of a reference and another image. References are the first images by rank.
 
     Returns:
         Table with `first`, the better rank, `second`, and the fields of `Alignment`. Sorted by both ranks.
@@ -127,10 +127,10 @@ def panel_of_pairs(title: str, pairs: pa.Table, firsts: Iterable[str], seconds: 
     """Build a table of the first pairs with their transformations.
 
     Args:
-        title: title of the panel.
-        pairs: the pairs.
-        firsts: name of the first image of each pair.
-        seconds: name of the second image of each pair.
+        title: Title of the panel.
+        pairs: The pairs.
+        firsts: Name of the first image of each pair.
+        seconds: Name of the second image of each pair.
     """
     rows: list[list[str | float | int | None]] = []
     for first, second, pair in zip(firsts, seconds, pairs.slice(0, NUM_SHOWN).to_pylist(), strict=False):

@@ -139,9 +139,9 @@ def runs_in(words: list[str], phrases: frozenset[str], longest: int) -> set[str]
     """Find the phrases in a text.
 
     Args:
-        words: words of the text.
-        phrases: phrases to find.
-        longest: words of the longest phrase.
+        words: Words of the text.
+        phrases: Phrases to find.
+        longest: Words of the longest phrase.
     """
     matched_phrases: set[str] = set()
     for length in range(1, longest + 1):

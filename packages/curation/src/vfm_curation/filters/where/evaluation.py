@@ -49,10 +49,10 @@ def masks(expression: Expression, columns: Columns, num_rows: int, bounds: Mappi
     """Evaluate each condition of an expression.
 
     Args:
-        expression: the conditions.
-        columns: the columns by name.
-        num_rows: their length.
-        bounds: value of each cut by its name.
+        expression: The conditions.
+        columns: The columns by name.
+        num_rows: Their length.
+        bounds: Value of each cut by its name.
 
     Returns:
         An array of booleans for each condition, null where a missing value leaves it open.

@@ -42,8 +42,8 @@ class Cut:
     """A bound that depends on all values of an expression.
 
     Attributes:
-        node: the expression.
-        share: share of the values below a quantile, or share to keep by `top` or `bottom`.
+        node: The expression.
+        share: Share of the values below a quantile, or share to keep by `top` or `bottom`.
         rule: `quantile`, `top` or `bottom`.
     """
 
@@ -61,11 +61,11 @@ class Expression:
     """A condition over columns.
 
     Attributes:
-        text: what the user wrote.
-        parts: trees of the conditions.
-        conditions: the parts of the expression that are joined by `and` at its top.
-        names: columns that it reads.
-        cuts: bounds that depend on all values, by their names.
+        text: What the user wrote.
+        parts: Trees of the conditions.
+        conditions: The parts of the expression that are joined by `and` at its top.
+        names: Columns that it reads.
+        cuts: Bounds that depend on all values, by their names.
 
     Raises:
         ValueError: If the text is not such a condition.

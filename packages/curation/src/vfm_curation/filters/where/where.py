@@ -66,10 +66,10 @@ class Effects:
     """Counts what each condition of an expression drops, alone and together with the others.
 
     Attributes:
-        num_texts: number of texts.
-        holds: for each condition, texts for which it holds.
-        alone: for each condition, texts that no other condition drops.
-        missing: for each condition, texts that it drops because a value is missing.
+        num_texts: Number of texts.
+        holds: For each condition, texts for which it holds.
+        alone: For each condition, texts that no other condition drops.
+        missing: For each condition, texts that it drops because a value is missing.
     """
 
     def __init__(self, expression: Expression, bounds: dict[str, float]) -> None:

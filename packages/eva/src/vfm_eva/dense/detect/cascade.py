@@ -62,8 +62,8 @@ class Matched:
     Attributes:
         boxes: (R, 4).
         labels: (R,), K where no object overlaps enough.
-        objects: index of the object, (R,), 0 without objects.
-        targets: box of the object, (R, 4).
+        objects: Index of the object, (R,), 0 without objects.
+        targets: Box of the object, (R, 4).
     """
 
     boxes: Tensor
@@ -80,9 +80,9 @@ def match(boxes: Tensor, truth: TargetObjects, num_classes: int, iou: float) -> 
 
     Args:
         boxes: (R, 4).
-        truth: objects of the image.
-        num_classes: number of classes. This label is the background.
-        iou: smallest overlap of a match.
+        truth: Objects of the image.
+        num_classes: Number of classes. This label is the background.
+        iou: Smallest overlap of a match.
     """
     if not len(truth.labels):
         background = torch.full((len(boxes),), num_classes, dtype=torch.int64, device=boxes.device)
@@ -96,13 +96,13 @@ class CascadeHeads(nn.Module):
     """The box heads of all stages, and the mask head.
 
     Args:
-        channels: channels of the pyramid's maps.
-        num_classes: number of classes, K.
-        settings: settings of the stages.
-        strides: strides of the maps from which boxes are pooled, in pixels.
-        masks: add a mask head.
+        channels: Channels of the pyramid's maps.
+        num_classes: Number of classes, K.
+        settings: Settings of the stages.
+        strides: Strides of the maps from which boxes are pooled, in pixels.
+        masks: Add a mask head.
         aligned, samples: as in `pool_boxes`: True and 0 for detectron2's rules, False and 2 for torchvision's.
-        beta: as in `box_loss`: 0 for detectron2's rules, 1/9 for torchvision's.
+        beta: As in `box_loss`: 0 for detectron2's rules, 1/9 for torchvision's.
     """
 
     def __init__(
@@ -152,11 +152,11 @@ class CascadeHeads(nn.Module):
         """Compute the losses of all stages by name.
 
         Args:
-            maps: feature maps by level, (B, C, h, w) each.
-            proposals: proposed boxes of each image, (R, 4).
-            truths: objects of each image.
-            sizes: height and width of each image in pixels.
-            order: order of the classes from `draw_order`, for the federated loss.
+            maps: Feature maps by level, (B, C, h, w) each.
+            proposals: Proposed boxes of each image, (R, 4).
+            truths: Objects of each image.
+            sizes: Height and width of each image in pixels.
+            order: Order of the classes from `draw_order`, for the federated loss.
         """
         losses: dict[str, Tensor] = {}
         boxes: list[Tensor] = []
@@ -184,10 +184,10 @@ class CascadeHeads(nn.Module):
         """Detect the objects of each image.
 
         Args:
-            maps: feature maps of the pyramid.
-            proposals: proposed boxes of each image, (R, 4).
-            sizes: height and width of each image.
-            selection: limits of the detections.
+            maps: Feature maps of the pyramid.
+            proposals: Proposed boxes of each image, (R, 4).
+            sizes: Height and width of each image.
+            selection: Limits of the detections.
 
         Returns:
             Detections of each image, best first, with mean scores over stages and boxes of the last stage.
@@ -282,7 +282,7 @@ def select(scores: Tensor, boxes: Tensor, selection: Selection) -> DetectedObjec
     Args:
         scores: (R, K).
         boxes: (R, 4).
-        selection: limits of the detections.
+        selection: Limits of the detections.
     """
     usable = boxes.isfinite().all(dim=1) & scores.isfinite().all(dim=1)
     usable = usable & (boxes[:, 2:] - boxes[:, :2] >= MIN_SIDE).all(dim=1)  # ONNX has no `&=`

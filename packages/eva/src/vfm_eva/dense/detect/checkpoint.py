@@ -36,13 +36,13 @@ def build_detector(encoder: nn.Module, num_classes: int, settings: DetectorSetti
     torch's global generator is not advanced.
 
     Args:
-        encoder: a timm vision transformer.
-        num_classes: number of classes.
-        settings: settings of the detector's parts.
-        seed: seed of the head's weights.
+        encoder: A timm vision transformer.
+        num_classes: Number of classes.
+        settings: Settings of the detector's parts.
+        seed: Seed of the head's weights.
 
     Raises:
-        UserError: if the encoder does not fit.
+        UserError: If the encoder does not fit.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -53,9 +53,9 @@ def save_detector(model: Detector, directory: Path, class_names: Sequence[str]) 
     """Write the encoder, the head and the settings of a detector.
 
     Args:
-        model: the detector.
-        directory: folder of the checkpoint.
-        class_names: names of the classes, in the order of the labels.
+        model: The detector.
+        directory: Folder of the checkpoint.
+        class_names: Names of the classes, in the order of the labels.
     """
     save_vision(model.encoder.visual, directory / ENCODER_FOLDER)
     save_state_dict(model.head.state_dict(), directory / WEIGHTS_FILE)
@@ -84,7 +84,7 @@ def read_settings(checkpoint: DenseCheckpoint) -> DetectorSettings:
     """Read the settings of a detector.
 
     Raises:
-        UserError: if the checkpoint is no detector of this package, or its file is damaged.
+        UserError: If the checkpoint is no detector of this package, or its file is damaged.
     """
     file = checkpoint.path / SETTINGS_FILE
     if checkpoint.predictor != EvaDetect.predictor:
@@ -97,7 +97,7 @@ def read_detector(checkpoint: DenseCheckpoint) -> Detector:
     """Load a detector in evaluation mode.
 
     Raises:
-        UserError: if a file is missing or does not fit.
+        UserError: If a file is missing or does not fit.
     """
     encoder = load_vision(checkpoint.path / checkpoint.encoder)
     model = build_detector(encoder, len(checkpoint.class_names), read_settings(checkpoint))
@@ -112,15 +112,15 @@ def load_head(checkpoint: DenseCheckpoint, model: Detector, class_names: Sequenc
     mask head keeps its initial weights.
 
     Args:
-        checkpoint: the checkpoint to load.
-        model: the detector.
-        class_names: classes of the detector.
+        checkpoint: The checkpoint to load.
+        model: The detector.
+        class_names: Classes of the detector.
 
     Returns:
         What happened to every weight.
 
     Raises:
-        UserError: if a weight is missing, unknown, or has another shape.
+        UserError: If a weight is missing, unknown, or has another shape.
     """
     weights = load_state_dict(checkpoint.path / WEIGHTS_FILE)
     report = KeyReport()

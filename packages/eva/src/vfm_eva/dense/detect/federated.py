@@ -17,9 +17,9 @@ def draw_order(weights: NDArray[np.float64], seed: int, step: int) -> Tensor:
     depends on seed and step only, so all processes and micro-batches of a step draw the same negatives.
 
     Args:
-        weights: weight of each class, (K,), such as the square root of its number of images.
-        seed: seed of the training run.
-        step: optimizer step.
+        weights: Weight of each class, (K,), such as the square root of its number of images.
+        seed: Seed of the training run.
+        step: Optimizer step.
     """
     # The arrival order of exponential clocks with these rates is weighted sampling without replacement.
     waits = np.random.default_rng((seed, step)).exponential(size=len(weights))
@@ -33,11 +33,11 @@ def federated_mask(present: Tensor, order: Tensor, num_classes: int, minimum: in
     They are the classes of the batch's boxes, filled up to `minimum` with negatives.
 
     Args:
-        present: labels of the batch's boxes, of any number. `num_classes` is the background. It counts as one of the
+        present: Labels of the batch's boxes, of any number. `num_classes` is the background. It counts as one of the
             `minimum`, as in the released code.
-        order: order of the classes from `draw_order`.
-        num_classes: number of classes, K.
-        minimum: number of classes to fill up to.
+        order: Order of the classes from `draw_order`.
+        num_classes: Number of classes, K.
+        minimum: Number of classes to fill up to.
 
     Returns:
         (K,) bool.

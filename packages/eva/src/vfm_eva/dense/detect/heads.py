@@ -27,11 +27,11 @@ class BoxHead(nn.Module):
     """Predicts class scores and box refinements from pooled features.
 
     Args:
-        channels: channels of the features, C.
+        channels: Channels of the features, C.
         outputs: K + 1, with the background as last output. Sigmoid losses leave it unused, as in detectron2.
-        num_convs: number of convolutions.
-        hidden: width of the linear layer after the convolutions.
-        prior: initial probability of a class. None: biases start at 0.
+        num_convs: Number of convolutions.
+        hidden: Width of the linear layer after the convolutions.
+        prior: Initial probability of a class. None: biases start at 0.
     """
 
     def __init__(

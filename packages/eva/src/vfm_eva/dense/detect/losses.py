@@ -23,7 +23,7 @@ def sigmoid_loss(scores: Tensor, labels: Tensor, counted: Tensor | None = None) 
     Args:
         scores: (R, K + 1). The last column is not used.
         labels: (R,), K for the background.
-        counted: classes that count, (K,) bool. None: all.
+        counted: Classes that count, (K,) bool. None: all.
     """
     num_classes = scores.shape[1] - 1
     targets = F.one_hot(labels, num_classes + 1)[:, :-1].to(scores.dtype)
@@ -38,10 +38,10 @@ def box_loss(deltas: Tensor, targets: Tensor, positive: Tensor, beta: float = 0.
     """Compute the smooth L1 loss of the positive boxes, divided by the number of all boxes.
 
     Args:
-        deltas: predicted refinements, (R, 4).
-        targets: target refinements, (R, 4).
-        positive: boxes with an object, (R,) bool.
-        beta: difference below which the loss is quadratic.
+        deltas: Predicted refinements, (R, 4).
+        targets: Target refinements, (R, 4).
+        positive: Boxes with an object, (R,) bool.
+        beta: Difference below which the loss is quadratic.
     """
     total = F.smooth_l1_loss(deltas[positive], targets[positive], beta=beta, reduction="sum")
     return total / max(1, len(positive))
@@ -66,11 +66,11 @@ def mask_targets(
     """Crop and resize object masks to their boxes, (R, M, M).
 
     Args:
-        masks: masks of each image's objects, (N_i, H, W).
-        boxes: boxes of each image, (R_i, 4).
-        matched: index of each box's object, (R_i,).
-        size: side of a target, M.
-        aligned: as in `pool_boxes`. If True, targets are 0 or 1, as in detectron2, else fractions, as in torchvision.
+        masks: Masks of each image's objects, (N_i, H, W).
+        boxes: Boxes of each image, (R_i, 4).
+        matched: Index of each box's object, (R_i,).
+        size: Side of a target, M.
+        aligned: As in `pool_boxes`. If True, targets are 0 or 1, as in detectron2, else fractions, as in torchvision.
     """
     crops: list[Tensor] = []
     for mask, box, match in zip(masks, boxes, matched, strict=True):

@@ -38,12 +38,12 @@ class Detector(nn.Module):
     """A detector on the last map of an encoder.
 
     Args:
-        encoder: a timm vision transformer, whose parameters are found below `encoder.visual`.
-        num_classes: number of classes, K.
-        settings: all other settings.
+        encoder: A timm vision transformer, whose parameters are found below `encoder.visual`.
+        num_classes: Number of classes, K.
+        settings: All other settings.
 
     Raises:
-        UserError: if the encoder has no patch tokens, or the image size does not fit its patches and windows.
+        UserError: If the encoder has no patch tokens, or the image size does not fit its patches and windows.
     """
 
     def __init__(self, encoder: nn.Module, num_classes: int, settings: DetectorSettings) -> None:
@@ -66,10 +66,10 @@ class Detector(nn.Module):
         """Compute all losses by name.
 
         Args:
-            pixels: normalised images, (B, 3, S, S).
-            truths: objects of each image.
-            sizes: height and width of the images. The rest of the input is padding.
-            order: order of the classes from `draw_order`, for the federated loss.
+            pixels: Normalised images, (B, 3, S, S).
+            truths: Objects of each image.
+            sizes: Height and width of the images. The rest of the input is padding.
+            order: Order of the classes from `draw_order`, for the federated loss.
         """
         maps = self._maps(pixels)
         images = ImageList(pixels, list(sizes))
@@ -105,7 +105,7 @@ def check_side(settings: DetectorSettings, patch_size: int) -> None:
     """Check that the image size divides into patches, windows and pyramid levels.
 
     Raises:
-        UserError: if it does not.
+        UserError: If it does not.
     """
     side = settings.image_size
     window = settings.windows.window
@@ -128,7 +128,7 @@ def _trained_side(settings: DetectorSettings, patch_size: int) -> int:
     """Compute the side in patches that the relative positions of global blocks are for.
 
     Raises:
-        UserError: if it is no whole number of at least 2.
+        UserError: If it is no whole number of at least 2.
     """
     size = settings.windows.relative_size or settings.image_size
     if size % patch_size or size < 2 * patch_size:

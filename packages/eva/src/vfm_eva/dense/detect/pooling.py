@@ -25,13 +25,13 @@ def pool_boxes(
     """Pool the features of boxes, (R, C, P, P).
 
     Args:
-        maps: feature maps by level, (B, C, h, w) each, the finest first.
-        strides: stride of each level in pixels, each twice the previous.
-        boxes: boxes of each image, (R_i, 4).
-        size: side of a pooled map, P.
-        aligned: pixels have their centres at halves (detectron2's `ROIAlignV2`), else at whole numbers (torchvision's
+        maps: Feature maps by level, (B, C, h, w) each, the finest first.
+        strides: Stride of each level in pixels, each twice the previous.
+        boxes: Boxes of each image, (R_i, 4).
+        size: Side of a pooled map, P.
+        aligned: Pixels have their centres at halves (detectron2's `ROIAlignV2`), else at whole numbers (torchvision's
             `MultiScaleRoIAlign`).
-        samples: sampling points along a side of each cell. 0: as many as the cell has pixels.
+        samples: Sampling points along a side of each cell. 0: as many as the cell has pixels.
 
     Sources: Lin et al. 2016, FPN (arXiv:1612.03144), equation 1, and He et al. 2017, Mask R-CNN (arXiv:1703.06870).
     """

@@ -104,8 +104,8 @@ def paste(masks: Tensor, boxes: NDArray[np.float64], height: int, width: int) ->
     Args:
         masks: (N, M, M).
         boxes: (N, 4).
-        height: height of the image.
-        width: width of the image.
+        height: Height of the image.
+        width: Width of the image.
 
     Returns:
         (N, height, width).

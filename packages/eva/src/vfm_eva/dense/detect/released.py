@@ -20,7 +20,7 @@ def check_import_detector(config: ImportDetector, ctx: Preflight) -> None:
     """Check that the encoder can be built and takes the head.
 
     Raises:
-        UserError: if it cannot.
+        UserError: If it cannot.
     """
     data = ctx.artifact(config.data)
     with torch.device("meta"):
@@ -31,7 +31,7 @@ def import_detector(config: ImportDetector, ctx: Context) -> DenseCheckpoint:
     """Convert a released file to a detector.
 
     Raises:
-        UserError: if a key is missing, unknown or has another shape.
+        UserError: If a key is missing, unknown or has another shape.
     """
     data = ctx.load(config.data)
     model = _build(config, data)
@@ -45,12 +45,12 @@ def load_released(tensors: dict[str, Tensor], model: Detector, where: str) -> Ke
     """Load a state dict with the names of EVA's detection code.
 
     Args:
-        tensors: the state dict.
-        model: the detector.
-        where: name of the file, for errors.
+        tensors: The state dict.
+        model: The detector.
+        where: Name of the file, for errors.
 
     Raises:
-        UserError: if a key is missing, unknown or has another shape, or only one of file and detector has relative
+        UserError: If a key is missing, unknown or has another shape, or only one of file and detector has relative
             positions.
     """
     expected = model.settings.windows.relative

@@ -14,10 +14,10 @@ def repeat_factors(objects: ObjectArrays, num_images: int, num_classes: int, thr
     """Compute how often an epoch repeats each image on average, (N,), at least 1.
 
     Args:
-        objects: objects of all images.
-        num_images: number of images, N.
-        num_classes: number of classes, K.
-        threshold: share of the images below which a class is rare.
+        objects: Objects of all images.
+        num_images: Number of images, N.
+        num_classes: Number of classes, K.
+        threshold: Share of the images below which a class is rare.
 
     Source: Gupta et al. 2019, LVIS (arXiv:1908.03195), appendix B.3.
     """

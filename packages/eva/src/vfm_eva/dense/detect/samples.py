@@ -24,10 +24,10 @@ class DetectionInputs:
 
     Attributes:
         images: uint8, (B, 3, S, S).
-        sizes: height and width of the part without padding, (B, 2).
-        labels: labels of each image, (N,).
-        boxes: boxes of each image, (N, 4).
-        masks: masks of each image, (N, S, S) bool. Missing in training without masks.
+        sizes: Height and width of the part without padding, (B, 2).
+        labels: Labels of each image, (N,).
+        boxes: Boxes of each image, (N, 4).
+        masks: Masks of each image, (N, S, S) bool. Missing in training without masks.
     """
 
     images: Tensor
@@ -51,11 +51,11 @@ class MakeDetection:
     """Creates the inputs of a sample, with all random numbers drawn from the draw's seed.
 
     Attributes:
-        source: images with their annotations.
-        side: side of the crop in pixels, S.
-        augmentation: ranges of the draws.
-        with_masks: whether to load masks.
-        fill: colour of the padding.
+        source: Images with their annotations.
+        side: Side of the crop in pixels, S.
+        augmentation: Ranges of the draws.
+        with_masks: Whether to load masks.
+        fill: Colour of the padding.
     """
 
     source: AnnotatedSource

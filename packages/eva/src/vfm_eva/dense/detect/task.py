@@ -37,13 +37,13 @@ class DetectTask(Task[DetectionInputs]):
     them.
 
     Args:
-        model: the detector.
-        class_names: class names of the data.
-        class_images: number of images with each class, for the federated loss. None: another loss.
-        federated_power: negatives are drawn in proportion to these numbers to this power.
-        trained: trainable weights of the encoder.
-        decay_vectors: decay biases, norms and positions too.
-        seed: seed of the training run, for the federated loss.
+        model: The detector.
+        class_names: Class names of the data.
+        class_images: Number of images with each class, for the federated loss. None: another loss.
+        federated_power: Negatives are drawn in proportion to these numbers to this power.
+        trained: Trainable weights of the encoder.
+        decay_vectors: Decay biases, norms and positions too.
+        seed: Seed of the training run, for the federated loss.
 
     Source: Li et al. 2022, ViTDet (arXiv:2203.16527), appendix A.2, for the groups of parameters.
     """

@@ -165,9 +165,9 @@ def build_visual(config: EvaDetect, folder: Path, *, load: bool = False) -> nn.M
     If another patch size is set, patches are resampled and the grid stays the same.
 
     Args:
-        config: settings of the training.
-        folder: folder of the encoder's checkpoint.
-        load: load the weights.
+        config: Settings of the training.
+        folder: Folder of the encoder's checkpoint.
+        load: Load the weights.
     """
     original = vision_tower(build_vision(f"local-dir:{folder}"))
     size = config.patch_size or original.patch_size[0]
@@ -188,9 +188,9 @@ def first_samples_panel(
     """Show the crops of the first step with their boxes and masks.
 
     Args:
-        data: batches of the training run.
-        class_names: names of the classes.
-        directory: folder to write the images into.
+        data: Batches of the training run.
+        class_names: Names of the classes.
+        directory: Folder to write the images into.
     """
     shown = list(islice(_first_samples(data, class_names), NUM_IMAGES))
     note = f"The first {len(shown)} crops of the first step, after augmentation, with the objects that are trained."

@@ -42,7 +42,7 @@ class UperNet(nn.Module):
     with transformers' classes.
 
     Raises:
-        UserError: if transformers is not installed.
+        UserError: If transformers is not installed.
     """
 
     def __init__(self, width: int, num_classes: int, channels: int, *, auxiliary: bool = True) -> None:
@@ -85,9 +85,9 @@ class MapSegmenter(nn.Module):
     """An encoder with a head on its maps.
 
     Args:
-        encoder: the encoder. Its `layers` are the inputs of the head.
-        head: computes class scores from maps.
-        frozen: do not train the encoder.
+        encoder: The encoder. Its `layers` are the inputs of the head.
+        head: Computes class scores from maps.
+        frozen: Do not train the encoder.
     """
 
     def __init__(self, encoder: DenseEncoder, head: LinearMapHead | UperNet, *, frozen: bool = False) -> None:
@@ -120,7 +120,7 @@ def pixel_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         scores: (B, K, h, w). They are interpolated to the size of the labels.
-        labels: class of each pixel, -1 where it is unlabelled, (B, S, S).
+        labels: Class of each pixel, -1 where it is unlabelled, (B, S, S).
     """
     full = F.interpolate(scores.float(), size=labels.shape[-2:], mode="bilinear", align_corners=False)
     return F.cross_entropy(full, labels.long(), ignore_index=-1, reduction="sum")

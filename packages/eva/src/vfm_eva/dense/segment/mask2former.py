@@ -24,9 +24,9 @@ class Mask2FormerHead(nn.Module):
     """The adapter, the pixel decoder, the transformer decoder of the queries and the classifier.
 
     Args:
-        encoder: the encoder whose features are decoded. It is not a submodule.
-        settings: sizes of the parts.
-        num_classes: number of classes without the class `none`.
+        encoder: The encoder whose features are decoded. It is not a submodule.
+        settings: Sizes of the parts.
+        num_classes: Number of classes without the class `none`.
     """
 
     def __init__(self, encoder: DenseEncoder, settings: Mask2FormerSegmentation, num_classes: int) -> None:
@@ -64,8 +64,8 @@ class Mask2FormerSegmenter(nn.Module):
     """An encoder with a Mask2Former head.
 
     Args:
-        encoder: encoder without prefix tokens, since the adapter adds the class token.
-        head: head that was built for this encoder.
+        encoder: Encoder without prefix tokens, since the adapter adds the class token.
+        head: Head that was built for this encoder.
     """
 
     def __init__(self, encoder: DenseEncoder, head: Mask2FormerHead) -> None:
@@ -84,13 +84,13 @@ def build_mask2former(
     """Build a segmenter around a timm encoder.
 
     Args:
-        settings: sizes of the head.
-        encoder: the timm model.
-        num_classes: number of classes without the class `none`.
-        frozen: freeze all weights.
+        settings: Sizes of the head.
+        encoder: The timm model.
+        num_classes: Number of classes without the class `none`.
+        frozen: Freeze all weights.
 
     Raises:
-        UserError: if the encoder does not suit the adapter, the channels are not divisible among heads or groups of the
+        UserError: If the encoder does not suit the adapter, the channels are not divisible among heads or groups of the
             norms, or transformers is not installed.
     """
     for field, divisor in (("num_heads", settings.num_heads), ("channels", NORM_GROUPS)):

@@ -48,11 +48,11 @@ def match(
     """Match each object of a batch to a query of its image, at each depth.
 
     Args:
-        predictions: predictions at L depths.
-        labels: classes of each image's objects, (M,).
-        masks: masks of each image's objects, (M, S, S), floating point.
-        points: points at which masks are compared, (B, P, 2).
-        weights: weights of the costs.
+        predictions: Predictions at L depths.
+        labels: Classes of each image's objects, (M,).
+        masks: Masks of each image's objects, (M, S, S), floating point.
+        points: Points at which masks are compared, (B, P, 2).
+        weights: Weights of the costs.
 
     Returns:
         The query of each object, (L, objects of all images).
@@ -89,9 +89,9 @@ def mask_costs(scores: Tensor, true: Tensor, weights: LossWeights) -> Tensor:
     """Compute the costs of pairing each predicted mask with each true mask.
 
     Args:
-        scores: predicted scores at the points, (..., Q, P).
-        true: values of the true masks at the points, (M, P).
-        weights: weights of cross-entropy and dice.
+        scores: Predicted scores at the points, (..., Q, P).
+        true: Values of the true masks at the points, (M, P).
+        weights: Weights of cross-entropy and dice.
 
     Returns:
         (..., Q, M).

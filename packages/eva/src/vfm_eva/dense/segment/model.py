@@ -55,10 +55,10 @@ class HeadRecord:
     """The description of a head in a checkpoint folder.
 
     Attributes:
-        head: the settings of the head.
-        task: semantic, instance or panoptic.
-        frozen: whether the encoder was frozen.
-        things: whether each class has instances.
+        head: The settings of the head.
+        task: Semantic, instance or panoptic.
+        frozen: Whether the encoder was frozen.
+        things: Whether each class has instances.
     """
 
     head: dict[str, Any]
@@ -79,10 +79,10 @@ def build_queries(
     """Build an encoder with queries in its last blocks.
 
     Args:
-        settings: settings of the head.
-        encoder: a timm vision transformer.
-        num_classes: number of classes.
-        frozen: whether the encoder is not trained.
+        settings: Settings of the head.
+        encoder: A timm vision transformer.
+        num_classes: Number of classes.
+        frozen: Whether the encoder is not trained.
     """
     dense = DenseEncoder(encoder)
     head = QueriesHead(dense.width, num_classes, settings.num_queries, dense.patch_size)
@@ -93,10 +93,10 @@ def build_linear(settings: LinearSegmentation, encoder: nn.Module, num_classes: 
     """Build an encoder with a linear head.
 
     Args:
-        settings: settings of the head.
-        encoder: a timm vision transformer.
-        num_classes: number of classes.
-        frozen: whether the encoder is not trained.
+        settings: Settings of the head.
+        encoder: A timm vision transformer.
+        num_classes: Number of classes.
+        frozen: Whether the encoder is not trained.
     """
     dense = DenseEncoder(encoder, layers=settings.layers)
     return MapSegmenter(dense, LinearMapHead(dense.width, len(settings.layers), num_classes), frozen=frozen)
@@ -106,10 +106,10 @@ def build_upernet(settings: UperNetSegmentation, encoder: nn.Module, num_classes
     """Build an encoder with UperNet.
 
     Args:
-        settings: settings of the head.
-        encoder: a timm vision transformer.
-        num_classes: number of classes.
-        frozen: whether the encoder is not trained.
+        settings: Settings of the head.
+        encoder: A timm vision transformer.
+        num_classes: Number of classes.
+        frozen: Whether the encoder is not trained.
     """
     dense = DenseEncoder(encoder, layers=settings.layers)
     head = UperNet(dense.width, num_classes, settings.channels, auxiliary=settings.auxiliary > 0)
@@ -120,12 +120,12 @@ def build_segmenter(config: EvaSegment, encoder: nn.Module, num_classes: int) ->
     """Build the model to train, with a new head.
 
     Args:
-        config: settings of the training. The random weights are drawn from its seed.
-        encoder: a timm vision transformer.
-        num_classes: number of classes.
+        config: Settings of the training. The random weights are drawn from its seed.
+        encoder: A timm vision transformer.
+        num_classes: Number of classes.
 
     Raises:
-        UserError: if the head does not fit the encoder.
+        UserError: If the head does not fit the encoder.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -141,7 +141,7 @@ def check_side(image_size: int | None, encoder: DenseEncoder) -> None:
     """Check that images divide into patches.
 
     Raises:
-        UserError: if they do not.
+        UserError: If they do not.
     """
     side = image_size or encoder.trunk.grid[0] * encoder.patch_size
     if side % encoder.patch_size:
@@ -152,7 +152,7 @@ def build_encoder(config: EvaSegment, checkpoint: VisionCheckpoint | ClipCheckpo
     """Build the architecture of an encoder without a head. Weights are not loaded.
 
     Raises:
-        UserError: if it cannot be built with these settings, or a CLIP model's image tower is not from timm.
+        UserError: If it cannot be built with these settings, or a CLIP model's image tower is not from timm.
     """
     arguments: dict[str, Any] = {"drop_path_rate": config.drop_path, "num_classes": 0}
     if config.patch_size:
@@ -178,7 +178,7 @@ def load_encoder(config: EvaSegment, checkpoint: VisionCheckpoint | ClipCheckpoi
     """Load an encoder, with positions and patches resampled to the settings, and report the use of each weight.
 
     Raises:
-        UserError: if it cannot be built, or a weight does not fit.
+        UserError: If it cannot be built, or a weight does not fit.
     """
     model = build_encoder(config, checkpoint)
     report = KeyReport()
@@ -201,10 +201,10 @@ def save_segmenter(
     The encoder is in a subfolder in timm's layout. The head's weights and settings are next to it.
 
     Args:
-        model: the segmenter.
-        record: settings of the head.
-        directory: folder of the checkpoint.
-        class_names: names of the classes, in the order of the labels.
+        model: The segmenter.
+        record: Settings of the head.
+        directory: Folder of the checkpoint.
+        class_names: Names of the classes, in the order of the labels.
     """
     encoder = save_vision(model.encoder.visual, directory / ENCODER_FOLDER)
     weights = {key: value for key, value in model.state_dict().items() if not key.startswith("encoder.")}
@@ -224,7 +224,7 @@ def read_segmenter(checkpoint: DenseCheckpoint) -> tuple[Segmenter, HeadRecord]:
     """Load a model written by `save_segmenter`, in evaluation mode.
 
     Raises:
-        UserError: if a file is missing, or the head's weights do not fit.
+        UserError: If a file is missing, or the head's weights do not fit.
     """
     record = HeadRecord(**json.loads((checkpoint.path / HEAD_CONFIG_FILE).read_text(encoding="utf-8")))
     encoder = load_vision(checkpoint.path / checkpoint.encoder)

@@ -70,11 +70,11 @@ def uncertain_points(
     All masks choose from the same points. These are drawn once, and interpolated with the same weights.
 
     Args:
-        masks: scores, (N, H, W). Certainty is their distance from 0.
-        num_points: number of points per mask, P.
-        oversample: number of candidates for uncertain points, as a multiple of P.
-        importance: share of the P points that are uncertain points.
-        draw: draws the points.
+        masks: Scores, (N, H, W). Certainty is their distance from 0.
+        num_points: Number of points per mask, P.
+        oversample: Number of candidates for uncertain points, as a multiple of P.
+        importance: Share of the P points that are uncertain points.
+        draw: Draws the points.
 
     Returns:
         All points, (1, C, 2), and the indices of each mask's points, (N, P), in no particular order.

@@ -32,8 +32,8 @@ def semantic_scores(classes: Tensor, masks: Tensor) -> Tensor:
     """Compute class scores of pixels: the sum over queries of class probability times mask probability.
 
     Args:
-        classes: scores of the classes and of `none`, (B, Q, K + 1).
-        masks: mask scores, (B, Q, H, W).
+        classes: Scores of the classes and of `none`, (B, Q, K + 1).
+        masks: Mask scores, (B, Q, H, W).
 
     Returns:
         (B, K, H, W).
@@ -45,8 +45,8 @@ def best_objects(classes: Tensor, things: Sequence[bool]) -> QueryObjects:
     """Select the best pairs of a query and a class with instances. A query can have several classes.
 
     Args:
-        classes: scores of the classes and of `none`, (Q, K + 1).
-        things: whether a class has instances, (K,).
+        classes: Scores of the classes and of `none`, (Q, K + 1).
+        things: Whether a class has instances, (K,).
     """
     known = torch.tensor([label for label, is_thing in enumerate(things) if is_thing], device=classes.device)
     probabilities = classes.softmax(dim=-1)[:, known]
@@ -75,11 +75,11 @@ def panoptic_map(
     single segment.
 
     Args:
-        classes: scores of the classes and of `none`, (Q, K + 1).
-        masks: mask scores, (Q, H, W).
-        things: whether a class has instances, (K,).
-        score_threshold: class probability above which a query counts.
-        overlap_threshold: share of a mask's pixels that the query must keep.
+        classes: Scores of the classes and of `none`, (Q, K + 1).
+        masks: Mask scores, (Q, H, W).
+        things: Whether a class has instances, (K,).
+        score_threshold: Class probability above which a query counts.
+        overlap_threshold: Share of a mask's pixels that the query must keep.
     """
     scores, labels = classes.softmax(dim=-1).max(dim=-1)
     confident = (labels < len(things)) & (scores > score_threshold)

@@ -33,10 +33,10 @@ class QueryPredictions:
     """Predictions of the queries at a depth of the encoder.
 
     Attributes:
-        classes: scores of the classes and of `none`, (B, Q, K + 1).
-        masks: mask scores of the pixels, (B, Q, H, W). They have no gradient if `embeddings` and `maps` are given.
-        embeddings: mask embeddings of the queries, (B, Q, D).
-        maps: features of the pixels, (B, H, W, D).
+        classes: Scores of the classes and of `none`, (B, Q, K + 1).
+        masks: Mask scores of the pixels, (B, Q, H, W). They have no gradient if `embeddings` and `maps` are given.
+        embeddings: Mask embeddings of the queries, (B, Q, D).
+        maps: Features of the pixels, (B, H, W, D).
     """
 
     classes: Tensor
@@ -50,8 +50,8 @@ class QueryPredictions:
         A loss needs the masks of few queries. Only these are multiplied again, so the others need no backward pass.
 
         Args:
-            queries: queries of all images, one image after another, (N,).
-            counts: number of queries of each image.
+            queries: Queries of all images, one image after another, (N,).
+            counts: Number of queries of each image.
         """
         rows = torch.split(queries, list(counts))
         if self.embeddings is None or self.maps is None:
@@ -98,7 +98,7 @@ class QueriesHead(nn.Module):
     """The queries, and the layers that predict classes and masks of stride 4 from query and patch tokens.
 
     Raises:
-        UserError: if the patch size is not a power of two from 4 on, so that doubling cannot reach stride 4.
+        UserError: If the patch size is not a power of two from 4 on, so that doubling cannot reach stride 4.
     """
 
     def __init__(self, width: int, num_classes: int, num_queries: int, patch_size: int) -> None:
@@ -132,10 +132,10 @@ class QuerySegmenter(nn.Module):
     """An encoder with queries in its last blocks.
 
     Args:
-        encoder: encoder with prefix tokens and without windows in its last blocks.
-        head: the queries and their predictors.
-        num_blocks: number of last blocks that the queries run through.
-        frozen: keep the encoder's weights, and train copies of these blocks and of the final norm.
+        encoder: Encoder with prefix tokens and without windows in its last blocks.
+        head: The queries and their predictors.
+        num_blocks: Number of last blocks that the queries run through.
+        frozen: Keep the encoder's weights, and train copies of these blocks and of the final norm.
     """
 
     def __init__(self, encoder: DenseEncoder, head: QueriesHead, num_blocks: int, *, frozen: bool = False) -> None:
@@ -159,8 +159,8 @@ class QuerySegmenter(nn.Module):
         """Predict after the last block, and in training also before each block with queries.
 
         Args:
-            images: normalised images, (B, 3, S, S).
-            keep: for each block with queries, the probability that a query attends only to its mask. None: never, and
+            images: Normalised images, (B, 3, S, S).
+            keep: For each block with queries, the probability that a query attends only to its mask. None: never, and
                 only the last predictions are returned.
         """
         tokens = self._before_queries(images)
@@ -200,9 +200,9 @@ def attention_mask(masks: Tensor, tokens: Tokens, keep: float) -> Tensor:
     A query sees only the patches of its mask. All other tokens see everything.
 
     Args:
-        masks: scores of the queries' masks, (B, Q, H, W). A patch is in the mask where its score is above 0.
-        tokens: queries, prefix tokens and patches.
-        keep: probability that a query is restricted. It is drawn from torch's generator unless it is 1.
+        masks: Scores of the queries' masks, (B, Q, H, W). A patch is in the mask where its score is above 0.
+        tokens: Queries, prefix tokens and patches.
+        keep: Probability that a query is restricted. It is drawn from torch's generator unless it is 1.
 
     Returns:
         (B, 1, N, N), True: sees.
@@ -233,10 +233,10 @@ def annealed(step: int, num_steps: int, num_blocks: int, power: float = 0.9) -> 
     for four blocks.
 
     Args:
-        step: current step.
-        num_steps: steps of the training.
-        num_blocks: number of blocks with queries.
-        power: exponent of the decay.
+        step: Current step.
+        num_steps: Steps of the training.
+        num_blocks: Number of blocks with queries.
+        power: Exponent of the decay.
     """
     # EoMT: one period before the first block is annealed and one after the last.
     period = num_steps / (num_blocks + 2)

@@ -72,7 +72,7 @@ def check_import_segmenter(config: ImportSegmenter, ctx: Preflight) -> None:
     """Check that the encoder can be built and takes the head.
 
     Raises:
-        UserError: if it cannot.
+        UserError: If it cannot.
     """
     data = ctx.artifact(config.data)
     with torch.device("meta"):
@@ -84,7 +84,7 @@ def import_segmenter(config: ImportSegmenter, ctx: Context) -> DenseCheckpoint:
     """Convert a released file to a segmenter.
 
     Raises:
-        UserError: if a key is missing, unknown or has another shape.
+        UserError: If a key is missing, unknown or has another shape.
     """
     data = ctx.load(config.data)
     model = _build(config, len(data.class_names))
@@ -99,12 +99,12 @@ def load_released(tensors: dict[str, Tensor], model: MapSegmenter | Mask2FormerS
     """Load a state dict with the names of EVA's segmentation code.
 
     Args:
-        tensors: the state dict.
-        model: an encoder with UperNet or with Mask2Former.
-        where: name of the file, for errors.
+        tensors: The state dict.
+        model: An encoder with UperNet or with Mask2Former.
+        where: Name of the file, for errors.
 
     Raises:
-        UserError: if a key is missing, unknown or has another shape, or the file does not match the kind of model.
+        UserError: If a key is missing, unknown or has another shape, or the file does not match the kind of model.
     """
     _check_kind(tensors, model, where)
     layout = MASK2FORMER if isinstance(model, Mask2FormerSegmenter) else UPERNET

@@ -27,9 +27,9 @@ class SegmentInputs:
 
     Attributes:
         images: uint8, (B, 3, S, S).
-        labels: class of each segment, (M,) for each crop.
-        masks: masks of the segments with eight pixels of a row packed in a byte, uint8 (M, S, S / 8) for each crop.
-        semantic: class of each pixel, -1 where it is unlabelled, int16 (B, S, S). None unless the task is semantic.
+        labels: Class of each segment, (M,) for each crop.
+        masks: Masks of the segments with eight pixels of a row packed in a byte, uint8 (M, S, S / 8) for each crop.
+        semantic: Class of each pixel, -1 where it is unlabelled, int16 (B, S, S). None unless the task is semantic.
     """
 
     images: Tensor
@@ -43,12 +43,12 @@ class MakeSegments:
     """Creates the inputs of a sample, with all random numbers drawn from the draw's seed.
 
     Attributes:
-        source: images with their annotations.
-        task: semantic, instance or panoptic.
-        side: side of the crop in pixels, S.
-        augmentation: ranges of the draws.
-        max_segments: most segments per crop. If there are more, the largest are kept.
-        with_masks: whether to create masks. Otherwise there is only the semantic map.
+        source: Images with their annotations.
+        task: Semantic, instance or panoptic.
+        side: Side of the crop in pixels, S.
+        augmentation: Ranges of the draws.
+        max_segments: Most segments per crop. If there are more, the largest are kept.
+        with_masks: Whether to create masks. Otherwise there is only the semantic map.
     """
 
     source: AnnotatedSource
@@ -152,9 +152,9 @@ def count_crowded(source: AnnotatedSource, task: str, num_queries: int) -> int:
     Label maps are not read, so semantic tasks count 0.
 
     Args:
-        source: annotated images.
-        task: kind of segmentation.
-        num_queries: number of queries.
+        source: Annotated images.
+        task: Kind of segmentation.
+        num_queries: Number of queries.
     """
     if task == "semantic":
         return 0

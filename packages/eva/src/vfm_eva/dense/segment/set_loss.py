@@ -43,9 +43,9 @@ class Totals:
         """Compute the totals of a batch.
 
         Args:
-            counts: number of objects in each image, (B,).
-            num_queries: number of queries.
-            none: weight of the class `none`.
+            counts: Number of objects in each image, (B,).
+            num_queries: Number of queries.
+            none: Weight of the class `none`.
         """
         matched = counts.clamp(max=num_queries).sum()
         return cls(counts.sum(), matched + none * (len(counts) * num_queries - matched))
@@ -63,13 +63,13 @@ def set_loss(
     """Compute the weighted losses `class_loss`, `mask_loss` and `dice_loss`, summed over the depths.
 
     Args:
-        predictions: predictions at L depths.
-        labels: classes of each image's objects, (M,).
-        masks: masks of each image's objects, (M, S, S), floating point.
-        totals: divisors for the whole step.
-        weights: weights of costs and losses.
-        settings: number and choice of points.
-        draw: draws the points.
+        predictions: Predictions at L depths.
+        labels: Classes of each image's objects, (M,).
+        masks: Masks of each image's objects, (M, S, S), floating point.
+        totals: Divisors for the whole step.
+        weights: Weights of costs and losses.
+        settings: Number and choice of points.
+        draw: Draws the points.
     """
     points = draw(len(labels), settings.num_points, 2, device=predictions[0].masks.device)
     queries = match(predictions, labels, masks, points, weights)  # (L, N)

@@ -177,7 +177,7 @@ class EvaSegment(Training):
         """Check that both warm-ups end before the training does.
 
         Raises:
-            ValueError: they take all steps.
+            ValueError: They take all steps.
         """
         super().check_steps()
         if self.encoder_warmup_steps is None:

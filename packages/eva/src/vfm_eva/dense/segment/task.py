@@ -39,13 +39,13 @@ class SegmentTask(Task[SegmentInputs]):
     on how it is cut into micro-batches and processes.
 
     Args:
-        model: the encoder and its head.
-        record: the head's settings.
-        class_names: class names of the data.
-        num_steps: number of training steps, over which attention masks are annealed away.
-        trained: trainable weights of the encoder.
-        encoder_rate: learning rate of the encoder by step. None: the same as for the head.
-        seed: seed of LoRA's initial weights.
+        model: The encoder and its head.
+        record: The head's settings.
+        class_names: Class names of the data.
+        num_steps: Number of training steps, over which attention masks are annealed away.
+        trained: Trainable weights of the encoder.
+        encoder_rate: Learning rate of the encoder by step. None: the same as for the head.
+        seed: Seed of LoRA's initial weights.
     """
 
     def __init__(
@@ -116,10 +116,10 @@ class SegmentTask(Task[SegmentInputs]):
         """Sum losses and gradients over all micro-batches of a step.
 
         Args:
-            call: as in `Task.accumulate`.
-            micro_batches: as in `Task.accumulate`.
-            backward: as in `Task.accumulate`.
-            reseed: as in `Task.accumulate`.
+            call: As in `Task.accumulate`.
+            micro_batches: As in `Task.accumulate`.
+            backward: As in `Task.accumulate`.
+            reseed: As in `Task.accumulate`.
         """
         totals = self.totals([batch.inputs for batch in micro_batches])
         sums: Metrics = {}

@@ -24,7 +24,7 @@ def check_eva_segment(config: EvaSegment, ctx: Preflight) -> None:
     """Check that the data have the task's labels, and that a known encoder takes the head.
 
     Raises:
-        UserError: the first mistake.
+        UserError: The first mistake.
     """
     config.trained.check()
     data = ctx.artifact(config.data)
@@ -44,7 +44,7 @@ def check_data(config: EvaSegment, data: AnnotatedImages) -> None:
     """Check that a dataset has images, and the labels of the task.
 
     Raises:
-        UserError: if it does not.
+        UserError: If it does not.
     """
     if not data.has_images:
         raise UserError(f"{config.data}: made with images: false, so there is nothing to train on")
@@ -110,9 +110,9 @@ def make_segments(config: EvaSegment, source: AnnotatedSource, side: int) -> Mak
     """Create the loader of training samples.
 
     Args:
-        config: settings of the training.
-        source: annotated images.
-        side: side of the crops in pixels.
+        config: Settings of the training.
+        source: Annotated images.
+        side: Side of the crops in pixels.
     """
     most, with_masks = 0, False
     if isinstance(config.head, QueriesSegmentation):

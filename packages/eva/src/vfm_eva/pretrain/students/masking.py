@@ -75,13 +75,13 @@ def student_grid(
     """Check that a student's patches can be masked, and return its rows and columns of patches.
 
     Args:
-        student: a timm vision transformer.
-        num_masked: number of patches that a mask hides. None: not checked.
-        visible_only: the student must also be able to encode a subset of its patches (`encode: visible`).
+        student: A timm vision transformer.
+        num_masked: Number of patches that a mask hides. None: not checked.
+        visible_only: The student must also be able to encode a subset of its patches (`encode: visible`).
         is_masked: False: its patches are not masked, and may overlap.
 
     Raises:
-        UserError: if it is no vision transformer for square colour images, its patches overlap, are dropped or do not
+        UserError: If it is no vision transformer for square colour images, its patches overlap, are dropped or do not
             fill the image, the mask hides none or all of them, or it cannot encode a subset of its patches.
     """
     name = type(student).__name__
@@ -126,7 +126,7 @@ def check_class_token(student: nn.Module) -> None:
     """Check that a student has a class token that a loss can teach.
 
     Raises:
-        UserError: if it has none.
+        UserError: If it has none.
     """
     if getattr(student, "cls_token", None) is None:
         raise UserError(f"{type(student).__name__}: has no class token to teach; set class_weight: 0")

@@ -31,7 +31,7 @@ def target_grid(target: PatchTarget, student: nn.Module) -> tuple[int, int]:
     """Find the grid to which a network's feature map is resized: the patches of its first teacher.
 
     Raises:
-        UserError: if the target has no grid.
+        UserError: If the target has no grid.
     """
     if target.grid is None:
         raise UserError(f"{type(student).__name__}: has no patches, so the target must be a teacher's")
@@ -42,11 +42,11 @@ def freeze_unused(student: nn.Module, *, with_image: bool) -> None:
     """Freeze the weights that no loss reaches, such as a norm after pooling, for which DDP would wait.
 
     Args:
-        student: a network of timm.
-        with_image: its pooled feature is taught too.
+        student: A network of timm.
+        with_image: Its pooled feature is taught too.
 
     Raises:
-        UserError: if its features are no map.
+        UserError: If its features are no map.
     """
     traced: Any = deepcopy(student).to("meta").eval()
     traced.requires_grad_(True)
@@ -65,7 +65,7 @@ def _planes(student: Any, features: Any) -> Tensor:
     """Arrange the result of timm's `forward_features` as (B, D, rows, columns).
 
     Raises:
-        UserError: if it is no feature map of the network's width.
+        UserError: If it is no feature map of the network's width.
     """
     name = type(student).__name__
     if not isinstance(features, Tensor) or features.ndim != 4:
