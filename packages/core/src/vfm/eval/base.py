@@ -31,9 +31,10 @@ Templates = Annotated[list[str], AfterValidator(check_templates)]
 class ReadSettings:
     """How an evaluation reads a dataset.
 
-    batch_size: number of images per forward pass.
-    max_bad_fraction: tolerated fraction of samples that cannot be used.
-    threads: number of threads that decode images.
+    Attributes:
+        batch_size: Number of images per forward pass.
+        max_bad_fraction: Tolerated fraction of samples that cannot be used.
+        threads: Number of threads that decode images.
     """
 
     batch_size: int = 64

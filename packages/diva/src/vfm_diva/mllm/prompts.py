@@ -22,8 +22,9 @@ REMEMBERED = 65_536  # sequences
 class Sequences:
     """Sequences of several prompts with answers, padded on the right.
 
-    ids: tokens, int64 (B, T). A causal model never sees the padding, so no attention mask is needed.
-    answers: True at the tokens of the answers and the ends after them, bool (B, T).
+    Attributes:
+        ids: Tokens, int64 (B, T). A causal model never sees the padding, so no attention mask is needed.
+        answers: True at the tokens of the answers and the ends after them, bool (B, T).
     """
 
     ids: Tensor

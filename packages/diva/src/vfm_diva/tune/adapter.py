@@ -22,8 +22,9 @@ Layers = Callable[[int, int], nn.Module]
 class AdapterNet(nn.Module):
     """Map from image features to the generator's condition.
 
-    tokens: (B, T, E) to (B, T, W). Missing if the generator takes the vector alone.
-    pooled: (B, D) to (B, P). Missing if the generator takes no vector.
+    Attributes:
+        tokens: (B, T, E) to (B, T, W). Missing if the generator takes the vector alone.
+        pooled: (B, D) to (B, P). Missing if the generator takes no vector.
     """
 
     def __init__(self, tokens: nn.Module | None, pooled: nn.Module | None, *, unit_scale: bool = True) -> None:

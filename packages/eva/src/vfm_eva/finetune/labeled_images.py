@@ -72,11 +72,12 @@ def seeded_global_generators(seed: int) -> Iterator[None]:
 class MakeLabeled:
     """Creates the inputs of a sample, with crop, flip and augmentation drawn from the draw's seed.
 
-    transform: the random crop.
-    mean: colour, 0 to 255, that fills the areas an augmentation leaves empty.
-    rand_augment: RandAugment in timm's notation. None: no augmentation.
-    labels: labels of all images in the dataset, (N, C), if an image can have several. None: a sample has one class.
-    weight: column with the weight of an image in the loss. None: all are equal.
+    Attributes:
+        transform: The random crop.
+        mean: Colour, 0 to 255, that fills the areas an augmentation leaves empty.
+        rand_augment: RandAugment in timm's notation. None: no augmentation.
+        labels: Labels of all images in the dataset, (N, C), if an image can have several. None: a sample has one class.
+        weight: Column with the weight of an image in the loss. None: all are equal.
     """
 
     transform: ImageTransform

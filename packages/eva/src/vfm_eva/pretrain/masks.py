@@ -38,9 +38,10 @@ def random_masks(mask: Mask, seeds: Tensor, grid: tuple[int, int], num_masked: i
 class Masks:
     """Draws the masks of batches.
 
-    config: the kind of mask.
-    grid: rows and columns of the student's patches.
-    num_masked: number of patches to mask. `block` masks may have a few fewer.
+    Attributes:
+        config: The kind of mask.
+        grid: Rows and columns of the student's patches.
+        num_masked: Number of patches to mask. `block` masks may have a few fewer.
     """
 
     config: Mask

@@ -73,9 +73,10 @@ class MakeViews(BatchMake[Image.Image, EvaViews]):
     A teacher with another image size sees the same part of the image: the box is cut from the original and resized
     twice, as in EVA.
 
-    transform: the student's crops.
-    teacher: the teacher's crops. Default: the student's.
-    others: the crops of additional teachers.
+    Attributes:
+        transform: The student's crops.
+        teacher: The teacher's crops. Default: the student's.
+        others: The crops of additional teachers.
     """
 
     transform: ImageTransform
@@ -115,7 +116,8 @@ class MakeViews(BatchMake[Image.Image, EvaViews]):
 class MakeSizes(BatchMake[Image.Image, EvaViews]):
     """Creates the views of a sample at one of several sizes in turn: all samples of a step have the same size.
 
-    sizes: views by size.
+    Attributes:
+        sizes: Views by size.
     """
 
     sizes: tuple[MakeViews, ...]
@@ -135,7 +137,8 @@ class MakeWithTargets(BatchMake[Image.Image, EvaViews]):
 
     Each epoch takes the next crop. A step belongs to the epoch in which it begins.
 
-    others: stored features of additional teachers for the same crops.
+    Attributes:
+        others: Stored features of additional teachers for the same crops.
     """
 
     make: MakeViews

@@ -30,9 +30,10 @@ class VideoClips:
 class MakeClips:
     """Creates the clips of a video, with frames, crop, flip and colours drawn from the draw's seed.
 
-    clip: number and sampling of the frames.
-    side: side of a frame in pixels, S.
-    augmentation: settings of the augmentations.
+    Attributes:
+        clip: Number and sampling of the frames.
+        side: Side of a frame in pixels, S.
+        augmentation: Settings of the augmentations.
     """
 
     clip: ClipFrames

@@ -31,9 +31,10 @@ from vfm.train.parallel.sharing import in_batches, leave_to_first, of_all, own_s
 class ChoiceLogits:
     """The usable items of a dataset, and by model the logits of each item's statements for its images, (S, I).
 
-    numbers: index of each item in the dataset, to read its images again.
-    items: the items without the bytes of their images.
-    digests: hash of each item, including its images (`item_digest`).
+    Attributes:
+        numbers: Index of each item in the dataset, to read its images again.
+        items: The items without the bytes of their images.
+        digests: Hash of each item, including its images (`item_digest`).
     """
 
     numbers: list[int]

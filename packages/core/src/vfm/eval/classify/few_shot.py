@@ -43,12 +43,13 @@ MAX_ITER = 1000  # steps of L-BFGS
 class FewShotSettings:
     """Settings of few-shot classification.
 
-    shots: numbers of training images per class.
-    draws: number of draws of the training images, with the seeds seed, seed + 1, ...
-    words: whether to start from the text tower's classifier.
-    penalty: strength of the pull towards the start.
-    templates: prompts of the text tower's classifier. Default: the templates of the test set.
-    seed: seed of the first draw.
+    Attributes:
+        shots: Numbers of training images per class.
+        draws: Number of draws of the training images, with the seeds seed, seed + 1, ...
+        words: Whether to start from the text tower's classifier.
+        penalty: Strength of the pull towards the start.
+        templates: Prompts of the text tower's classifier. Default: the templates of the test set.
+        seed: Seed of the first draw.
     """
 
     shots: Sequence[int]

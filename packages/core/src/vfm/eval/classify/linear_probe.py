@@ -118,9 +118,10 @@ def _evaluate_lbfgs(
 class FittedProbe:
     """A fitted probe.
 
-    penalty: L2 weight relative to the *mean* loss, so that it does not depend on the number of images.
-    validation_accuracy: validation accuracy by penalty.
-    converged: False if L-BFGS stopped at `max_iter`.
+    Attributes:
+        penalty: L2 weight relative to the *mean* loss, so that it does not depend on the number of images.
+        validation_accuracy: Validation accuracy by penalty.
+        converged: False if L-BFGS stopped at `max_iter`.
     """
 
     mean: NDArray[np.float64]

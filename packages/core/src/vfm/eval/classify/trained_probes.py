@@ -37,9 +37,10 @@ from vfm.train.parallel.sharing import leave_to_first, writes_files
 class ProbeSettings:
     """The kind of probe and how it is trained.
 
-    validation_fraction: fraction of the training images held out to choose the learning rate, taken from each class if
-        each image has one class.
-    max_cache_gib: largest temporary file of patch tokens, per model and dataset, in GiB (attentive).
+    Attributes:
+        validation_fraction: Fraction of the training images held out to choose the learning rate, taken from each class
+            if each image has one class.
+        max_cache_gib: Largest temporary file of patch tokens, per model and dataset, in GiB (attentive).
     """
 
     probe: Literal["linear", "attentive"]

@@ -43,11 +43,12 @@ NUM_DIGITS = 10
 class Prompts:
     """How class names become texts.
 
-    templates: prompts with a {} for the class name. Default: the templates of the dataset.
-    sentences: file with the sentences of each class, instead of templates (`read_sentences`).
-    class_names: names by label that replace the dataset's names, for example in another language.
-    only_present: predict only classes that have images. For several labels per image it has no effect, since labels
-        without images never count.
+    Attributes:
+        templates: Prompts with a {} for the class name. Default: the templates of the dataset.
+        sentences: File with the sentences of each class, instead of templates (`read_sentences`).
+        class_names: Names by label that replace the dataset's names, for example in another language.
+        only_present: Predict only classes that have images. For several labels per image it has no effect, since labels
+            without images never count.
     """
 
     templates: Sequence[str] | None = None

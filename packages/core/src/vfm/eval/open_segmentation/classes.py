@@ -29,12 +29,13 @@ BACKGROUND = "background"
 class SetConvention:
     """How a published dataset is evaluated.
 
-    num_classes: number of classes in the labels.
-    background: role of the first class: predicted by a threshold (True), ignored (False), or a class like any other
-        (None).
-    num_evaluated: number of first classes that are evaluated. All others and unlabelled pixels become an additional
-        background class. 0 evaluates all classes.
-    short_side: shorter side of the images in pixels.
+    Attributes:
+        num_classes: Number of classes in the labels.
+        background: Role of the first class: predicted by a threshold (True), ignored (False), or a class like any other
+            (None).
+        num_evaluated: Number of first classes that are evaluated. All others and unlabelled pixels become an additional
+            background class. 0 evaluates all classes.
+        short_side: Shorter side of the images in pixels.
     """
 
     num_classes: int
@@ -59,10 +60,12 @@ CONVENTIONS = {
 class EvaluatedClasses:
     """The K classes of an evaluation.
 
-    names: names of the classes.
-    words: words for each class. A class can have several.
-    table: evaluated class for each label of the dataset and, as the last entry, for unlabelled pixels, -1 if ignored.
-    background: the class that is predicted by a threshold, or None.
+    Attributes:
+        names: Names of the classes.
+        words: Words for each class. A class can have several.
+        table: Evaluated class for each label of the dataset and, as the last entry, for unlabelled pixels, -1 if
+            ignored.
+        background: The class that is predicted by a threshold, or None.
     """
 
     names: list[str]

@@ -143,9 +143,10 @@ def evaluate_open_segmentation(config: OpenSegmentation, ctx: Context, encoders:
 class _Counted:
     """Counts of an image.
 
-    digest: hash of the image and its labels.
-    ceilings: counts by model for the best possible map on the model's grid of patches.
-    counts: counts by model and rule.
+    Attributes:
+        digest: Hash of the image and its labels.
+        ceilings: Counts by model for the best possible map on the model's grid of patches.
+        counts: Counts by model and rule.
     """
 
     digest: bytes

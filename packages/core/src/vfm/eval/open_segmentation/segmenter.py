@@ -26,11 +26,12 @@ from vfm.models.vision.last_block import LastBlockReader
 class SlidingWindowSettings:
     """How images are resized and cut into windows.
 
-    short_side: shorter side of the resized images in pixels.
-    side: side of the windows in pixels. Default: the whole image at once.
-    stride: step between windows, as a fraction of their side.
-    batch_size: number of windows per forward pass.
-    refine: whether to smooth the scores along edges.
+    Attributes:
+        short_side: Shorter side of the resized images in pixels.
+        side: Side of the windows in pixels. Default: the whole image at once.
+        stride: Step between windows, as a fraction of their side.
+        batch_size: Number of windows per forward pass.
+        refine: Whether to smooth the scores along edges.
     """
 
     short_side: int
@@ -44,9 +45,10 @@ class SlidingWindowSettings:
 class ImageWindows:
     """The windows of an image. The image may have been padded.
 
-    size: height and width of the image without padding.
-    corners: top and left of each window.
-    crops: the windows, (B, height, width, 3).
+    Attributes:
+        size: Height and width of the image without padding.
+        corners: Top and left of each window.
+        crops: The windows, (B, height, width, 3).
     """
 
     size: tuple[int, int]
@@ -75,8 +77,9 @@ class ImageWindows:
 class Segmenter:
     """One model with its words and rules.
 
-    classifier: unit vectors of the words, (W, E), on the model's device.
-    name: name of the model, for errors.
+    Attributes:
+        classifier: Unit vectors of the words, (W, E), on the model's device.
+        name: Name of the model, for errors.
     """
 
     model: ClipModel
