@@ -118,7 +118,8 @@ def _check_captions(source: Source, languages: Sequence[str], name: str) -> None
         read = shards[np.unique(np.linspace(0, len(shards) - 1, NUM_SHARDS_READ, dtype=int))]
     for shard in map(int, read):
         texts = source.texts_of_shard(shard)
-        texts = texts.filter(pc.is_in(texts["language"], value_set=pa.array(languages, pa.string())))["text"]
+        chosen = pc.is_in(texts["language"], value_set=pa.array(languages, pa.string()))
+        texts = texts.filter(chosen)["text"]
         number += len(texts)
         seen.update(text.strip() for text in texts.slice(0, 2).to_pylist())
         if len(seen) < 2:  # the first two are equal: look for other values, which takes longer

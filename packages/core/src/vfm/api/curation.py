@@ -141,7 +141,8 @@ def _stored(captions: Iterable[str], store: Path) -> Path:
     if not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         with new_file(file) as stream:
-            pq.write_table(pa.table({"caption": pa.array(listed, pa.string())}), stream, write_page_checksum=True)
+            table = pa.table({"caption": pa.array(listed, pa.string())})
+            pq.write_table(table, stream, write_page_checksum=True)
     return file
 
 

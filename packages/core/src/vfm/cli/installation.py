@@ -84,7 +84,8 @@ def plugins(debug: DebugOption = False) -> None:
 @command
 def schema(debug: DebugOption = False) -> None:
     """Print the JSON Schema of recipes, for editors."""
-    typer.echo(json.dumps(json_schema(stage_types(load_plugins())), indent=1))
+    fields = json_schema(stage_types(load_plugins()))
+    typer.echo(json.dumps(fields, indent=1))
 
 
 @command

@@ -195,7 +195,8 @@ def step(
             run_step(loaded, send)
     except (UserError, OSError) as error:
         if events == "json":
-            send(Event("run_failed", loaded.stage.name, {"message": "\n".join(error_messages(error))}))
+            message = "\n".join(error_messages(error))
+            send(Event("run_failed", loaded.stage.name, {"message": message}))
         raise
     if events != "json":
         show(f"{loaded.slot.name} after {time.monotonic() - begun:.0f} s")

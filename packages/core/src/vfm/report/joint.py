@@ -55,7 +55,8 @@ def _joint(key: Key, curves: dict[str, Parts]) -> LinesPanel:
         points = "Each point"
     else:
         points = f"Each point of {', '.join(num_seeds)}"
-    seeds = " or ".join(map(str, sorted(set(num_seeds.values()))))
+    numbers = sorted(set(num_seeds.values()))
+    seeds = " or ".join(map(str, numbers))
     if num_seeds:
         note = f"{points} is a mean over {seeds} seeds; bands are 95 % t-intervals."
     else:

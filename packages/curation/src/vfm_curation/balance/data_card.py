@@ -82,7 +82,8 @@ class DataCard:
                 file.write(f"{',' if number else '{'}\n{json.dumps(language)}: {{")
                 ids = np.flatnonzero(self.languages.places == number)
                 # Each entry is encoded once for both counts: json.dumps of the two mappings takes four times as long.
-                names = list(map(encode_basestring, self.entries["entry"].take(pa.array(ids)).to_pylist()))
+                entries = self.entries["entry"].take(pa.array(ids))
+                names = list(map(encode_basestring, entries.to_pylist()))
                 for name, counts in (("matched", self.matched), ("kept", self.kept)):
                     pairs = zip(names, counts[ids].tolist(), strict=True)
                     members = ", ".join(f"{entry}: {count}" for entry, count in pairs)

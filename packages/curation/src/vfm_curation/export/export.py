@@ -184,7 +184,8 @@ def write_links(job: LinksJob, shard: int) -> LinksSummary:
     joined = join_columns(source, shard, rows[firsts])
     columns |= {name: joined[name] for name in joined.column_names}
     table = pa.table({name: columns[name] for name in links_schema().names}, schema=links_schema())
-    with_url = table.filter(pc.fill_null(pc.greater(pc.utf8_length(table["url"]), 0), False))
+    has_url = pc.greater(pc.utf8_length(table["url"]), 0)
+    with_url = table.filter(pc.fill_null(has_url, False))
     summary.num_texts, summary.num_links = len(texts), len(with_url)
     summary.num_without = len(table) - len(with_url)
     write_shard_file(file, with_url, source_hash, vars(summary))

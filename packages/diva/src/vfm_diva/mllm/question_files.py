@@ -74,7 +74,8 @@ def read_rows(config: MllmQuestions, on_bad: Callable[[str, str], None]) -> Iter
 def _read_mmvp(folder: Path, labels: str, on_bad: Callable[[str, str], None]) -> Iterator[QuestionRow]:
     file = folder / MMVP_FILE
     try:
-        table = list(csv.DictReader(io.StringIO(files.read_text(str(file)))))
+        text = io.StringIO(files.read_text(str(file)))
+        table = list(csv.DictReader(text))
     except csv.Error as error:
         raise UserError(f"{file}: not readable as CSV: {error}") from None
     if not table or missing(table[0]):

@@ -21,7 +21,8 @@ TAGS_FILE = "tags.parquet"
 
 def write_tags(file: Path, rows: Sequence[Sequence[int]]) -> None:
     """Write the labels of each image, one row per image."""
-    pq.write_table(pa.table({"tags": pa.array(rows, pa.list_(pa.int32()))}), file, write_page_checksum=True)
+    tags = pa.array(rows, pa.list_(pa.int32()))
+    pq.write_table(pa.table({"tags": tags}), file, write_page_checksum=True)
 
 
 def read_tags(tags: TaggedImages) -> NDArray[np.bool_]:

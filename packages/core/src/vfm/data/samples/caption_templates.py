@@ -63,7 +63,8 @@ def filled(template: str, value_at: Callable[[str], object], names: Mapping[str,
         parts.append([text])
         if location:
             parts.append(_words(value_at(location), names.get(location, ())))
-    return list(map("".join, islice(product(*parts), MAX_CAPTIONS)))
+    filled = islice(product(*parts), MAX_CAPTIONS)
+    return list(map("".join, filled))
 
 
 def _words(value: object, names: Sequence[str]) -> list[str]:

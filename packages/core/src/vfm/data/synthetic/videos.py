@@ -199,7 +199,8 @@ def encode_video(frames: NDArray[np.uint8], rate: int) -> bytes:
         stream.codec_context.thread_count = 1
         stream.pix_fmt = "yuv444p"  # with halved colour resolution, small shapes would lose their edges
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            video_frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            container.mux(stream.encode(video_frame))
         container.mux(stream.encode())
     return buffer.getvalue()
 

@@ -81,7 +81,8 @@ def table_columns(path: str) -> list[str]:
         raise UserError(f"{path}: expected a table with the extension {', '.join(TABLE_EXTENSIONS)}")
     if kind == "jsonl":
         readable = (row for row in table_rows(path) if isinstance(row, dict))
-        columns = list(dict.fromkeys(chain.from_iterable(islice(readable, ROWS_FOR_COLUMNS))))
+        first_rows = islice(readable, ROWS_FOR_COLUMNS)
+        columns = list(dict.fromkeys(chain.from_iterable(first_rows)))
     else:
         with _open(path) as text:
             _, columns = header_of(_lines(text, path), tabs=kind == "tsv")

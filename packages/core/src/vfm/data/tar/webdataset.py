@@ -175,7 +175,8 @@ class TarShard(ShardReader):
     def read_ahead(self, rows: Sequence[int]) -> None:
         """Read the bytes of the rows that are needed next, from a remote tar with few requests."""
         if self._ahead:
-            self._ahead.hold(read_together(chain.from_iterable(map(self.spans, rows))))
+            spans = chain.from_iterable(map(self.spans, rows))
+            self._ahead.hold(read_together(spans))
 
     def records(self, rows: Sequence[int], names: Sequence[str]) -> Iterator[dict[str, Any] | None]:
         """Yield the whole `json` member of each row.

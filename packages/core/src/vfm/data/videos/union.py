@@ -26,7 +26,8 @@ def join_videos(config: VideoUnion, ctx: Context) -> VideoDataset:
     names = join_names([part.class_names for part in parts])
     held_out: set[str] = set()
     for ref in config.without:
-        held_out.update(_ids(VideoSource.of(ctx.load(ref))))
+        source = VideoSource.of(ctx.load(ref))
+        held_out.update(_ids(source))
     rows: list[dict[str, Any]] = []
     dropped: Counter[str] = Counter()
     seen: set[str] = set()

@@ -101,7 +101,8 @@ def score_few_shot(
                 raise UserError(f"{name}: start: zero_shot needs a text tower, which this model does not have")
     known = encode_labeled(ctx, encoders, train, reading)
     test = encode_labeled(ctx, encoders, data, reading)
-    missing = sorted(set(range(len(data.class_names))) - set(known.labels.tolist()))
+    every_class = range(len(data.class_names))
+    missing = sorted(set(every_class) - set(known.labels.tolist()))
     if missing:  # its weights would stay at the start, which may be zero
         raise UserError(f"{ctx.name_of(train)}: class {data.class_names[missing[0]]!r} has no training image")
     starts = {}

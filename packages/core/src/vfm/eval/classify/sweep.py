@@ -57,7 +57,10 @@ def split_validation(labels: NDArray[np.integer], fraction: float, seed: int) ->
     for label in np.unique(labels):
         members = generator.permutation(np.flatnonzero(labels == label))
         # By class, and at least one of each class that has two images.
-        held_out.append(members[: max(int(len(members) * fraction), int(len(members) > 1))])
+        number = int(len(members) * fraction)
+        if len(members) > 1:
+            number = max(1, number)
+        held_out.append(members[:number])
     validation = np.sort(np.concatenate(held_out))
     if not len(validation):
         raise UserError(

@@ -93,7 +93,8 @@ def each_result(
 
     bad = BadSamples(ctx)
     # Each process computes every n-th batch, and the first one receives all results in order.
-    share = map(of_batch, own_share(in_batches(range(len(source)), batch_size)))
+    batches = in_batches(range(len(source)), batch_size)
+    share = map(of_batch, own_share(batches))
     for batch in of_all(share, for_others=reduced if for_others else None, at_once=at_once):
         for number, result in batch:
             if isinstance(result, BadSample):

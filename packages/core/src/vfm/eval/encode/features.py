@@ -105,7 +105,8 @@ def encode_dataset(
             bad.skip(problem, source.where(number))
     new: dict[str, list[tuple[list[int], Tensor]]] = {name: [] for name in encoders}
     missing = [number for number in range(len(source)) if number not in cached_by_all]
-    share = list(chain.from_iterable(own_share(in_batches(missing, reading.batch_size))))
+    batches = own_share(in_batches(missing, reading.batch_size))
+    share = list(chain.from_iterable(batches))
     decoded = decoded_batches(source, reading, check, share, fits=preprocesses(encoders.values()))
     encoded = (_encode(batch, encoders, cached, reading.batch_size) for batch in decoded)
     seen = len(cached_by_all)

@@ -229,7 +229,8 @@ def embed_videos(
             keys.append(source[number].key)
             texts.append(class_names[source.labels[number]] if class_names else None)
             # Opposite views of a video may cancel, and a zero mean has no direction.
-            vectors.append(mean / max(float(np.linalg.norm(mean)), 1e-12))
+            length = float(np.linalg.norm(mean))
+            vectors.append(mean / max(length, 1e-12))
         if keys:
             embeddings = np.stack(vectors).astype(np.float32)
             check_finite(embeddings, "the model", keys)

@@ -129,7 +129,8 @@ def look_at_image(path: str) -> Look:
 def look_at_video(path: str) -> Look:
     """Open a video, and report its length. Its folder is the dataset."""
     probe = load_function("vfm.data.videos.probing:probe")  # needs vfm-core[video]
-    look = Look("a video", commands=[f"vfm data {shlex.quote(str(Path(path).parent))} --kind data.videos"])
+    folder = shlex.quote(str(Path(path).parent))
+    look = Look("a video", commands=[f"vfm data {folder} --kind data.videos"])
     try:
         facts = probe(Media(path))
         look.facts.append(
