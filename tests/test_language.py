@@ -84,10 +84,18 @@ MOST_RETURN = (
     0.1  # share of the docstrings of functions that open with "Return": llm 10 %, torchtitan 9, open_clip 6, timm 2
 )
 CHECKED = ["pages", "docstrings"]
+# Share of docstrings with a habit: its pattern, and the highest share among timm and torchtitan in December 2026.
+MOST_DOCSTRINGS = {
+    "a list after a colon at the start": (r"\A(?:(?!\n\n).)*:\s+\S(?:(?!\n\n).)*(?:,| and | or )", 0.051),  # timm
+    "', which'": (r", which", 0.025),  # torchtitan
+    "a sentence that begins with None if": (r"(?:\A|\n\s*|[.;:] +)(?:None|Empty) (?:if|for|when|where)\b", 0.005),  # 0
+}
+SECTION = re.compile(r"^\s*(?:Args|Returns|Yields):$", re.MULTILINE)
+FEWEST_SECTIONS = 0.2  # share of documented functions with arguments: torchtitan 20 %, timm 37
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 MOST_IN_CODE = {  # uses in 1,000 lines of sources; transformers, the densest peer, has 14 conditionals, timm 11
     "conditionals": 14,
-    "comprehensions": 27,
+    "comprehensions": 26,
     "comprehensions with two loops": 0,
     "assignment expressions": 0.2,
     "tuples assigned to tuples": 3.3,  # timm 1.2, transformers 0.7; `a, b = c(), d()` hides what belongs to what
@@ -184,6 +192,38 @@ def test_patterns_are_no_more_frequent_than_in_the_peers(group: str) -> None:
     assert group != "docstrings" or share_of_return() <= MOST_RETURN
 
 
+def all_docstrings() -> Iterator[tuple[ast.FunctionDef | ast.ClassDef, str]]:
+    """Yield the functions and classes of the sources with their docstrings."""
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and (text := ast.get_docstring(node)):
+                yield node, text
+
+
+def shares_of_docstrings() -> dict[str, float]:
+    """Return the share of docstrings with each habit."""
+    texts = [text for _, text in all_docstrings()]
+    patterns = {name: re.compile(regex, re.DOTALL) for name, (regex, _) in MOST_DOCSTRINGS.items()}
+    return {name: sum(bool(regex.search(text)) for text in texts) / len(texts) for name, regex in patterns.items()}
+
+
+def share_of_sections() -> float:
+    """Return the share of documented functions with arguments that describe them or their result in sections."""
+    described = []
+    for node, text in all_docstrings():
+        if isinstance(node, ast.FunctionDef):
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            if any(argument.arg not in ("self", "cls") for argument in arguments):
+                described.append(bool(SECTION.search(text)))
+    return sum(described) / len(described)
+
+
+def test_docstrings_are_laid_out_as_in_the_peers() -> None:
+    shares = shares_of_docstrings()
+    assert {name: share for name, share in shares.items() if share > MOST_DOCSTRINGS[name][1]} == {}
+    assert share_of_sections() >= FEWEST_SECTIONS
+
+
 def code_rates() -> dict[str, float]:
     """Return the uses of dense expressions in 1,000 lines of the sources."""
     texts = [file.read_text(encoding="utf-8") for file in SOURCES]
@@ -230,6 +270,9 @@ if __name__ == "__main__":
         columns = (f"{found[name]:12.1f}{getattr(pattern, group):7}" for group, found in measured.items())
         print(f"{name:24}" + "".join(columns))
     print(f"docstrings that open with Return: {share_of_return():.0%}, limit {MOST_RETURN:.0%}")
+    for name, share in shares_of_docstrings().items():
+        print(f"docstrings with {name}: {share:.1%}, limit {MOST_DOCSTRINGS[name][1]:.1%}")
+    print(f"functions with sections: {share_of_sections():.1%}, at least {FEWEST_SECTIONS:.0%}")
     for name, rate in code_rates().items():
         print(f"{name} in 1,000 lines of code: {rate:.2f}, limit {MOST_IN_CODE[name]}")
     print(f"lines with a comment: {share_of_comments():.2%}, at least {FEWEST_COMMENTS:.1%}")

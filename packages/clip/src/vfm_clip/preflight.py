@@ -78,7 +78,7 @@ def check_towers(config: ClipTrain, ctx: Preflight) -> ClipModel | None:
     """Check that a model's towers fit their initial weights.
 
     Returns:
-        The model as a blueprint. None if it starts from a checkpoint that does not exist yet.
+        The model as a blueprint, or None if it starts from a checkpoint that does not exist yet.
 
     Raises:
         UserError: If a name is unknown, or a tower does not fit.
@@ -108,7 +108,7 @@ def find_encoder(ctx: Preflight, ref: Ref[VisionCheckpoint]) -> Encoder | None:
     makes it, at that stage's `image_size`.
 
     Returns:
-        The encoder. None if it is only known after its stage has run.
+        The encoder, or None if it is only known after its stage has run.
     """
     checkpoint = ctx.artifact(ref)
     if checkpoint:

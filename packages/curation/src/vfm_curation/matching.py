@@ -138,7 +138,7 @@ def dead_reason(entry: str, semantics: Semantics = "metaclip") -> str | None:
     Texts are split at marks and blanks, entries are not: `U.S.` is a token that no text has.
 
     Returns:
-        The reason. None if a text can contain it.
+        The reason, or None if a text can contain it.
     """
     pieces = entry.split(" ")
     marks = MARKS + FIXED_MARKS if semantics == "fixed" else MARKS

@@ -51,7 +51,7 @@ def artifact_of(model: AnyModel, kind: type[A]) -> A | None:
     """Load an artifact of the given type and verify its files.
 
     Returns:
-        The artifact. None for models of another form.
+        The artifact, or None for models of another form.
     """
     if isinstance(model, ENCODERS):
         return None

@@ -65,7 +65,7 @@ def seconds(cost: Cost, processes: int, peak_flops: float, utilisation: float) -
         utilisation: Fraction of the peak that is reached (MFU), 0 to 1.
 
     Returns:
-        Seconds. None if the operations are unknown.
+        Seconds, or None if the operations are unknown.
     """
     if cost.flops is None:
         return None

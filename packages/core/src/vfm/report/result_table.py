@@ -122,7 +122,7 @@ def report_table(entry: StageEntry, seeded: set[str]) -> ResultTable | None:
         seeded: Stages with a table over seeds. It replaces their tables in the headline.
 
     Returns:
-        The table. None if the stage made no Report.
+        The table, or None if the stage made no Report.
     """
     try:
         report = Artifact.load(entry.directory, verify=False)

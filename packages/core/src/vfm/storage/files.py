@@ -335,7 +335,7 @@ def join_inside(root: str, relative: str) -> str | None:
     outside all.
 
     Returns:
-        The path. None if it leaves the root.
+        The path, or None if it leaves the root.
     """
     if "\0" in relative or (root != "/" and is_remote(relative)):
         return None

@@ -223,7 +223,7 @@ def image_panel(
         directory: Folder of the artifact.
 
     Returns:
-        The panel. None if no image is readable.
+        The panel, or None if no image is readable.
     """
     decile = deciles(card.matched)
     images: dict[str, list[PanelImage]] = {name: [] for name, _, _ in GROUPS}

@@ -96,7 +96,7 @@ def seconds_of(directory: Path) -> float | None:
     """Read the duration of the stage that made an artifact from its manifest.
 
     Returns:
-        Seconds. None if the manifest has no duration.
+        Seconds, or None if the manifest has no duration.
     """
     try:
         seconds = json.loads((directory / "manifest.json").read_text(encoding="utf-8"))["seconds"]

@@ -70,7 +70,7 @@ def resolve(base: str, address: str) -> str | None:
         address: Value of the attribute.
 
     Returns:
-        An http(s) URL without fragment. None for other addresses.
+        An http(s) URL without fragment, or None for other addresses.
     """
     address = _NOT_IN_URLS.sub("", address.strip()).split("#", 1)[0]
     if not address:

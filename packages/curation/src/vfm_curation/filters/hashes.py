@@ -77,7 +77,7 @@ def pdq(image: Image.Image) -> bytes | None:
     Source: Facebook 2019, PDQ and TMK + PDQF, github.com/facebook/ThreatExchange. It sets the least quality to 50.
 
     Returns:
-        The hash. None for an image of too little detail, because its hash means nothing.
+        The hash, or None for an image of too little detail, because its hash means nothing.
     """
     bits, quality = import_module("pdqhash").compute(np.asarray(image.convert("RGB")))
     return np.packbits(bits).tobytes() if quality >= LEAST_QUALITY else None

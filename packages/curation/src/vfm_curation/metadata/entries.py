@@ -85,7 +85,7 @@ def unusable_reason(entry: str) -> str | None:
     may contain half a character (a lone surrogate). No UTF-8 text has one.
 
     Returns:
-        The reason. None if it can be an entry.
+        The reason, or None if it can be an entry.
     """
     if not entry:
         return "empty"

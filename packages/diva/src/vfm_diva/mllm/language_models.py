@@ -103,7 +103,7 @@ def planned_language_model(part: LanguageModel, texts: Iterable[str]) -> tuple[P
         texts: Texts whose words a new tokenizer knows.
 
     Returns:
-        The model and its tokenizer. None for a model on the hub.
+        The model and its tokenizer, or None for a model on the hub.
 
     Raises:
         UserError: If a folder has no such model, or its tokenizer has no end token.

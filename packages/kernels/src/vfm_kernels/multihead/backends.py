@@ -232,7 +232,7 @@ def first_choice(problem: Problem, choice: Kernels) -> str | None:
     """Choose the backend for a problem under a choice of kernels.
 
     Returns:
-        Name of the backend. None if kernels are forced and cannot run.
+        Name of the backend, or None if kernels are forced and cannot run.
     """
     if choice == "auto" and problem.device == "cuda" and not problem.masked:
         measured = choice_on(problem.card, problem.size)

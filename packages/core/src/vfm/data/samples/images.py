@@ -119,7 +119,7 @@ def jpeg_pixels(data: bytes, opened: Image.Image) -> NDArray[np.uint8] | None:
         opened: The image, opened by Pillow.
 
     Returns:
-        (H, W, 3). None if the image must be left to Pillow.
+        (H, W, 3), or None if the image must be left to Pillow.
     """
     if decode_jpeg is None or opened.format != "JPEG" or opened.mode != "RGB":
         return None

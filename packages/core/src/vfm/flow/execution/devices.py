@@ -28,7 +28,7 @@ class Devices:
         later.
 
         Returns:
-            The GPUs. None if they are not free yet.
+            The GPUs, or None if they are not free yet.
         """
         kind, _, number = stage.runtime.device.partition(":")
         if not self.all or not stage.on_device or kind not in ("auto", "cuda"):

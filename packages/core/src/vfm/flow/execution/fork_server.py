@@ -126,7 +126,7 @@ class ForkServers:
         """Send a request to a server.
 
         Returns:
-            The process. None if the server has ended. It is then forgotten.
+            The process, or None if the server has ended. It is then forgotten.
         """
         output, output_end = os.pipe()
         status, status_end = os.pipe()

@@ -51,7 +51,7 @@ def image_root(path: str, location: str | None = None) -> str | None:
     It tries `/` for absolute paths, the folders in and around the table's folder, and the working folder.
 
     Returns:
-        The folder. None if it is the table's, or unknown.
+        The folder, or None if it is the table's, or unknown.
     """
     if table_kind(path) == LIST_EXTENSION or files.is_remote(path):
         return None

@@ -105,7 +105,7 @@ def plain_config(module: nn.Module, config: Mapping[str, Any], name: str) -> dic
         name: Its name, for errors.
 
     Returns:
-        The configuration. None if timm has no such encoder.
+        The configuration, or None if timm has no such encoder.
     """
     plain = deepcopy(dict(config))
     vision = plain["vision_cfg"]

@@ -20,7 +20,7 @@ def open_clip_architecture(tensors: Mapping[str, Tensor]) -> str | None:
     Sizes in the configuration are compared first, since building a model takes a second.
 
     Returns:
-        The name. None if open_clip has no such model.
+        The name, or None if open_clip has no such model.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     fitting: list[str] = [name for name in open_clip.list_models() if _sizes_fit(get_clip_config(name), shapes)]

@@ -20,7 +20,7 @@ def timm_architecture(tensors: Mapping[str, Tensor]) -> str | None:
     """Find the shortest name of timm with these tensors, whatever the number of its classes.
 
     Returns:
-        The name. None if timm has no such encoder.
+        The name, or None if timm has no such encoder.
     """
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     tried = 0

@@ -37,7 +37,7 @@ def planned_clip(
         noise: As in `build_clip`.
 
     Returns:
-        The model. None if it is only known after its stage has run.
+        The model, or None if it is only known after its stage has run.
     """
     checkpoint = ctx.artifact(ref)
     source = checkpoint or planned_clip_config(ctx, ref)
@@ -56,7 +56,7 @@ def planned_clip_config(ctx: Preflight, ref: Ref[ClipCheckpoint]) -> Mapping[str
     `model` or `source`, or from the model that it starts from, at the stage's `image_size`.
 
     Returns:
-        The configuration. None if it is only known after its stage has run.
+        The configuration, or None if it is only known after its stage has run.
     """
     checkpoint = ctx.artifact(ref)
     if checkpoint:
@@ -102,7 +102,7 @@ def planned_checkpoint(ctx: Preflight, ref: Ref[Any], folder: Path) -> VisionChe
         folder: Folder for the configuration.
 
     Returns:
-        The encoder. None if the input is not a vision encoder, or not known yet.
+        The encoder, or None if the input is not a vision encoder, or not known yet.
     """
     checkpoint = ctx.artifact(ref)
     if checkpoint:

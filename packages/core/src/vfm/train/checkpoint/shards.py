@@ -143,7 +143,7 @@ def owner(part: str, name: str, shape: torch.Size, sharded: Mapping[str, DTensor
         sharded: Sharded parameters by name.
 
     Returns:
-        The parameter. None if the shapes differ.
+        The parameter, or None if the shapes differ.
     """
     like = sharded.get(name.rpartition("/")[0] if part == "optimizer" else name)
     if like is not None and like.shape == shape:

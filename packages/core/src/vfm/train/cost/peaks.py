@@ -30,7 +30,7 @@ def peak_tflops(device_name: str, *, half: bool) -> float | None:
         half: Whether matrix products are in bf16 or fp16 instead of fp32.
 
     Returns:
-        The peak. None for an unknown device.
+        The peak, or None for an unknown device.
     """
     for name, (in_half, in_full) in PEAKS.items():
         if name in device_name:

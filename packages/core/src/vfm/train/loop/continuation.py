@@ -47,7 +47,7 @@ def earlier_snapshot(config: Training, ctx: Context, checkpoints: Checkpoints) -
         checkpoints: Reads the state.
 
     Returns:
-        The state. None if the training starts from the initial weights.
+        The state, or None if the training starts from the initial weights.
 
     Raises:
         UserError: If the state is damaged, is of another optimizer, or has as many steps as this training or more.
