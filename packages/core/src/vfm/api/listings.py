@@ -56,9 +56,14 @@ class Listing(Results):
 
 
 def list_models(name: str | None = None, *, store: AnyPath = "store") -> Listing:
-    """List the models of a store, or the models of open_clip and timm whose names contain `name`, as `vfm models`.
+    """List the models of a store, or the models of open_clip and timm, as `vfm models`.
 
-    Columns: folder, kind, model; or name, library, pretrained.
+    Args:
+        name: Part of a name. Lists the models of open_clip and timm that contain it, instead of the store's.
+        store: Folder of artifacts and runs.
+
+    Returns:
+        Rows with folder, kind and model, or with name, library and pretrained tags.
 
     Raises:
         UserError: If no model has the name.

@@ -131,6 +131,10 @@ def bootstrap_interval(
 def t_interval(values: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval:
     """Compute Student's interval of the mean over seeds.
 
+    Args:
+        values: Value of each seed.
+        confidence: Coverage of the interval.
+
     Raises:
         ValueError: If fewer than two values, since one seed shows no spread.
     """
@@ -145,7 +149,13 @@ def t_interval(values: ArrayLike, *, confidence: float = CONFIDENCE) -> Interval
 
 
 def stratified_mean(values: ArrayLike, strata: ArrayLike | None = None) -> float:
-    """Compute the mean, or with `strata` the mean of the means of the strata (mean per class recall)."""
+    """Compute a mean over items or over classes.
+
+    Args:
+        values: Value of each item, (N,).
+        strata: Stratum of each item, such as its class. The result is then the mean of the means of the strata (mean
+            per class recall).
+    """
     x = np.asarray(values, dtype=np.float64)
     if strata is None:
         return float(x.mean())

@@ -33,7 +33,11 @@ class McNemar:
 
 
 def mcnemar_exact(first: ArrayLike, second: ArrayLike) -> McNemar:
-    """Test whether two models differ on the same right-or-wrong items, (N,) each. Exact for any `N`.
+    """Test whether two models differ on the same right-or-wrong items. Exact for any number of items.
+
+    Args:
+        first: Whether the first model is right, (N,).
+        second: Whether the second model is right, (N,).
 
     Raises:
         ValueError: If the models have different numbers of items.
@@ -152,11 +156,18 @@ def newcombe_interval(
 
 
 def paired_t(first: ArrayLike, second: ArrayLike) -> tuple[Interval, float]:
-    """Compute interval and two-sided p-value of the mean of second minus first over the same seeds, (N,) each.
+    """Compare two models over the same seeds by Student's paired test.
 
     A claim about a method needs this test: items show that one training run differs from another, seeds that the next
     run will. If all differences are equal, they have no spread: the p-value is the one of sign flips, 2 ** (1 - N), and
     the interval spans from zero to the difference.
+
+    Args:
+        first: Value of the first model with each seed, (N,).
+        second: Value of the second model with each seed, (N,).
+
+    Returns:
+        Interval and two-sided p-value of the mean of second minus first.
 
     Raises:
         ValueError: If there are fewer than two seeds.

@@ -64,7 +64,12 @@ class TrainedTower:
 def prepare_towers(towers: Iterable[TrainedTower], *, seed: int = 0) -> Merge:
     """Freeze the weights of each tower that are not trained, in place.
 
-    The returned function merges LoRA's updates at the end of the training.
+    Args:
+        towers: The towers.
+        seed: Seed of LoRA's initial weights.
+
+    Returns:
+        A function that merges LoRA's updates at the end of the training.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

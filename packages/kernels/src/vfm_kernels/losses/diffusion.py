@@ -162,7 +162,15 @@ def sample_times(
 
 
 def discrete_timesteps(times: Tensor, num_train_timesteps: int) -> Tensor:
-    """Convert times in [0, 1) to entries of a discrete schedule, 0 to num_train_timesteps - 1, int64."""
+    """Convert times to entries of a discrete schedule.
+
+    Args:
+        times: Times in [0, 1).
+        num_train_timesteps: Number T of entries.
+
+    Returns:
+        int64, 0 to T - 1.
+    """
     return (times * num_train_timesteps).long().clamp(0, num_train_timesteps - 1)
 
 

@@ -30,7 +30,16 @@ def encode_mask(mask: NDArray[np.bool_]) -> bytes:
 
 
 def decode_mask(counts: bytes, height: int, width: int) -> NDArray[np.bool_]:
-    """Decode a mask to (H, W)."""
+    """Decode a mask.
+
+    Args:
+        counts: Run lengths in COCO's compressed form.
+        height: Height of the image.
+        width: Width of the image.
+
+    Returns:
+        (H, W).
+    """
     return np.asarray(coco_mask.decode(as_rle(counts, height, width)), dtype=bool)
 
 

@@ -172,6 +172,10 @@ def read_subset_shard(directory: Path, shard: int, columns: Sequence[str] | None
 def read_subset(directory: Path, columns: Sequence[str] | None = None) -> Any:
     """Read all rows of a subset into one table. The subset must fit into memory.
 
+    Args:
+        directory: Folder of the subset.
+        columns: Columns to read. Default: all.
+
     Raises:
         UserError: If a file is missing or damaged.
     """

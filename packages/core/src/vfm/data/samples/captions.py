@@ -45,7 +45,11 @@ def decode_json(data: bytes, where: str) -> dict[str, Any]:
 
 
 def clean_captions(value: object, where: str) -> list[str]:
-    """Strip the captions of a field with a caption, a list of captions or nothing, and drop empty captions.
+    """Strip the captions of a field, and drop empty ones.
+
+    Args:
+        value: A caption, a list of captions or nothing.
+        where: Address of the sample, for messages.
 
     Raises:
         BadSample: If a caption is longer than 64 KiB, has half a surrogate pair, or has a NUL. Text with NULs is UTF-16

@@ -74,14 +74,29 @@ def best_ranks(
 
 
 def hits_at(ranks: NDArray[np.int64], k: int) -> NDArray[np.bool_]:
-    """Check for each query whether a correct item is among its first `k`, (N,)."""
+    """Check for each query whether a correct item is among its first results.
+
+    Args:
+        ranks: Rank of the best correct item, from 0, (N,).
+        k: Number of first results.
+
+    Returns:
+        (N,).
+    """
     return ranks < k
 
 
 def label_ranks(scores: Tensor, labels: Tensor) -> NDArray[np.int64]:
-    """Count the other classes that score at least as high as the true one, from scores (N, C) and labels (N,).
+    """Count the other classes that score at least as high as the true one.
 
     As in `best_ranks`, ties count against the model, and an image with a NaN for its true class is ranked last.
+
+    Args:
+        scores: (N, C).
+        labels: True class of each image, (N,).
+
+    Returns:
+        (N,).
     """
     true_scores = scores.gather(1, labels[:, None])  # (N, 1)
     count = (~(scores < true_scores)).sum(dim=1) - 1  # without the true class itself

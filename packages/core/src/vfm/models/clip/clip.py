@@ -244,9 +244,13 @@ def load_clip(
 
 
 def save_clip(model: ClipModel, directory: Path) -> ClipCheckpoint:
-    """Save a model in open_clip's layout (`open_clip_config.json`, `open_clip_model.safetensors`).
+    """Save a model in open_clip's layout.
 
     `load_clip` reads the folder. So does open_clip itself, except in the case of `open_clip_incompatibility`.
+
+    Args:
+        model: The model.
+        directory: Folder for `open_clip_config.json` and `open_clip_model.safetensors`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     facts = model.preprocess.model_dump(include={"mean", "std", "interpolation", "resize_mode"})

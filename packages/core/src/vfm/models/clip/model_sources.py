@@ -117,7 +117,10 @@ def first_line(error: Exception) -> str:
 def is_vision_source(source: str, pretrained: str | None) -> bool:
     """Check whether a source names a timm encoder rather than a CLIP model.
 
-    Where timm and open_clip share a name, a `pretrained` tag of open_clip decides for the CLIP model.
+    Args:
+        source: Name or folder of the model.
+        pretrained: Tag of the weights. Where timm and open_clip share a name, a tag of open_clip decides for the CLIP
+            model.
 
     Raises:
         UserError: If the model does not exist.

@@ -109,10 +109,14 @@ def load_vision(
 
 
 def save_vision(model: nn.Module, directory: Path) -> VisionCheckpoint:
-    """Save an encoder in timm's layout (`config.json` with its `model_args`, `model.safetensors`).
+    """Save an encoder in timm's layout.
 
     The attribute `masked_modelling`, if the encoder has one, holds the additions of masked pre-training (`mask_token`,
     `head.*`, `decoder.*`). They are saved in a separate file, so that the training can be resumed.
+
+    Args:
+        model: The encoder.
+        directory: Folder for `config.json` with its `model_args`, and `model.safetensors`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     save_state_dict(model.state_dict(), directory / VISION_WEIGHTS_FILE)

@@ -150,6 +150,10 @@ def grid_size(model: ClipModel | nn.Module) -> tuple[int, int]:
 def feature_width(model: ClipModel | nn.Module, *, projected: bool = True) -> int:
     """Compute the width of `patch_features`.
 
+    Args:
+        model: CLIP model or timm encoder.
+        projected: Whether the features are projected into the joint space.
+
     Raises:
         UserError: If `projected`, and the model has no projection of patches.
     """
