@@ -1,10 +1,12 @@
-"""Import timm and open_clip without the libraries that they import but that most models never use.
+"""Import timm and open_clip without the libraries that most models never use.
 
-torchvision's operators import torch's compiler, timm's optimizers distributed tensors, and where they are installed,
-timm imports wandb, and open_clip transformers: half of the CPU seconds of a short command. Of torchvision itself most
-models use the transforms alone.
-While the importers are imported, these libraries are stand-ins. Whatever was taken from a stand-in imports the true
-module when it is first used. Only the command line does this, for commands that train nothing.
+torchvision's operators import torch's compiler, and timm's optimizers import distributed tensors. Where they are
+installed, timm imports wandb, and open_clip imports transformers. Together they take half of the CPU seconds of a short
+command. Of torchvision itself most models use the transforms alone.
+
+While timm, open_clip and torchvision are imported, these libraries are replaced by stand-ins. A name that was taken
+from a stand-in imports the real module when it is first used. Only the command line does this, for commands that train
+nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ def defer_unused_imports() -> None:
 
 
 class _Importers(MetaPathFinder):
-    """Finds the packages whose imports are quick, and has their loaders run beside stand-ins."""
+    """Finds timm, open_clip and torchvision, and imports them while stand-ins replace the deferred libraries."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -98,7 +100,10 @@ class _StandIns(MetaPathFinder, Loader):
 
 
 class _StandIn(ModuleType):
-    """A module whose names are stand-ins while it is in `sys.modules`, and the real ones afterwards."""
+    """A module that stands in for a deferred library.
+
+    While it is in `sys.modules`, its names are placeholders. Afterwards they are looked up in the real module.
+    """
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

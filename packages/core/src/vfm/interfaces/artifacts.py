@@ -269,7 +269,10 @@ class Metadata(Artifact):
 
 
 class Matches(Artifact):
-    """Entry ids of each text of a pool, and counts of each entry, from which any t can be balanced."""
+    """Matches between the texts of a pool and entries.
+
+    It has the entry ids of each text, and the counts of each entry. Any t can be balanced from them.
+    """
 
     pool: str = Field(description="address of the Pool")
     metadata: str = Field(description="address of the Metadata")

@@ -112,7 +112,10 @@ def report_of_run(directory: Path) -> Path:
 
 
 class Drawn(dict[str, "list[Drawing]"]):
-    """The drawings of finished stages by name, for a page that is drawn repeatedly."""
+    """Drawings of finished stages by name.
+
+    A page that is drawn repeatedly reuses them.
+    """
 
 
 def write_report(run: RunSummary, path: Path, known: Drawn | None = None) -> None:

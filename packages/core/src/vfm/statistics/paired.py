@@ -25,7 +25,11 @@ MAX_OUTCOMES = 1_000_000  # most flips that are enumerated; if there are more, f
 
 @dataclass(frozen=True)
 class McNemar:
-    """Items that only the second model got right (`wins`), only the first (`losses`), and the exact two-sided p."""
+    """Result of McNemar's test.
+
+    It has the items that only the second model got right (`wins`), the ones that only the first got right (`losses`),
+    and the exact two-sided p.
+    """
 
     wins: int
     losses: int

@@ -27,7 +27,10 @@ _USER = re.compile(r"://[^/?#@]*@")
 
 @dataclass(frozen=True)
 class _Credential:
-    """The beginning of addresses, and the `user:password` and the query that they need."""
+    """Credentials of the addresses with a common beginning.
+
+    They are `user:password` and a query.
+    """
 
     beginning: str
     user: str

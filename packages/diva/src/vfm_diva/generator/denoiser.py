@@ -21,7 +21,9 @@ from vfm_kernels import (
 
 
 class Denoiser(nn.Module):
-    """Network that predicts noise or velocity from a noisy sample, its time and a conditioning, and its error.
+    """Network that predicts noise or velocity from a noisy sample, its time and a conditioning.
+
+    It also computes the error of the prediction.
 
     Args:
         network: Network of a class in `vfm_diva.generator.networks.NETWORKS`.

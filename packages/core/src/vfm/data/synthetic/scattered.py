@@ -40,7 +40,10 @@ class ScatteredScene:
 
 @dataclass(frozen=True)
 class DrawnScene:
-    """An image and the number of the object that each pixel shows, -1 for the ground."""
+    """An image, and the number of the object that each pixel shows.
+
+    The ground has -1.
+    """
 
     pixels: NDArray[np.uint8]  # (S, S, 3)
     owners: NDArray[np.int8]  # (S, S)

@@ -99,7 +99,10 @@ class ProbeSchedule:
 
 @dataclass(frozen=True)
 class Swept:
-    """The head of the best learning rate, retrained on all training images, and the validation score of each rate."""
+    """Result of a sweep over learning rates.
+
+    It has the head of the best rate, retrained on all training images, and the validation score of each rate.
+    """
 
     head: nn.Module
     lr: float

@@ -47,14 +47,16 @@ KEYS = ".keys.txt"  # suffix of the file of keys that belongs to an npy file
 
 @dataclass(frozen=True)
 class SavedEmbeddings:
-    """SavedEmbeddings that were read back, in the order of their dataset, without its bad samples.
+    """Embeddings that were read from a file.
+
+    They are in the order of their dataset, without its bad samples.
 
     Attributes:
         keys: Keys of the samples.
-        texts: Captions or classes of the samples, empty strings if there are none.
+        texts: Captions or classes of the samples. A sample without one has an empty string.
         vectors: Unit vectors, (N, D).
-        model: Full name of the model, empty if the file does not have it.
-        data: Path of the dataset, empty if the file does not have it.
+        model: Full name of the model, if the file has it.
+        data: Path of the dataset, if the file has it.
     """
 
     keys: list[str]

@@ -62,7 +62,7 @@ class ReportSettings(Protocol):
 
 
 class ReportedEvaluation(ReportSettings, Protocol):
-    """Settings of an evaluation that loading the models and sharing the work need, besides the report's."""
+    """Settings of an evaluation that loads models and shares their work among processes."""
 
     @property
     def models(self) -> Sequence[Ref[Any]]:

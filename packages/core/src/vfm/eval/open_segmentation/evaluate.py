@@ -56,7 +56,10 @@ NUM_IMAGES = 6  # of the panel
 
 @dataclass(frozen=True)
 class Method:
-    """The classes, models with rules, and decision settings that all images are segmented with."""
+    """Settings that all images are segmented with.
+
+    They are the classes, the models with their rules, and the settings of the decision.
+    """
 
     config: OpenSegmentation
     classes: EvaluatedClasses

@@ -80,7 +80,10 @@ class LabelReader(Sequence[NDArray[np.integer]]):
 
 @dataclass(frozen=True)
 class TrainedProbe:
-    """The heads trained for one model, one in total or one per fold, with the images that each predicts."""
+    """The heads trained for one model.
+
+    There is one in total or one per fold, with the images that each predicts.
+    """
 
     heads: list[tuple[nn.Module, NDArray[np.int64]]]
     lrs: list[float]

@@ -224,7 +224,10 @@ def _shown(override: str) -> str:
 
 @dataclass
 class Mistakes:
-    """Mistakes in a recipe, each a line that begins with the file and line, or the `--set` option, of its key."""
+    """Mistakes in a recipe, one line each.
+
+    A line begins with the file and line, or the `--set` option, of its key.
+    """
 
     source: RecipeSource
     lines: dict[str, tuple[bool, int]] = field(default_factory=dict)  # line -> its sort key
