@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -90,17 +91,32 @@ def test_wrong_weights_pickles_and_missing_parts_are_one_line_errors(tmp_path: P
     scheduler = source / "scheduler" / "scheduler_config.json"
     config = json.loads(scheduler.read_text())
     scheduler.write_text(json.dumps({**config, "prediction_type": "sample"}))
-    assert "'sample'" in error_line()
+    assert "scheduler_config.json: prediction_type: expected one of epsilon, " in (line := error_line())
+    assert line.endswith("got 'sample'")
     # Playground-2.5's: its noise does not follow from betas, and diffusers' DDIM would take default ones in silence.
     scheduler.write_text(json.dumps({"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_max": 80.0}))
-    assert "its scheduler: expected one of DDIMScheduler, " in (line := error_line())
+    assert "scheduler_config.json: _class_name: expected one of DDIMScheduler, " in (line := error_line())
     assert line.endswith("got EDMDPMSolverMultistepScheduler")
     scheduler.write_text(json.dumps({key: value for key, value in config.items() if key != "beta_end"}))
-    assert "expected beta_start, beta_end, beta_schedule, got no beta_end" in error_line()
+    assert "scheduler_config.json: expected beta_start, beta_end, beta_schedule, got no beta_end" in error_line()
     scheduler.unlink()
     assert "scheduler_config.json: missing" in error_line()
     (source / "unet" / "config.json").unlink()
     assert "not in diffusers' layout" in error_line()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("cross_attention_dim", None, "expected a denoiser with cross-attention, got none of caption_channels, "),
+        ("_class_name", "load_image", "diffusers has no ModelMixin 'load_image'"),
+    ],
+)
+def test_a_wrong_value_of_a_part_is_named_with_its_file(tmp_path: Path, key: str, value: object, message: str) -> None:
+    file = generator(tmp_path / "source") / "unet/config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(UserError, match=f"^{re.escape(f'{file}: {message}')}"):
+        import_generator(str(tmp_path / "source"), tmp_path / "out")
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:

@@ -161,7 +161,9 @@ def test_a_setting_without_a_counterpart_is_refused(
 
 def test_a_model_of_another_type_is_refused_before_it_runs(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))
-    with pytest.raises(UserError, match=r"expected an encoder of type vit, dinov2, .* or siglip, got 'resnet'"):
+    with pytest.raises(
+        UserError, match=r"config\.json: expected an encoder of type vit, dinov2, .* or siglip, got 'resnet'"
+    ):
         check_vision_source(str(tmp_path), None)
 
 

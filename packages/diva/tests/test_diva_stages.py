@@ -164,17 +164,21 @@ def test_unsupported_generators_are_rejected(clip: ClipCheckpoint, tmp_path: Pat
     (inpainting.path / "vae").mkdir()
     edited_vae = inpainting.path / "vae" / "config.json"
     edited_vae.write_text(json.dumps({"_class_name": "AsymmetricAutoencoderKL"}))
-    assert "expected a VAE of class AutoencoderKL, AutoencoderTiny, VQModel; got AsymmetricAutoencoderKL" in refusal(
+    assert "vae/config.json: expected a VAE of class AutoencoderKL, AutoencoderTiny, VQModel; got Asymm" in refusal(
         tune_config(), clip=clip, prior=inpainting
     )
     nine = make_prior(tmp_path / "nine", clip)
     edited(nine, "unet", in_channels=9)
-    assert "its denoiser expects 9 channels, pixels have 3" in refusal(tune_config(), clip=clip, prior=nine)
+    assert "unet/config.json: the denoiser expects 9 channels, pixels have 3" in refusal(
+        tune_config(), clip=clip, prior=nine
+    )
     other = make_prior(tmp_path / "other", clip)
     edited(other, "unet", _class_name="HunyuanDiT2DModel")
-    assert "got HunyuanDiT2DModel" in refusal(tune_config(), clip=clip, prior=other)
+    assert "unet/config.json: expected a denoiser of class " in refusal(tune_config(), clip=clip, prior=other)
     edited(other, "unet", _class_name="PixArtTransformer2DModel")
-    assert "expected the configuration of PixArtTransformer2DModel" in refusal(tune_config(), clip=clip, prior=other)
+    assert "unet/config.json: expected the configuration of PixArtTransformer2DModel" in refusal(
+        tune_config(), clip=clip, prior=other
+    )
 
 
 @pytest.mark.parametrize(

@@ -168,12 +168,13 @@ def load_generator(checkpoint: GeneratorCheckpoint, *, weights: bool = True) -> 
     network = _load_network(folder, weights=weights)
     space = load_space(folder, weights=weights)
     condition = folder / CONDITION
+    denoiser = folder / denoiser_folder(folder) / "config.json"
     try:
         channels = network_inputs(network).channels
     except UserError as error:
-        raise UserError(f"{folder}: {error}") from None
+        raise UserError(f"{denoiser}: {error}") from None
     if channels != space.channels:
-        raise UserError(f"{folder}: its denoiser expects {channels} channels, {space.name} have {space.channels}")
+        raise UserError(f"{denoiser}: the denoiser expects {channels} channels, {space.name} have {space.channels}")
     if not condition.is_dir():  # a prior trained here may denoise the latents of any VAE
         check_scale(space, network, folder)
     config = store_files.read_record(folder / "scheduler" / "scheduler_config.json")
@@ -188,9 +189,10 @@ def load_generator(checkpoint: GeneratorCheckpoint, *, weights: bool = True) -> 
 
 def _load_network(folder: Path, *, weights: bool) -> Any:
     part = folder / denoiser_folder(folder)
-    name = store_files.read_record(part / "config.json").get("_class_name")
+    file = part / "config.json"
+    name = store_files.read_record(file).get("_class_name")
     if name not in NETWORKS:
-        raise UserError(f"{folder}: expected a denoiser of class {', '.join(NETWORKS)}; got {name}")
+        raise UserError(f"{file}: expected a denoiser of class {', '.join(NETWORKS)}; got {name}")
     return take_vectors(load_model(NETWORKS[name], part, weights=weights))
 
 

@@ -202,11 +202,11 @@ def load_latent_space(folder: Path, *, weights: bool = True) -> LatentSpace:
     record = store_files.read_record(file)
     name = record.get("_class_name")
     if name not in VAES:
-        raise UserError(f"{part}: expected a VAE of class {', '.join(VAES)}; got {name}")
+        raise UserError(f"{file}: expected a VAE of class {', '.join(VAES)}; got {name}")
     for key in ("latents_mean", "latents_std"):
         if record.get(key) is not None:
             raise UserError(
-                f"{part}: expected latents that are shifted and scaled by shift_factor and scaling_factor, got"
+                f"{file}: expected latents that are shifted and scaled by shift_factor and scaling_factor, got"
                 f" {key}, which is not supported"
             )
     return LatentSpace(load_model(VAES[name], part, weights=weights))
@@ -249,7 +249,7 @@ def check_scale(space: Space, network: Any, folder: Path) -> None:
     expected = " or ".join(f"{SCALES[family]} of {family}" for family in families)
     other = [name for name, scale in SCALES.items() if scale == space.scale]
     raise UserError(
-        f"{folder / VAE}: expected scaling_factor {expected}, like the denoiser; got "
+        f"{folder / VAE / 'config.json'}: expected scaling_factor {expected}, like the denoiser; got "
         f"{space.scale}, that of {other[0] if other else 'no known family'}"
     )
 
@@ -272,7 +272,8 @@ def load_model(kind: Any, folder: Path, *, weights: bool) -> nn.Module:
         with torch.device("meta"):
             shapes: nn.Module = kind.from_config(kind.load_config(folder))
     except (TypeError, AttributeError) as error:  # from a missing setting
-        raise UserError(f"{folder}: expected the configuration of {kind.__name__}, got another one ({error})") from None
+        wrong = f"expected the configuration of {kind.__name__}, got another one ({error})"
+        raise UserError(f"{folder / 'config.json'}: {wrong}") from None
     return shapes
 
 

@@ -20,14 +20,16 @@ def check_folder(folder: Path, name: str) -> None:
         UserError: If the folder has no such model.
     """
     expected = "expected a LLaVA model in transformers' layout"
-    if not (folder / CONFIG_FILE).is_file():
+    file = folder / CONFIG_FILE
+    if not file.is_file():
         raise UserError(f"{name}: {folder} has no {CONFIG_FILE}; {expected}")
-    config = store_files.read_record(folder / CONFIG_FILE)
+    config = store_files.read_record(file)
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
-        raise UserError(f"{name}: {folder}: {expected} ({', '.join(MODEL_TYPES)}), got model_type {model_type}")
+        allowed = ", ".join(MODEL_TYPES)
+        raise UserError(f"{name}: {file}: {expected} ({allowed}), got model_type {model_type}")
     if config.get("image_seq_length") == 1:
-        raise UserError(f"{name}: {CLASS_TOKEN}")
+        raise UserError(f"{name}: {file}: image_seq_length 1: {CLASS_TOKEN}")
     if not (folder / PROCESSOR_FILE).is_file():
         raise UserError(f"{name}: {folder} has no {PROCESSOR_FILE}, without which images become no tokens")
 

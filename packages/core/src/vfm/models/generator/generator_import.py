@@ -107,8 +107,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
         is_vector = config.get("_class_name") == "DiTTransformer2DModel" or config.get("addition_embed_type") == "image"
         condition = 0 if is_vector else int(width)
     if not condition and not is_vector:
-        raise UserError(f"{folder}: its denoiser has no cross-attention, so it cannot be conditioned")
-    prediction = _prediction(read_part(folder / SCHEDULER_FILE), folder)
+        raise UserError(f"{file}: expected a denoiser with cross-attention, got none of {', '.join(CONTEXT_WIDTHS)}")
+    prediction = _prediction(folder / SCHEDULER_FILE)
     return {"sample_size": size, "condition_width": condition, "prediction": prediction}
 
 
@@ -124,19 +124,18 @@ def _check_finite(file: Path) -> None:
             check_finite_weights({key: content.get_tensor(key)}, file)
 
 
-def _prediction(scheduler: dict[str, Any], folder: Path) -> Prediction:
+def _prediction(file: Path) -> Prediction:
+    scheduler = read_part(file)
     name = scheduler.get("_class_name")
     if name in FLOW_SCHEDULERS:  # these have no `prediction_type`
         return "flow"
     if name not in BETA_SCHEDULERS:
         known = ", ".join((*BETA_SCHEDULERS, *FLOW_SCHEDULERS))
-        raise UserError(f"{folder}: its scheduler: expected one of {known}, got {name}")
+        raise UserError(f"{file}: _class_name: expected one of {known}, got {name}")
     missing = [key for key in BETAS if key not in scheduler]
     if missing and scheduler.get("trained_betas") is None:
-        raise UserError(f"{folder}: its scheduler's configuration: expected {', '.join(BETAS)}, got no {missing[0]}")
+        raise UserError(f"{file}: expected {', '.join(BETAS)}, got no {missing[0]}")
     prediction = scheduler.get("prediction_type", "epsilon")
     if prediction not in _PREDICTIONS:
-        raise UserError(
-            f"{folder}: prediction_type of its scheduler: expected one of {', '.join(_PREDICTIONS)}, got {prediction!r}"
-        )
+        raise UserError(f"{file}: prediction_type: expected one of {', '.join(_PREDICTIONS)}, got {prediction!r}")
     return _PREDICTIONS[prediction]

@@ -106,21 +106,21 @@ def check_encoder_classes(index: Mapping[str, Any], file: Path) -> None:
             )
 
 
-def _class_of(library: Any, name: object, base: type, folder: Path) -> Any:
-    """Look up the class of a library that a part's configuration names.
+def _class_of(library: Any, name: object, base: type, file: Path) -> Any:
+    """Look up the class of a library that a file names.
 
     The name may also be that of e.g. a function.
     """
     named_class = getattr(library, str(name), None)
     if not inspect.isclass(named_class) or not issubclass(named_class, base):
-        raise UserError(f"{folder}: {library.__name__} has no {base.__name__} {name!r}")
+        raise UserError(f"{file}: {library.__name__} has no {base.__name__} {name!r}")
     return named_class
 
 
 def _check_weights(folder: Path, diffusers: Any, source: str) -> None:
     """Compare names and shapes of the weights with the configuration, without reading the weights."""
     config = read_part(folder / "config.json")
-    model_class = _class_of(diffusers, config.get("_class_name"), diffusers.ModelMixin, folder)
+    model_class = _class_of(diffusers, config.get("_class_name"), diffusers.ModelMixin, folder / "config.json")
     stored_shapes = _shapes(folder, source)
     with naming(folder / "config.json", "the configuration of a part"), torch.device("meta"):
         model = model_class.from_config(config)
@@ -149,7 +149,7 @@ def _check_text_encoder(folder: Path, transformers: Any, source: str) -> None:
     if transformers is None:
         return
     name = next(iter(config.get("architectures") or []), None)
-    model_class = _class_of(transformers, name, transformers.PreTrainedModel, folder)
+    model_class = _class_of(transformers, name, transformers.PreTrainedModel, folder / "config.json")
     form = "the configuration of a text encoder"
     with naming(folder / "config.json", form), without_custom_code(folder), torch.device("meta"):
         model = model_class(model_class.config_class.from_dict(config))
@@ -184,7 +184,8 @@ def _check_tokenizer(folder: Path, transformers: Any, class_name: str) -> None:
         return
     tokenizer_class: Any = transformers.AutoTokenizer
     if hasattr(transformers, class_name):
-        tokenizer_class = _class_of(transformers, class_name, transformers.PreTrainedTokenizerBase, folder)
+        file = folder.parent / INDEX_FILE
+        tokenizer_class = _class_of(transformers, class_name, transformers.PreTrainedTokenizerBase, file)
     with naming(folder, "a tokenizer"), without_custom_code(folder), suppress(ImportError):
         tokenizer_class.from_pretrained(folder, local_files_only=True)
 

@@ -193,12 +193,12 @@ def read_hugging_face_config(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: If the folder holds a model of another type.
     """
-    record = read_record(folder / CONFIG_FILE)
-    if record.get("model_type") != "clip":
-        raise UserError(
-            f"{folder}: expected a Hugging Face model of type clip, siglip or siglip2, got {record.get('model_type')!r}"
-        )
-    with naming(folder / CONFIG_FILE, "the configuration of a CLIP model"):
+    file = folder / CONFIG_FILE
+    record = read_record(file)
+    model_type = record.get("model_type")
+    if model_type != "clip":
+        raise UserError(f"{file}: expected a Hugging Face model of type clip, siglip or siglip2, got {model_type!r}")
+    with naming(file, "the configuration of a CLIP model"):
         config = open_clip_config(record)
     tokenizer = other_tokenizer(folder)
     if tokenizer:

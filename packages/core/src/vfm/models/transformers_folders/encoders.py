@@ -108,11 +108,12 @@ def timm_source(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: If the folder holds a model of another type, or a setting has no counterpart in timm.
     """
+    file = folder / CONFIG_FILE
     record = transformers_record(folder) or {}
     if record.get("model_type") not in MODEL_TYPES:
         allowed = f"{', '.join(MODEL_TYPES[:-1])} or {MODEL_TYPES[-1]}"
-        raise UserError(f"{folder}: expected an encoder of type {allowed}, got {record.get('model_type')!r}")
-    with naming(folder / CONFIG_FILE, "the configuration of an encoder"):
+        raise UserError(f"{file}: expected an encoder of type {allowed}, got {record.get('model_type')!r}")
+    with naming(file, "the configuration of an encoder"):
         model_type, facts = encoder_settings(record)
         return _source(model_type, facts)
 
