@@ -153,7 +153,7 @@ def test_missing_outside_file_is_one_line_before_anything_runs(toys):
 
 def test_user_errors_of_a_stage_are_lines_too(toys):
     Path("r.yaml").write_text(RECIPE + "  - {kind: toy.fail, name: f, number: sum, how: user}\n")
-    assert refused("run", "r.yaml") == ["error: f: the numbers do not add up"]
+    assert refused("run", "r.yaml") == ["error: r.yaml:5: f: the numbers do not add up"]
     assert "Traceback" in run_alone("run", "r.yaml", "--debug", cwd=toys, path=_site(toys)).err
 
 

@@ -116,8 +116,8 @@ def test_a_failing_stage_leaves_the_others_to_finish_and_the_next_run_makes_only
     Path("r.yaml").write_text(SUMS + failing)
     done = finished()
     assert done.returncode == 2
-    assert done.stderr.splitlines() == ["error: f: the numbers do not add up"]
-    assert "✗ f f: the numbers do not add up" in done.stdout
+    assert done.stderr.splitlines() == ["error: r.yaml:7: f: the numbers do not add up"]
+    assert "✗ f r.yaml:7: f: the numbers do not add up" in done.stdout
     assert "not run, since they need what failed: more" in done.stdout
     assert toy_plugin.Numbers.load(Path("store/runs/r/artifacts/both")).values
     Path("r.yaml").write_text(SUMS)

@@ -17,7 +17,7 @@ import vfm
 from cli_world import RECIPE, run_here, toys
 from vfm.cli.written_recipe import run_written
 from vfm.flow.recipe import yaml_lines
-from vfm.flow.recipe.recipe import parse_recipe
+from vfm.flow.recipe.recipe import load_recipe, parse_recipe
 from vfm.flow.recipe.schema import json_schema
 from vfm.interfaces import load_plugins, stage_types
 
@@ -227,9 +227,32 @@ def test_plan_refuses_folders_that_are_not_the_benchmarks(tmp_path: Path) -> Non
     done = run_here("plan", tmp_path / "r.yaml", "--store", tmp_path / "store")
     assert done.code == 2
     first, second, third = done.errors
-    assert first.startswith("error: mmvp: ")
+    assert first.startswith("error: r.yaml:1: mmvp: ")
     assert "Questions.csv: no such file" in first
-    assert "imagenet: " in second
+    assert "r.yaml:1: imagenet: " in second
     assert "expected one folder per class" in second
     assert "coco: " in third
     assert "missing_caption" in third
+
+
+def test_a_value_that_only_the_data_show_as_wrong_has_the_places_of_its_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos" / "a.png")
+    (tmp_path / "photos" / "a.txt").write_text("a photo")
+    base = "description: pairs\nstages:\n- {kind: data.pairs, name: pool, path: photos, texts: {en: caption}}\n"
+    (tmp_path / "base.yaml").write_text(base)
+    (tmp_path / "r.yaml").write_text("base: base.yaml\nseeds: [0, 1]\nstages:\n- {name: pool, num_samples: 1}\n")
+    done = run_here("plan", "r.yaml", "--check")
+    (line,) = done.errors
+    assert line.startswith("error: r.yaml:4 and base.yaml:3: pool: photos: none of the first samples can be used: ")
+    assert line.endswith("set texts to their location")
+
+
+def test_a_stage_of_a_seed_has_the_place_of_the_stage_that_it_repeats(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("seeds: [0, 1]\n" + RECIPE)
+    recipe = load_recipe(str(tmp_path / "r.yaml"), KNOWN)
+    places = {stage.name: recipe.stage_place(stage) for stage in recipe.stages}
+    assert places["a@0"] == places["a@1"] == "r.yaml:3"

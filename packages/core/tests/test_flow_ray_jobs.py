@@ -80,7 +80,7 @@ def test_steps_on_ray_make_the_artifacts_of_one_process_with_one_log_and_report_
 ) -> None:
     Path("r.yaml").write_text(BRANCHES)
     out, err = (process := start()).communicate(timeout=600)
-    assert (process.returncode, err) == (2, "error: f: the numbers do not add up\n"), out
+    assert (process.returncode, err) == (2, "error: r.yaml:4: f: the numbers do not add up\n"), out
     host = os.uname().nodename
     assert all(out.count(f"  {name} runs on {host}\n") == 1 for name in ("a", "first"))
     assert [line for line in out.splitlines() if not re.match(r"(✓ |✗ |  )?(a|first|f) |not run|[0-9]+ s ", line)] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -82,7 +83,7 @@ def run_written(
     if not quiet:
         show(f"recipe: {recipe}")
     try:
-        loaded = load_recipe(str(recipe), stage_types(manager), overrides)
+        loaded = replace(load_recipe(str(recipe), stage_types(manager), overrides), places={})  # the user wrote no line
         if dry_run:
             if not quiet:
                 show(f"run it: {_command(recipe, overrides, store)}")

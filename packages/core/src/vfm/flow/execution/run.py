@@ -106,6 +106,8 @@ def run_one(step: Step, send: Send, job: Job | None = None) -> bool:
                     execute(step, send, descriptor, job)
                 except Preempted:
                     raise
+                except UserError as error:
+                    raise UserError(step.located(str(error)) if step.place else str(error)) from error
                 # A library may call exit. The run would end without a message, even as if it had succeeded.
                 except SystemExit as stop:
                     raise RuntimeError(f"{name}: its code ended the process, with code {stop.code}") from stop

@@ -33,6 +33,13 @@ class Step:
     folders: dict[str, Path]  # ref as written -> folder of its artifact, which may not exist yet
     fingerprints: dict[str, str]  # outside file -> fingerprint
     slot: Slot
+    place: str = ""  # file and line of the stage in its recipe
+
+    def located(self, message: str) -> str:
+        """Begin each line of an error of the stage with its place, if it has one, and its name."""
+        name = f"{self.stage.name}: "
+        where = f"{self.place}: {name}" if self.place else name
+        return "\n".join(where + line.removeprefix(name) for line in message.splitlines())
 
     @property
     def status(self) -> str:
@@ -97,7 +104,8 @@ def make_plan(recipe: Recipe, store: Store, announce: Callable[[str], None] = la
                 raise UserError(f"{error}; {stage.name}{of} reads it") from None
             identity = _identity(stage, inputs, fingerprints)
             slot = store.slot(stage.kind, identity)
-            steps[stage.name] = Step(stage, identity, inputs, folders, fingerprints, slot)
+            place = recipe.stage_place(stage)
+            steps[stage.name] = Step(stage, identity, inputs, folders, fingerprints, slot, place)
             problems |= dict.fromkeys(_problems(steps[stage.name]))
     if problems:
         raise UserError("\n".join(problems))

@@ -36,7 +36,7 @@ def preflight(steps: Sequence[Step], *, fresh: bool = False) -> None:
                     check_sampler(stage, before)
                 stage.preflight(before)
             except UserError as error:
-                failures.append(f"{step.stage.name}: {prefix}{error}")
+                failures.append(step.located(f"{prefix}{error}"))
     if failures:
         raise UserError("\n".join(failures))
 
@@ -58,7 +58,7 @@ def check_files(steps: Sequence[Step]) -> None:
             elif step.stage.kind in BENCHMARKS and Path(getattr(step.stage, "path", "")).is_dir():
                 step.stage.preflight(before)
         except UserError as error:
-            failures.append(f"{step.stage.name}: {error}")
+            failures.append(step.located(str(error)))
     if failures:
         raise UserError("\n".join(failures))
 

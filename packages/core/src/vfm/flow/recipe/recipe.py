@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -30,6 +30,7 @@ class Recipe:
         text: its YAML without credentials. With a base or `--set`, this is the resolved recipe.
         bases: names of the base recipes, nearest first.
         file: its file, if it has one.
+        places: file and line of each stage, for messages. Empty if the recipe has no file.
     """
 
     name: str
@@ -38,6 +39,11 @@ class Recipe:
     text: str = ""
     bases: tuple[str, ...] = ()
     file: Path | None = None
+    places: Mapping[str, str] = field(default_factory=dict)
+
+    def stage_place(self, stage: Stage) -> str:
+        """Look up the file and line of a stage, or of the stage that it repeats with another seed."""
+        return self.places.get(stage.name) or self.places.get(stage.name.rpartition("@")[0], "")
 
 
 class RecipeKeys(Config):
@@ -132,7 +138,9 @@ def parse_recipe(
     # Not before all stages are valid, since an invalid one would also be reported as missing by those that refer to it.
     _check_inputs(stages, mistakes)
     mistakes.raise_if_any()
-    return Recipe(name, keys.description.strip(), tuple(per_seed(stages, keys.seeds)), text, tuple(source.bases), file)
+    about = keys.description.strip()
+    places = {stage.name: source.stage_place(index) for index, stage in enumerate(stages)} if file else {}
+    return Recipe(name, about, tuple(per_seed(stages, keys.seeds)), text, tuple(source.bases), file, places)
 
 
 def _resolved_text(source: RecipeSource, overrides: Sequence[str]) -> str:

@@ -38,6 +38,14 @@ class RecipeSource:
     overridden: dict[KeyPath, str] = field(default_factory=dict)
     bases: list[str] = field(default_factory=list)
 
+    def stage_place(self, index: int) -> str:
+        """List the files with settings of a stage, each with the first line of these, the recipe before its bases."""
+        first_lines: dict[str, int] = {}
+        for path, (file, line) in self.places.items():
+            if path[:2] == ("stages", index):
+                first_lines[file] = min(line, first_lines.get(file, line))
+        return " and ".join(f"{file}:{first_lines[file]}" for file in (self.where, *self.bases) if file in first_lines)
+
 
 DATA_SUFFIXES = {".tar", ".zip", ".csv", ".tsv", ".parquet", ".arrow", ".jsonl"}
 
