@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from vfm.base import UserError
 from vfm.data.layouts.torchvision_sets import open_torchvision
 from vfm.data.prompts.clip_benchmark import names_and_templates
 from vfm.flow.recipe.shipped import shipped_files
+from vfm.flow.requests.request import EvaluationRequest, requested_recipe
 from vfm.flow.requests.suites import find_datasets, load_suite
 from vfm.interfaces import load_plugins, stage_types
 
@@ -93,6 +95,14 @@ def test_small_datasets_are_found_in_their_packages(tmp_path: Path) -> None:
         (b"[" * 100_000, "not valid YAML: maximum recursion depth exceeded"),
         (b"description: d\nsets: [{name: a, data: {path: x}}]", "a: data.kind: unknown stage kind 'None'"),
         (b"description: d\nsets: [{name: a, data: {kind: data.pear}}]", "a: data.kind: unknown stage kind 'data.pear'"),
+        (
+            b"description: d\nsets: [{name: a, data: {kind: data.pairs, path: -1}}]",
+            "a: data.path: expected a string, got -1",
+        ),
+        (
+            b"description: d\nsets: [{name: a, data: {kind: data.pairs, path: x}, train: {pth: y}}]",
+            "a: train.pth: unknown key; did you mean 'path'",
+        ),
         (b"description: d\nsets: [{name: a, scores: {knnn: [x]}}]", "scores: unknown stage kind 'eval.knnn'"),
     ],
 )
@@ -100,3 +110,11 @@ def test_a_damaged_suite_is_a_line_with_its_name(tmp_path: Path, text: bytes, sa
     (tmp_path / "s.yaml").write_bytes(text)
     with pytest.raises(UserError, match=rf"^\S*s\.yaml: {said}"):
         load_suite(str(tmp_path / "s.yaml"), KNOWN)
+
+
+def test_a_suite_without_data_on_the_disk_is_a_line_with_its_name(tmp_path: Path) -> None:
+    suite = tmp_path / "s.yaml"
+    suite.write_text("description: d\nsets: [{name: a, title: A, data: {kind: data.pairs, path: x.tar}}]\n")
+    request = EvaluationRequest(["ViT-B-32,openai"], suite=str(suite), root=str(tmp_path))
+    with pytest.raises(UserError, match=rf"^{re.escape(f'{suite}: A: no x.tar under {tmp_path}')}$"):
+        requested_recipe(request, KNOWN)

@@ -93,7 +93,8 @@ def evaluate(
     )
     if not request.models:
         raise UserError("evaluate: expected at least one model, got none")
-    recipe = text_recipe(requested_recipe(request, known), known, set, name, "the recipe of vfm.evaluate")
+    where = f"the recipe of vfm.evaluate{f' with suite {suite}' if suite else ''}"
+    recipe = text_recipe(requested_recipe(request, known), known, set, name, where)
     done = run_loaded(manager, recipe, Path(store), listener(progress), jobs=jobs)
     write_results(done.directory, through_link(done.directory / "results"))
     return EvaluationRun(done.directory, done.seconds, done.page)

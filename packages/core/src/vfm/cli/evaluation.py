@@ -114,7 +114,8 @@ def eval(  # noqa: A001
     if dry_run:
         typer.echo(text, nl=False)
         return
-    recipe = parse_recipe(text, known, set or (), name=run_name(name), where="the recipe of vfm eval")
+    where = f"the recipe of vfm eval{f' --suite {suite}' if suite else ''}"
+    recipe = parse_recipe(text, known, set or (), name=run_name(name), where=where)
     listener = ConsoleListener(console, quiet=quiet)
     outcome = run_recipe(manager, recipe, make_plan(recipe, Store(store), note), Store(store), listener, jobs=jobs)
     results = out or through_link(outcome.directory / "results")

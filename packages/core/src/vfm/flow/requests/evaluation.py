@@ -52,6 +52,7 @@ class EvaluationPlan:
         known: stage types by kind.
         languages: languages of the captions; empty: languages of the dataset.
         resize_modes: ways to resize images; None: the model's way.
+        suite: the list of datasets, for messages; empty: none.
         stages: fields of the stages.
         scores: entries of the summary.
         left_out: datasets and tasks that are not evaluated.
@@ -61,6 +62,7 @@ class EvaluationPlan:
     known: Mapping[str, type[Stage]]
     languages: Sequence[str] = ()
     resize_modes: Sequence[str | None] = (None,)
+    suite: str = ""
     stages: list[Fields] = field(default_factory=list)
     scores: list[dict[str, Any]] = field(default_factory=list)
     left_out: list[SkippedDataset] = field(default_factory=list)
@@ -104,7 +106,10 @@ def evaluation_recipe(
         for task in of_dataset:
             plan.stages += _evaluations(plan, dataset, task)
     if not plan.scores:
-        raise UserError("\n".join(f"{gap.title}: {gap.why}" for gap in plan.left_out) or _no_task(plan, datasets))
+        suite = f"{plan.suite}: " if plan.suite else ""
+        raise UserError(
+            "\n".join(f"{suite}{gap.title}: {gap.why}" for gap in plan.left_out) or _no_task(plan, datasets)
+        )
     summary: Fields = {"kind": "eval.summary", "name": SUMMARY, "scores": plan.scores}
     if plan.left_out:
         summary["missing"] = [_non_empty(asdict(gap)) for gap in plan.left_out]

@@ -67,6 +67,7 @@ def requested_recipe(request: EvaluationRequest, known: Mapping[str, type[Stage]
         known,
         list(dict.fromkeys(request.languages)),
         [None if mode == "model" else mode for mode in dict.fromkeys(request.resize)],
+        request.suite,
     )
     datasets = [_by_column(dataset, request.by, known) for dataset in _datasets(request, plan)]
     where = f" on {request.suite}" if request.suite else ""

@@ -113,16 +113,35 @@ def load_suite(source: str, known: Mapping[str, type[Stage]] | None = None) -> S
         raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if known is not None:
         _check_kinds(suite, file, known)
+        _check_fields(suite, file, known)
     return suite
 
 
 def _check_kinds(suite: Suite, file: Path, known: Mapping[str, type[Stage]]) -> None:
+    """Check that stage types exist: those that import the datasets, and those of the tasks."""
     used = [(f"{entry.name}: data.kind", str(entry.data.get("kind"))) for entry in suite.sets if entry.data is not None]
     for scores in (suite.scores, *(entry.scores for entry in suite.sets)):
         used += [("scores", f"eval.{task}") for task in scores or ()]
     for key, kind in used:
         if kind not in known:
             raise UserError(f"{file}: {key}: {unknown_kind(kind, known)}")
+
+
+def _check_fields(suite: Suite, file: Path, known: Mapping[str, type[Stage]]) -> None:
+    """Check the fields of the stages that import the datasets."""
+    for entry in suite.sets:
+        if entry.data is not None:
+            kind = known[entry.data["kind"]]
+            _check_stage(kind, entry.data, f"{file}: {entry.name}: data")
+            _check_stage(kind, {**entry.data, **(entry.train or {})}, f"{file}: {entry.name}: train")
+
+
+def _check_stage(kind: type[Stage], fields: Fields, where: str) -> None:
+    try:
+        kind.model_validate({"name": "data", **fields})
+    except ValidationError as error:
+        lines = [f"{where}.{'.'.join(map(str, key))}: {line}" for key, line in error_lines(error, kind)]
+        raise UserError("\n".join(lines)) from None
 
 
 def find_datasets(
