@@ -102,6 +102,23 @@ def test_lost_and_changed_samples_are_found() -> None:
     assert said(items[:4], 0, Damage("range", b"", 70, 71)) == "5 of 9 samples are lost, 0 are counted"
 
 
+@pytest.mark.parametrize(
+    ("records", "wrong"),
+    [
+        ({"images": 8, "annotations": 9}, None),  # an image was taken out of the list, its annotation was counted
+        ({"images": 8, "annotations": 8}, "9 annotations are listed, 8 are read or counted"),
+        ({"images": 9, "annotations": 9}, "8 images are listed, 9 are read or counted"),
+    ],
+)
+def test_annotations_of_an_image_that_is_no_longer_listed_must_be_counted(
+    records: dict[str, int], wrong: str | None
+) -> None:
+    items = [str(n) for n in range(9)]
+    before = {"items": items, "bad": 0, "listed": {"images": 9, "annotations": 9}}
+    after = {"items": items[1:], "bad": 0, "records": records, "listed": {"images": 8, "annotations": 9}}
+    assert lost_silently(before, after, Damage("value", b"", 40, 41), b"{}", "boxes.json") == wrong
+
+
 def test_damage_depends_on_the_seed_alone_and_changes_something() -> None:
     data = b'{"a": [1, 2, {"b": "text"}], "c": 12345}\n' * 5
     for seed in range(200):

@@ -34,7 +34,7 @@ def read_tagged() -> dict[str, Any]:
 
 
 def read_objects() -> dict[str, Any]:
-    """Return the images of the artifact `pool` with their boxes."""
+    """Read the images of the artifact `pool` with their boxes, and count its annotations and what its file lists."""
     source = AnnotatedSource(AnnotatedImages.load("store/runs/r/artifacts/pool"))
     items, bad = [], sum(source.dataset.bad_samples.values())
     for n in range(len(source)):
@@ -45,7 +45,19 @@ def read_objects() -> dict[str, Any]:
             continue
         objects = source.objects(n)
         items.append(digest(pixels, objects.labels.tolist(), objects.boxes.tolist()))
-    return {"items": items, "bad": bad}
+    found = source.dataset
+    annotations = found.num_objects + sum(found.bad_annotations.values())
+    return {"items": items, "bad": bad, "records": {"images": len(items) + bad, "annotations": annotations},
+            "listed": listed(Path("f/boxes.json"))}  # fmt: skip
+
+
+def listed(file: Path) -> dict[str, int]:
+    """Count the images and annotations in COCO's file with nothing of vfm. Empty if it cannot be parsed."""
+    try:
+        content = json.loads(file.read_bytes())
+    except ValueError:
+        return {}
+    return {key: len(content[key]) for key in ("images", "annotations")}
 
 
 def read_items() -> dict[str, Any]:

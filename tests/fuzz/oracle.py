@@ -42,7 +42,8 @@ def lost_silently(before: Result, after: Result, damage: Damage, original: bytes
     """Return what is wrong with a result that was reported as a success, None if nothing is.
 
     Args:
-        before: of the undamaged data, `items` (a hash of each sample) and `bad` (the number of counted bad ones).
+        before: of the undamaged data, `items` (a hash of each sample) and `bad` (the number of counted bad ones). Where
+            a file lists the samples and more, also `records` (read and counted) and `listed` (in the file), by kind.
         after: the same of the damaged data.
         damage: the damage.
         original: the undamaged file.
@@ -51,6 +52,13 @@ def lost_silently(before: Result, after: Result, damage: Damage, original: bytes
     good, found = Counter(before["items"]), Counter(after["items"])
     missing, other = (good - found).total(), (found - good).total()
     bad = after["bad"] - before["bad"]
+    unlisted = 0
+    if after.get("listed"):
+        for kind, number in after["listed"].items():
+            if after["records"][kind] != number:
+                return f"{number} {kind} are listed, {after['records'][kind]} are read or counted"
+        # The damage took these out of the list. Their annotations are still listed, so all of them are counted above.
+        unlisted = max(0, before["listed"]["images"] - after["listed"]["images"])
     spans = records(name, original)
     touched = len(before["items"]) if spans is None else sum(a <= damage.stop and damage.start <= b for a, b in spans)
     # A flipped bit in a line break touches two lines; inserted bytes may contain line breaks of their own.
@@ -60,6 +68,6 @@ def lost_silently(before: Result, after: Result, damage: Damage, original: bytes
     # Where a line is a record and any line is a good one, no reader can see that two have become one.
     joined = original.count(b"\n", damage.start, damage.stop) if name.endswith(".txt") else 0
     allowed = joined if damage.kind in POINTS else max(touched - 1, 0)
-    if missing - other - bad > allowed:
+    if missing - other - bad > allowed + unlisted:
         return f"{missing - other} of {good.total()} samples are lost, {bad} are counted"
     return None
