@@ -183,7 +183,8 @@ class Fuzz:
         before, after = self.expected[target.name], json.loads((self.folder / RESULT).read_text())
         if target.counts and (wrong := lost_silently(before, after, done, original, file.name)):
             return Outcome("silent", wrong)
-        return Outcome("counted" if after["bad"] > before["bad"] else "good")
+        counted = any(after.get(kind, 0) > before.get(kind, 0) for kind in ("bad", "dropped"))
+        return Outcome("counted" if counted else "good")
 
     def _names(self, file: Path) -> list[str]:
         """Return what names a file: its own name, or the artifact's folder."""

@@ -46,9 +46,10 @@ def read_objects() -> dict[str, Any]:
         objects = source.objects(n)
         items.append(digest(pixels, objects.labels.tolist(), objects.boxes.tolist()))
     found = source.dataset
-    annotations = found.num_objects + sum(found.bad_annotations.values())
-    return {"items": items, "bad": bad, "records": {"images": len(items) + bad, "annotations": annotations},
-            "listed": listed(Path("f/boxes.json"))}  # fmt: skip
+    dropped = sum(found.bad_annotations.values())
+    records = {"images": len(items) + bad, "annotations": found.num_objects + dropped}
+    in_file = listed(Path("f/boxes.json"))
+    return {"items": items, "bad": bad, "dropped": dropped, "records": records, "listed": in_file}
 
 
 def listed(file: Path) -> dict[str, int]:

@@ -43,7 +43,8 @@ def lost_silently(before: Result, after: Result, damage: Damage, original: bytes
 
     Args:
         before: of the undamaged data, `items` (a hash of each sample) and `bad` (the number of counted bad ones). Where
-            a file lists the samples and more, also `records` (read and counted) and `listed` (in the file), by kind.
+            a file lists the samples and their annotations, also `dropped` (the number of counted bad annotations), and
+            `records` (read and counted) and `listed` (in the file), by kind.
         after: the same of the damaged data.
         damage: the damage.
         original: the undamaged file.

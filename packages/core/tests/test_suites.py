@@ -97,7 +97,7 @@ def test_small_datasets_are_found_in_their_packages(tmp_path: Path) -> None:
         (b"description: d\nsets: [{name: a, data: {kind: data.pear}}]", "a: data.kind: unknown stage kind 'data.pear'"),
         (
             b"description: d\nsets: [{name: a, data: {kind: data.pairs, path: -1}}]",
-            "a: data.path: expected a string, got -1",
+            "a: data.path: expected a path below the root, got -1",
         ),
         (
             b"description: d\nsets: [{name: a, data: {kind: data.pairs, path: x}, train: {pth: y}}]",

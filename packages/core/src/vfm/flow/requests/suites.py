@@ -131,7 +131,9 @@ def _check_fields(suite: Suite, file: Path, known: Mapping[str, type[Stage]]) ->
     """Check the fields of the stages that import the datasets."""
     for entry in suite.sets:
         if entry.data is not None:
-            kind = known[entry.data["kind"]]
+            kind, path = known[entry.data["kind"]], entry.data.get("path", "")
+            if not isinstance(path, str):
+                raise UserError(f"{file}: {entry.name}: data.path: expected a path below the root, got {path!r:.60}")
             _check_stage(kind, entry.data, f"{file}: {entry.name}: data")
             _check_stage(kind, {**entry.data, **(entry.train or {})}, f"{file}: {entry.name}: train")
 
