@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cli_world import Outcome, run_here
-from peer_annotations import ANNOTATIONS, coco, roboflow_folder
+from peer_annotations import ANNOTATIONS, coco, roboflow_folder, yolo_folder
 from peer_files import DATA, NAMES, NUM_SAMPLES, class_folders, images, jpeg, open_clip_csv, table, write
 from vfm.flow.recognition.tables import image_root
 from vfm.flow.requests.datasets import import_fields
@@ -114,6 +114,17 @@ def test_a_folder_with_training_images_alone_is_not_one_class(tmp_path: Path) ->
     fields, train = import_fields(str(class_folders(tmp_path, "train")))
     assert fields["path"].endswith("/train")
     assert train is None
+
+
+def test_yolos_images_are_beside_its_file_wherever_the_user_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = yolo_folder(tmp_path)
+    text = (root / "data.yaml").read_text().replace(f"path: {root}", "path: .")
+    (root / "data.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    _, train = import_fields("shapes")
+    assert train
+    assert train["path"] == "shapes"
+    assert run_here("doctor", "shapes").code == 0
 
 
 def test_parquet_files_of_several_splits_are_not_mixed(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Test clips by the rules of VideoMAE and mmaction2, against plain twins of their definitions."""
+"""Test clips by the rules of VideoMAE and mmaction2, compared with plain twins of their definitions."""
 
 from __future__ import annotations
 
@@ -30,12 +30,22 @@ def mmaction(total: int, length: int, stride: int, num_clips: int) -> list[list[
     return np.mod(frames, total).tolist()
 
 
+def mmaction_dense(total: int, length: int, stride: int, num_clips: int) -> list[list[int]]:
+    """Spread whole-numbered starts, and divide the range of frames by the length of a clip. Wrap around."""
+    sample_range = length * stride
+    starts = np.linspace(0, max(1, 1 + total - sample_range) - 1, num=num_clips, dtype=int)
+    return [((np.arange(length) * (sample_range // length) + start) % total).tolist() for start in starts]
+
+
+RULES = {"videomae": videomae, "mmaction": mmaction, "mmaction_dense": mmaction_dense}
+
+
 @pytest.mark.parametrize("total", LENGTHS)
 @pytest.mark.parametrize("num_clips", [2, 3, 5, 10])
 def test_dense_test_clips_equal_videomaes_and_mmactions(total: int, num_clips: int) -> None:
     for length, stride in [(8, 4), (16, 2), (4, 1)]:
         dense = ClipSampling(length, "dense", stride)
-        for rule, twin in (("videomae", videomae), ("mmaction", mmaction)):
+        for rule, twin in RULES.items():
             clips = [list(dense.fixed(total, clip, num_clips, rule)) for clip in range(num_clips)]  # type: ignore[arg-type]
             assert clips == twin(total, length, stride, num_clips), rule
 
@@ -44,6 +54,7 @@ def test_dense_test_clips_equal_videomaes_and_mmactions(total: int, num_clips: i
 def test_one_dense_clip_is_the_middle_one(total: int) -> None:
     dense = ClipSampling(8, "dense", 4)
     assert [list(dense.fixed(total, 0, 1, "mmaction"))] == mmaction(total, 8, 4, 1)
+    assert [list(dense.fixed(total, 0, 1, "mmaction_dense"))] == mmaction_dense(total, 8, 4, 1)
     before = dense.fixed(total, 0, 1, "videomae")[0]
     after = total - 1 - dense.fixed(total, 0, 1, "videomae")[-1]
     assert abs(before - after) < 8  # at most a stride, and the frames behind the last stride

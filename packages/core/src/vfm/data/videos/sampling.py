@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 SamplingKind = Literal["segments", "dense"]
-ClipRule = Literal["parts", "videomae", "mmaction"]
+ClipRule = Literal["parts", "videomae", "mmaction", "mmaction_dense"]
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,15 @@ class ClipSampling:
             num_clips: Number of clips.
             rule: Where dense clips start. `parts`: in the middle of equal parts of all starts. `videomae`: from the
                 first to the last start in equal steps, counted in strides. `mmaction`: the same counted in frames, and
-                short videos start again. One clip is the middle one. Segments ignore it.
+                short videos start again. One clip is the middle one. `mmaction_dense`: as `mmaction`, but a clip ends
+                with the gap after its last frame, and one clip is the first one. Segments ignore it.
         """
         if self.kind == "dense" and rule == "videomae":
             return self._as_videomae(total, clip, num_clips)
         if self.kind == "dense" and rule == "mmaction":
             return self._as_mmaction(total, clip, num_clips)
+        if self.kind == "dense" and rule == "mmaction_dense":
+            return self._as_mmaction_dense(total, clip, num_clips)
         position = (clip + 0.5) / num_clips
         if self.kind == "segments":
             return self._of_segments(total, np.full(self.num_frames, position))
@@ -83,4 +86,10 @@ class ClipSampling:
         """Choose frames at a fixed distance. If the video is too short, it starts again."""
         room = max(0, total - 1 - (self.num_frames - 1) * self.stride)
         start = round(clip * (room / (num_clips - 1))) if num_clips > 1 else room // 2
+        return tuple((start + number * self.stride) % total for number in range(self.num_frames))
+
+    def _as_mmaction_dense(self, total: int, clip: int, num_clips: int) -> tuple[int, ...]:
+        """Choose frames of equal parts of `num_frames * stride` frames. If the video is too short, it starts again."""
+        room = max(0, total - self.num_frames * self.stride)
+        start = int(np.linspace(0, room, num_clips)[clip])
         return tuple((start + number * self.stride) % total for number in range(self.num_frames))

@@ -29,10 +29,11 @@ class VideoEvaluation(Evaluation):
     )
     data: Ref[VideoDataset] = Field(description="videos to evaluate on; a model must have all of their classes")
     num_clips: int = Field(4, ge=1, description="number of clips per video, at fixed positions")
-    clip_rule: Literal["parts", "videomae", "mmaction"] = Field(
+    clip_rule: Literal["parts", "videomae", "mmaction", "mmaction_dense"] = Field(
         "parts",
         description="where dense clips start; parts: in the middle of equal parts of all possible starts; videomae and"
-        " mmaction: from the first to the last start, as VideoMAE's test and mmaction2's SampleFrames",
+        " mmaction: from the first to the last start, as VideoMAE's test and mmaction2's SampleFrames; mmaction_dense:"
+        " as its DenseSampleFrames with a sample_range of num_frames * stride",
     )
     num_crops: Literal[1, 3] = Field(3, description="1: centre crop; 3: crops along the longer side")
     order: Literal["forward", "reversed", "shuffled"] = Field(

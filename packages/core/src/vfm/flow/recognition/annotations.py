@@ -116,10 +116,9 @@ def _yolo_fields(path: str) -> dict[str, Any] | None:
     if "names" not in record:
         return None
     folder = path.rpartition("/")[0] or "."
-    root = record.get("path")
-    if not isinstance(root, str) or not files.is_directory(root):
-        beside = f"{folder}/{root}"
-        root = beside if isinstance(root, str) and files.is_directory(beside) else folder
+    named = str(record.get("path") or "").rstrip("/")
+    candidates = [] if named in ("", ".") else [f"{folder}/{named}", named]
+    root = next((candidate for candidate in candidates if files.is_directory(candidate)), folder)
     fields: dict[str, Any] = {"path": root}
     if root == folder:
         return fields
