@@ -1,4 +1,7 @@
-"""Compare large-scale jitter of JPEG images with boxes and masks with torchvision's classes: CPU time per image."""
+"""Compare large-scale jitter of JPEG images with boxes and masks with torchvision's classes: CPU time per image.
+
+Images and ellipses are drawn, or come from a folder of `data.annotated`: `--data coco128`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import io
 import json
 import platform
 import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,7 +22,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from vfm.data import decode_image, to_tensor
-from vfm.data.annotated import ObjectArrays, decode_mask, encode_mask
+from vfm.data.annotated import AnnotatedSource, ObjectArrays, decode_mask, encode_mask
+from vfm.data.annotated.stages import Annotated
+from vfm.plugin import AnnotatedImages, Context
 from vfm_eva.dense.augment import PAD, draw_placement, place_image, place_objects
 
 NUM_OBJECTS = 7  # COCO has 7.3 per image
@@ -42,10 +48,23 @@ def sample(seed: int, width: int = 640, height: int = 480) -> tuple[bytes, Objec
     return file.getvalue(), ObjectArrays(np.zeros_like(labels), labels, boxes, counts, areas, none, none)
 
 
+def real_samples(folder: Path) -> list[tuple[bytes, ObjectArrays]]:
+    """Read the images with objects of a dataset."""
+    with tempfile.TemporaryDirectory() as name:
+        Annotated(name="data", path=str(folder)).run(Context("data", Path(name), Path(name), {}))
+        source = AnnotatedSource(AnnotatedImages.load(name))
+        read = [(source.source[number].image, source.objects(number)) for number in range(len(source))]
+    return [(data, objects) for data, objects in read if len(objects)]
+
+
+def has_masks(objects: ObjectArrays) -> bool:
+    return None not in objects.counts
+
+
 def ours(data: bytes, objects: ObjectArrays, side: int, seed: int) -> Any:
     image = decode_image(data, "")
     placement = draw_placement(image.size, side, SCALE, 0.5, np.random.default_rng(seed))
-    return place_image(image, placement), place_objects(objects, placement, with_masks=True)
+    return place_image(image, placement), place_objects(objects, placement, with_masks=has_masks(objects))
 
 
 def torchvisions(side: int, *, tensors: bool) -> Any:
@@ -64,24 +83,24 @@ def torchvisions(side: int, *, tensors: bool) -> Any:
         torch.manual_seed(seed)
         image = decode_image(data, "")
         height, width = image.height, image.width
-        masks = np.stack([decode_mask(one, height, width) for one in objects.counts if one is not None])
         boxes = tv_tensors.BoundingBoxes(objects.boxes, format="XYXY", canvas_size=(height, width))  # type: ignore[call-arg]
-        found = transform(
-            {
-                "image": tv_tensors.Image(to_tensor(image)) if tensors else image,
-                "boxes": boxes,
-                "masks": tv_tensors.Mask(torch.from_numpy(masks)),
-                "labels": torch.from_numpy(objects.labels),
-            }
-        )
+        inputs: dict[str, Any] = {
+            "image": tv_tensors.Image(to_tensor(image)) if tensors else image,
+            "boxes": boxes,
+            "labels": torch.from_numpy(objects.labels),
+        }
+        if has_masks(objects):
+            masks = np.stack([decode_mask(one, height, width) for one in objects.counts if one is not None])
+            inputs["masks"] = tv_tensors.Mask(torch.from_numpy(masks))
+        found = transform(inputs)
         return found["image"] if tensors else to_tensor(found["image"])
 
     return apply
 
 
-def measure(side: int, pictures: int, rounds: int) -> dict[str, float]:
+def measure(side: int, samples: list[tuple[bytes, ObjectArrays]], rounds: int) -> dict[str, float]:
     """Measure the median CPU milliseconds per image of each contestant, run alternately."""
-    samples = [sample(seed) for seed in range(pictures)]
+    pictures = len(samples)
     contestants = {
         "vfm": ours,
         "torchvision, tensors": torchvisions(side, tensors=True),
@@ -100,16 +119,24 @@ def measure(side: int, pictures: int, rounds: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one size, few images; the numbers mean nothing")
+    parser.add_argument("--data", type=Path, help="folder of annotated images; default: drawn images")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     sides = [64] if options.quick else [640, 1024]
     pictures, rounds = (2, 1) if options.quick else (24, 5)
-    found = {str(side): measure(side, pictures, rounds) for side in sides}
+    if options.data:
+        samples = real_samples(options.data)
+        objects = np.mean([len(objects) for _, objects in samples])
+        about = f"{len(samples)} images of {options.data.name}, {objects:.1f} objects each"
+    else:
+        samples = [sample(seed) for seed in range(pictures)]
+        about = f"640 x 480 JPEG, {NUM_OBJECTS} masks each"
+    found = {str(side): measure(side, samples, rounds) for side in sides}
     lines = [
-        f"{platform.machine()} CPU, one thread, torch {torch.__version__}; 640 x 480 JPEG, {NUM_OBJECTS} masks each",
+        f"{platform.machine()} CPU, one thread, torch {torch.__version__}; {about}",
         "",
-        "| crop | contestant | ms a picture | vfm is faster by |",
+        "| crop | contestant | ms an image | vfm is faster by |",
         "|---|---|---|---|",
     ]
     for side, times in found.items():
