@@ -224,6 +224,7 @@ COMMANDS = {
     # packages/eva/tests/test_dense_onnx.py runs both.
     "uv run vfm export DETECTOR --format onnx --out detector-onnx": NOT_HERE,
     "python examples/dense_onnx.py detector-onnx photo.jpg --out drawn.png": NOT_HERE,
+    "uv run vfm export SEGMENTER --format pt2 --out segmenter-pt2": NOT_HERE,
     # packages/eva/tests/test_import_dense_eval.py evaluates two.
     "uv run vfm eval mask2former segformer=segformer-b0 --data scenes/test.tar --tasks segmentation": NOT_HERE,
     "uv run vfm eval hf-hub:nvidia/segformer-b0-finetuned-ade-512-512 --data ADEChallengeData2016": NOT_HERE,

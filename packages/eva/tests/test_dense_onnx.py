@@ -86,7 +86,15 @@ def without_torch(folder: Path, image: Path, out: Path) -> None:
         assert drawn.size == source.size
 
 
-@pytest.mark.parametrize("settings", [{"masks": True}, {"windows": {"window": 2, "global_blocks": [1]}}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"masks": True},
+        {"windows": {"window": 2, "global_blocks": [1]}},
+        {"image_size": 2 * SIDE},  # rotary positions at another size than the encoder's
+        {"image_size": 2 * SIDE, "windows": {"window": 4, "global_blocks": [1]}},
+    ],
+)
 def test_a_detector_has_suppression_inside_and_finds_what_torch_finds(tmp_path: Path, settings: dict[str, Any]) -> None:
     checkpoint = detector(tmp_path / "model", selection={"score": 0.0}, **settings)
     export = vfm.export(tmp_path / "model", "onnx", tmp_path / "onnx")
@@ -132,5 +140,32 @@ def test_a_segmenter_equals_torch_for_any_batch(tmp_path: Path, head: str) -> No
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     segmenter(tmp_path / "model", "linear")
-    with pytest.raises(UserError, match="a model with a dense head is exported as onnx, got timm"):
+    with pytest.raises(UserError, match="a model with a dense head is exported as onnx or pt2, got timm"):
         vfm.export(tmp_path / "model", "timm", tmp_path / "out")
+
+
+@pytest.mark.filterwarnings("ignore:The given buffer is not writable")  # of torch, about its own file
+@pytest.mark.parametrize("head", ["queries", "linear"])
+def test_a_segmenter_exported_by_torch_equals_it_for_any_batch(tmp_path: Path, head: str) -> None:
+    checkpoint = segmenter(tmp_path / "model", head)
+    export = vfm.export(tmp_path / "model", "pt2", tmp_path / "out")
+    assert "differs from the model by at most" in export.notes[0]
+    facts = json.loads((tmp_path / "out/model.json").read_text())
+    program = torch.export.load(tmp_path / "out" / facts["file"]).module()
+    predictor = load_predictor(checkpoint, CPU)
+    pixels = predictor._pixels(torch.tensor(np.stack([np.asarray(image_of())] * 4)))
+    with torch.no_grad():
+        outputs = program(pixels)
+        expected = predictor.onnx_graph().module(pixels)
+    if head == "linear":
+        outputs, expected = (outputs,), (expected,)
+    assert len(facts["outputs"]) == len(outputs)
+    for output, of_model in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(output, of_model, atol=1e-6, rtol=1e-5)
+
+
+def test_a_detector_is_not_exported_by_torch(tmp_path: Path) -> None:
+    detector(tmp_path / "model")
+    with pytest.raises(UserError, match="depends on the image; export the detector as onnx"):
+        vfm.export(tmp_path / "model", "pt2", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

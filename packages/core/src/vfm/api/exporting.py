@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,10 +13,16 @@ import pyarrow as pa
 
 from vfm.api.paths import AnyPath, as_place
 from vfm.api.results import Results, as_table
-from vfm.base import UserError
+from vfm.base import UserError, load_function
 from vfm.interfaces import FACTS_FILE, Artifact, DenseCheckpoint, naming_extras
 from vfm.models import find_format, open_model
 from vfm.storage.publishing import publish_folder
+
+# The function that writes a model with a dense head, and the files' user, by format.
+DENSE_WRITERS = {
+    "onnx": ("vfm.eval.dense.onnx_export:write_dense_onnx", "onnxruntime"),
+    "pt2": ("vfm.eval.dense.torch_export:write_dense_program", "torch.export.load"),
+}
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,7 +63,7 @@ def export(
 
     Args:
         model: Artifact, or folder of an artifact or of a model in the layout of open_clip, timm or Hugging Face.
-        format: timm, open_clip, hf, safetensors, onnx, eva or llava.
+        format: timm, open_clip, hf, safetensors, onnx, eva or llava; pt2 (`torch.export`) for a segmenter.
         out: Folder to write; it must not exist.
         base: For llava: folder of the LLaVA checkpoint whose vision tower is replaced.
         dry_run: Only check whether the model fits the format.
@@ -82,12 +87,13 @@ def export(
 
 
 def _export_dense(checkpoint: DenseCheckpoint, name: str, target: Path, *, dry_run: bool) -> Export:
-    """Export a model with a dense head. Its module is imported only here, since it needs the extra onnx."""
-    with naming_extras("an export to ONNX"):
-        dense: Any = import_module("vfm.eval.dense.onnx_export")
-    dense.check_dense_format(checkpoint, name)
-    notes = [] if dry_run else _write(partial(dense.write_dense_onnx, checkpoint), target)
-    return Export(target, "a model with a dense head for onnxruntime", notes)
+    """Export a model with a dense head. The writer is imported only here, since ONNX needs an extra."""
+    load_function("vfm.eval.dense.graph_export:check_dense_format")(checkpoint, name)
+    writer, user = DENSE_WRITERS[name]
+    with naming_extras(f"an export to {name}"):
+        write = load_function(writer)
+    notes = [] if dry_run else _write(partial(write, checkpoint), target)
+    return Export(target, f"a model with a dense head for {user}", notes)
 
 
 def _write(write: Callable[[Path], list[str]], target: Path) -> list[str]:

@@ -197,8 +197,8 @@ def export(
     format: Annotated[  # noqa: A002
         str,
         typer.Option(
-            help="timm, open_clip, hf, safetensors, onnx, eva or llava.",
-            autocompletion=completion.words("timm", "open_clip", "hf", "safetensors", "onnx", "eva", "llava"),
+            help="timm, open_clip, hf, safetensors, onnx, eva or llava; pt2 (torch.export) for a segmenter.",
+            autocompletion=completion.words("timm", "open_clip", "hf", "safetensors", "onnx", "eva", "llava", "pt2"),
         ),
     ],
     out: Annotated[Path, typer.Option("--out", readable=False, help="Folder to write; it must not exist.")],

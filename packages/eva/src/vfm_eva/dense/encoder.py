@@ -192,6 +192,8 @@ class DenseEncoder(nn.Module):
 
     def _rope(self, grid: Grid, num_prefix: int, values: Tensor) -> Tensor | None:
         """Look up or compute the rotary positions of a grid, with rows for the tokens before the patches."""
+        # Under the tracer of ONNX sides are tensors. Numbers find the positions of this size, which become constants.
+        grid = (int(grid[0]), int(grid[1]))
         key = (grid, values.device)
         rope = self._rotary.get(key)
         if rope is None:
