@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from vfm.data import DatasetSpec
@@ -21,7 +20,8 @@ from vfm.data.tables.parquet import ParquetShard
 LONG, LONG_IN_BYTES = b"x" * 65_537, "é".encode() * 32_769
 PIECES = [b"a dog", b" \t", "\u3000猫\x85".encode(), b"", b"\xff", b"\xed\xa0\x80", LONG, LONG_IN_BYTES, b"\x00"]
 TEXT = st.none() | st.lists(st.sampled_from(PIECES), max_size=2).map(b"".join)
-KINDS = [pa.string(), pa.large_string(), pa.list_(pa.string()), pa.large_list(pa.large_string())]
+IN_DICTIONARY = pa.dictionary(pa.int32(), pa.string())
+KINDS = [pa.string(), pa.large_string(), pa.list_(pa.string()), pa.large_list(pa.large_string()), IN_DICTIONARY]
 
 
 def column(values: list[Any], kind: pa.DataType) -> pa.Array:
@@ -34,6 +34,8 @@ def column(values: list[Any], kind: pa.DataType) -> pa.Array:
         return (pa.LargeListArray if wide else pa.ListArray).from_arrays(
             offsets.cast(pa.int64() if wide else pa.int32()), flat
         )
+    if pa.types.is_dictionary(kind):
+        return column(values, kind.value_type).dictionary_encode()
     large = pa.types.is_large_string(kind)
     plain = pa.array(values, pa.large_binary() if large else pa.binary())
     return pa.Array.from_buffers(kind, len(plain), plain.buffers())
@@ -50,12 +52,12 @@ def tables(draw: Any) -> tuple[pa.Table, dict[str, str], int]:
         values = st.none() | st.lists(TEXT, max_size=3) if pa.types.is_nested(kind) else TEXT
         columns[language] = column(draw(st.lists(values, min_size=num_rows, max_size=num_rows)), kind)
     for name in draw(st.sets(st.sampled_from(["key", "uid"]))):
-        if draw(st.booleans()):
-            columns[name] = pa.array(
-                draw(st.lists(st.none() | st.integers(0, 99), min_size=num_rows, max_size=num_rows))
-            )
-        else:
-            columns[name] = column(draw(st.lists(TEXT, min_size=num_rows, max_size=num_rows)), pa.string())
+        numbers = st.none() | st.integers(0, 99), pa.int64()
+        digests = st.none() | st.binary(min_size=16, max_size=16), pa.binary(16)
+        texts = TEXT, draw(st.sampled_from([pa.string(), IN_DICTIONARY]))
+        values, kind = draw(st.sampled_from([numbers, texts, digests] if name == "uid" else [numbers, texts]))
+        drawn = draw(st.lists(values, min_size=num_rows, max_size=num_rows))
+        columns[name] = column(drawn, kind) if values is TEXT else pa.array(drawn, kind)
     return pa.table(columns), {language: language for language in languages}, draw(st.integers(1, 12))
 
 
@@ -77,21 +79,31 @@ def test_texts_by_parquet_columns_equal_texts_by_sample(tmp_path: Path, made: An
     assert bad == bad_by_sample
 
 
-@pytest.mark.parametrize(
-    "texts", [{"en": "meta.en"}, {"en": "words"}], ids=["a field of a struct", "a dictionary of strings"]
-)
-def test_columns_of_other_types_are_read_by_sample(tmp_path: Path, texts: dict[str, str]) -> None:
-    columns = {
-        "image": [b"\xff"] * 3,
-        "meta": [{"en": "a dog"}, {"en": None}, None],
-        "words": pa.array(["a dog", None, " "]).dictionary_encode(),
-    }
+def test_columns_of_structs_are_read_by_sample(tmp_path: Path) -> None:
+    columns = {"image": [b"\xff"] * 3, "meta": [{"en": "a dog"}, {"en": None}, None]}
     path = tmp_path / "shard.parquet"
     pq.write_table(pa.table(columns), path)
     bad: list[str] = []
-    found = ParquetShard(str(path), DatasetSpec(texts=texts)).texts(np.arange(3), lambda why, _: bad.append(why))
+    shard = ParquetShard(str(path), DatasetSpec(texts={"en": "meta.en"}))
+    found = shard.texts(np.arange(3), lambda why, _: bad.append(why))
     assert found["text"].to_pylist() == ["a dog"]
     assert bad == ["missing_caption"] * 2
+
+
+def test_dictionaries_and_binary_uids_are_read_by_columns(tmp_path: Path) -> None:
+    uids = [f"{number:032x}" for number in range(1000)]
+    captions = pa.array([f"a dog {number % 7}" for number in range(1000)])
+    plain = pa.table({"uid": uids, "caption": captions})
+    binary = pa.array(map(bytes.fromhex, uids), pa.binary(16))
+    encoded = pa.table({"uid": binary, "caption": captions.dictionary_encode()})
+    texts = []
+    for name, table in (("plain", plain), ("encoded", encoded)):
+        pq.write_table(table, tmp_path / f"{name}.parquet")
+        shard = ParquetShard(str(tmp_path / f"{name}.parquet"), DatasetSpec(images=False, texts={"en": "caption"}))
+        assert shard._has_plain(["caption", "uid"])
+        texts.append(shard.texts(np.arange(1000), lambda *bad: None))
+    assert texts[0].equals(texts[1])
+    assert texts[0]["uid"].to_pylist() == uids
 
 
 def test_texts_of_an_image_list_equal_texts_by_sample(tmp_path: Path) -> None:

@@ -35,8 +35,9 @@ def make_matches(directory: Path) -> None:
         ids = (rng.zipf(1.2, lengths.sum()) % NUM_ENTRIES).astype(np.int32)
         table = {
             "shard": np.full(number, shard, np.int32), "row": np.arange(number, dtype=np.int32),
-            "uid": [rng.bytes(16).hex() for _ in range(number)], "language": ["en"] * number,
-            "text_index": np.zeros(number, np.int32),
+            "uid": [rng.bytes(16).hex() for _ in range(number)],
+            "language": pa.repeat("en", number).dictionary_encode(), "text_index": np.zeros(number, np.int32),
+            "key": rng.integers(0, 2**64, number, dtype=np.uint64),
             "ids": pa.ListArray.from_arrays(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32), ids),
         }  # fmt: skip
         write_shard_file(matches_file(directory, shard), pa.table(table), "generated", {})

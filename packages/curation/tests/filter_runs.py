@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from vfm.data import read_subset
+from vfm.data import read_subset, unpacked_uids
 from vfm.plugin import Artifact
 from vfm_curation.filters.stages import FilterPool
 
@@ -27,8 +27,9 @@ def run(run_stage: Any, pool: Any, filters: list[dict[str, Any]], name: str = "f
 
 
 def verdicts(subset: Artifact) -> dict[tuple[str, str, int], str]:
-    rows = pq.read_table(subset.path / "verdicts").to_pylist()
-    return {(row["uid"], row["language"], row["text_index"]): row["reason"] for row in rows}
+    table = pq.read_table(subset.path / "verdicts")
+    rows = zip(unpacked_uids(table["uid"]).to_pylist(), table.to_pylist(), strict=True)
+    return {(uid, row["language"], row["text_index"]): row["reason"] for uid, row in rows}
 
 
 def passed(subset: Artifact) -> set[tuple[str, str, int]]:

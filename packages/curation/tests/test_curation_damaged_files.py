@@ -35,7 +35,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "matchers": (FACTS_FILE, Matchers),
     "tar": ("tars.summaries/00000.json", _tar),
     "codes": (shard_file(Path(), 0, "npy").name, _codes),
-    "texts": (shard_file(Path(), 0).name, lambda folder: Survivors(folder).rows(0)),
+    "texts": (Survivors(Path()).file(0).name, lambda folder: Survivors(folder).rows(0)),
 }
 
 
@@ -49,7 +49,7 @@ def test_damaged_partial_result_is_named(reader: str, content: bytes, tmp_path: 
         np.save(file, np.zeros(3, np.uint8))
         content += file.read_bytes()[: 2 * len(content)]
     elif reader == "texts":
-        pq.write_table(pa.table({"row": [1]}), file)
+        write_shard_file(file, pa.table({"row": [1]}), "source", {})
         content = file.read_bytes()[: 20 + len(content)]
     file.write_bytes(content)
     with pytest.raises(UserError, match=rf"{file.name}: (not|expected) ") as raised:

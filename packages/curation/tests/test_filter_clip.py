@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
+from filter_runs import verdicts
 from vfm.data import DatasetSpec, Shard, read_subset, write_index, write_tar
 from vfm.models import build_clip, load_clip, save_clip
 from vfm.plugin import ClipCheckpoint, LabeledDataset, Preflight, UserError
@@ -246,8 +247,7 @@ def test_shards_without_remaining_texts(
     ]
     stage = FilterPool(name="all", pool="p", filters=filters)
     subset = run_stage(stage, p=pool, c=clip, e=evaluation)
-    verdicts = pq.read_table(subset.path / "verdicts").to_pydict()
-    reasons = dict(zip(verdicts["uid"], verdicts["reason"], strict=True))
+    reasons = {uid: reason for (uid, _, _), reason in verdicts(subset).items()}
     assert {reasons[f"y{i}"] for i in range(5)} == {"caption_length"}
     assert {reasons[f"z{i}"] for i in range(5)} == {"unreadable_image"}
     assert "x0" not in reasons

@@ -9,13 +9,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from vfm.data import drawn, open_dataset, packed_uids, text_keys, write_tar
+from vfm.data import drawn, hash_strings, open_dataset, packed_uids, text_keys, write_tar
 from vfm.data.pairs.stages import Pairs
 from vfm.plugin import Event
 from vfm_curation.match.repeated_texts import RepeatedTexts, keys_of, smallest_keys
 from vfm_curation.match.stages import MatchTexts
 from vfm_curation.metadata.stages import BuildMetadata
-from vfm_curation.uids import bytes_of_uids
+from vfm_curation.uids import bytes_of_uids, hash_uids
 
 SHARDS, SIZE, SEEDS = 20, 25, 400
 KEYS: dict[str, Callable[[int, int], str]] = {
@@ -115,7 +115,7 @@ HEX = "0123456789abcdef"
     st.one_of(
         st.lists(st.text(HEX, min_size=32, max_size=32)),
         st.lists(st.text(max_size=40)),
-        st.lists(st.text(HEX + "AFg \t/:`", min_size=32, max_size=32)),
+        st.lists(st.text(HEX + "AFgoz \t/:`é", min_size=32, max_size=32)),
         st.lists(st.none() | st.text(HEX, min_size=32, max_size=32)),
     ),
     st.integers(0, 3),
@@ -124,6 +124,20 @@ def test_uids_are_packed_as_core_packs_them(uids: list[str | None], start: int) 
     column = pa.array(uids, pa.string())[start:]
     assert bytes_of_uids(column).equals(packed_uids(column))
     assert bytes_of_uids(pa.chunked_array([column, column])).equals(packed_uids(pa.chunked_array([column, column])))
+
+
+def test_any_byte_that_is_no_lower_case_digit_is_seen_at_any_place() -> None:
+    for byte in range(128):
+        for place in (0, 7, 31):
+            uid = "0" * place + chr(byte) + "f" * (31 - place)
+            column = pa.array(["0" * 32, uid, "a" * 32])
+            assert bytes_of_uids(column).equals(packed_uids(column)), (byte, place)
+
+
+@given(st.lists(st.text(max_size=40)) | st.lists(st.text(HEX, min_size=32, max_size=32)), st.integers(0, 3))
+def test_uids_are_hashed_as_core_hashes_them(uids: list[str], start: int) -> None:
+    column = pa.array(uids, pa.string())[start:]
+    assert hash_uids(column).tolist() == hash_strings(column).tolist()
 
 
 def test_memory_is_bounded_and_the_smallest_keys_stay(monkeypatch: pytest.MonkeyPatch) -> None:

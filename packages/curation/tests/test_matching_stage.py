@@ -16,6 +16,7 @@ from vfm_curation.counts.matches import COUNTS_FILE, read_shards
 from vfm_curation.match.stages import MatchTexts
 from vfm_curation.metadata import EntryList, entries_sha256, save_entries
 from vfm_curation.metadata.stages import BuildMetadata
+from vfm_curation.shard_files import read_arrow_file
 
 ENTRIES = {
     "": ["OK", "2"],
@@ -93,7 +94,7 @@ def test_detected_languages_select_the_entries(run_stage: Any, make_pool: Any, m
         assert texts["u1", "en", 0] == ["de:Hund"]
         assert texts["u1", "zh", 0] == ["zh:狗", "zh:公园"]
         assert texts.get(("u2", "zh", 0)) == (["ja:カメラ"] if semantics == "fixed" else None)
-        tables = [pq.read_table(file) for file in sorted((matches.path / "shards").iterdir())]
+        tables = [read_arrow_file(file) for file in sorted((matches.path / "shards").iterdir())]
         languages = {(row["uid"], row["language"]): row["detected"] for table in tables for row in table.to_pylist()}
         assert languages["u1", "en"] == "de"
         assert languages["u1", "zh"] == "zh"

@@ -16,7 +16,7 @@ from vfm.plugin import UserError
 from vfm_curation.match.matchers import separate_fixed_marks
 from vfm_curation.match.text_ids import MAX_RANKED
 from vfm_curation.match.token_hash import BLOCK_BYTES, P, R, U
-from vfm_curation.match.token_table import TokenTable, tables_of, text_buffers
+from vfm_curation.match.token_table import TokenTable, tables_of
 from vfm_curation.matching import (
     FIXED_BLANKS,
     FIXED_MARKS,
@@ -26,6 +26,7 @@ from vfm_curation.matching import (
     tokenize,
 )
 from vfm_curation.metadata import Vocabulary
+from vfm_curation.text_counts import text_buffers
 
 CAPTIONS = Path(__file__).parents[4] / "shared" / "data" / "captions_en.tsv.gz"
 
@@ -141,12 +142,19 @@ def test_duplicate_entries_and_empty_metadata_are_rejected() -> None:
         TokenTable.build([])
 
 
-def test_slices_chunks_missing_texts_and_large_strings() -> None:
+def test_slices_chunks_missing_texts_dictionaries_and_large_strings() -> None:
     table = TokenTable.build(["dog", "cat"], ids=[7, 3])
     texts = pa.array(["dog", None, "cat dog", "", "cat"])
     expected = [[7], [], [3, 7], [], [3]]
     assert table.match(texts).to_pylist() == expected
-    assert table.match(texts.cast(pa.large_string())).to_pylist() == expected
+    for kind in (
+        pa.large_string(),
+        pa.dictionary(pa.int8(), pa.string()),
+        pa.dictionary(pa.int32(), pa.large_string()),
+    ):
+        assert table.match(texts.cast(kind)).to_pylist() == expected
+        assert table.match(texts.cast(kind)[1:4]).to_pylist() == expected[1:4]
+        assert table.match(texts.cast(kind)[:0]).to_pylist() == []
     assert table.match(texts[1:4]).to_pylist() == expected[1:4]
     assert table.match(pa.chunked_array([texts[2:], texts[:2]])).to_pylist() == expected[2:] + expected[:2]
     assert table.match(pa.array([], pa.string())).to_pylist() == []

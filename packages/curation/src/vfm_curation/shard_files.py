@@ -1,6 +1,7 @@
-"""Files that tasks write for their shards: parquet, written whole or not at all.
+"""Files that tasks write for their shards: parquet or Arrow, written whole or not at all.
 
-A file's own metadata holds the hash of its source and its summary, so that a file cannot be separated from them.
+Arrow files are for what the next pass reads: they are written five times as fast, and mapped instead of read. A file's
+own metadata holds the hash of its source and its summary, so that a file cannot be separated from them.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vfm.plugin import store_files
+
 # Columns with few distinct values; a dictionary for uids and texts would only cost time.
 FEW_VALUES = ["shard", "language", "detected", "text_index", "field"]
-ARROW = ".arrow"  # suffix of files with batches; all others are parquet
+ARROW = ".arrow"  # suffix of Arrow files; all others are parquet
 SUMMARY_KEY = b"vfm.summary"
 MADE_FROM_KEY = b"vfm.made_from"
 
@@ -35,10 +38,18 @@ def made_from(*parts: Any) -> str:
 def write_shard_file(
     file: Path, table: pa.Table, source: str, summary: Mapping[str, Any], *, rows_a_group: int | None = None
 ) -> None:
-    """Write a table with its summary (JSON values). `source` is the `made_from` of its input."""
+    """Write a table with its summary (JSON values). `source` is the `made_from` of its input.
+
+    An Arrow file is one batch without compression, and `rows_a_group` is for parquet alone.
+    """
+    table = table.replace_schema_metadata(_facts(source, summary))
     with whole_file(file) as part:
+        if file.suffix == ARROW:
+            with pa.ipc.new_file(part, table.schema) as writer:
+                writer.write_table(table.combine_chunks())
+            return
         pq.write_table(
-            table.replace_schema_metadata(_facts(source, summary)),
+            table,
             part,
             row_group_size=rows_a_group,
             compression=_codecs(table.schema),
@@ -75,6 +86,20 @@ def write_batches(file: Path, parts: Iterable[pa.Table], schema: pa.Schema, sour
             writer.write_batch(pa.record_batch(columns, schema=schema))
 
 
+def read_arrow_file(file: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Map an Arrow file of `write_shard_file` into memory, and check the offsets and the text of the columns.
+
+    Raises:
+        UserError: If the file is missing or damaged.
+    """
+    with store_files.reading(file, "a shard's file"):
+        with pa.memory_map(str(file)) as opened:
+            table = pa.ipc.open_file(opened).read_all()
+        table = table.select(columns) if columns else table
+        table.validate(full=True)
+    return table
+
+
 def read_batch(file: Path, number: int) -> pa.RecordBatch:
     """Read one batch of a file written by `write_batches`."""
     with pa.OSFile(str(file)) as opened:
@@ -92,7 +117,7 @@ def finished_summary(file: Path, source: str | None = None) -> dict[str, Any] | 
         The summary. None if the file is unreadable or made from another source.
     """
     try:
-        schema = _arrow_schema(file) if file.suffix == ARROW else pq.read_schema(file)
+        schema = _schema(file)
     except (pa.ArrowInvalid, OSError):  # after a power cut a file may be renamed although its bytes were never written
         return None
     facts = schema.metadata or {}
@@ -105,7 +130,16 @@ def finished_summary(file: Path, source: str | None = None) -> dict[str, Any] | 
     return summary
 
 
-def _arrow_schema(file: Path) -> pa.Schema:
+def hash_of_source(file: Path) -> str:
+    """Read the `made_from` that a finished file was written with."""
+    with store_files.reading(file, "a shard's file"):
+        source: bytes = _schema(file).metadata[MADE_FROM_KEY]
+    return source.decode()
+
+
+def _schema(file: Path) -> pa.Schema:
+    if file.suffix != ARROW:
+        return pq.read_schema(file)
     with pa.OSFile(str(file)) as opened:
         return pa.ipc.open_file(opened).schema
 

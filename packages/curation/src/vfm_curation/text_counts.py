@@ -1,4 +1,4 @@
-"""Count the characters and the words of texts, in their UTF-8 bytes, as `len(text)` and `len(text.split())` do."""
+"""Bytes of texts in Arrow's buffers, and counts of characters and words as `len(text)` and `len(text.split())` give."""
 
 from __future__ import annotations
 
@@ -13,17 +13,30 @@ Counts = NDArray[np.int32]
 
 def character_and_word_counts(texts: pa.ChunkedArray) -> tuple[Counts, Counts]:
     """Count the characters of each text, and its words between white space, two arrays of (num_texts,)."""
-    column = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
-    if not len(column):
-        return np.zeros(0, np.int32), np.zeros(0, np.int32)
-    _, offsets, data = column.buffers()
-    ends = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
-    characters, words = _counts(np.frombuffer(data or b"", np.uint8), ends)
+    characters, words = _counts(*text_buffers(texts))
     return characters, words
 
 
+def text_buffers(texts: pa.Array | pa.ChunkedArray) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Get the bytes of strings and the offset of each string, (num_texts + 1,). Null counts as empty.
+
+    The bytes are not copied, unless the strings are in several chunks or in a dictionary, or some are null.
+    """
+    column = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if column.null_count:
+        column = column.fill_null("")
+    if not len(column):
+        return np.frombuffer(b"", np.uint8), np.zeros(1, np.int64)  # read-only, as the bytes of a buffer are
+    _, offsets, data = column.buffers()
+    kind = np.int64 if pa.types.is_large_string(column.type) else np.int32
+    text_offsets = np.frombuffer(offsets, kind)[column.offset : column.offset + len(column) + 1].astype(np.int64)
+    return np.frombuffer(data or b"", np.uint8), text_offsets
+
+
 @compiled
-def _counts(data: NDArray[np.uint8], ends: NDArray[np.int32]) -> tuple[Counts, Counts]:
+def _counts(data: NDArray[np.uint8], ends: NDArray[np.int64]) -> tuple[Counts, Counts]:
     characters = np.empty(len(ends) - 1, np.int32)
     words = np.empty(len(ends) - 1, np.int32)
     for text in range(len(characters)):

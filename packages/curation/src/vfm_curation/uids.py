@@ -12,17 +12,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vfm.data import packed_uids, uid_of
+from vfm.data import packed_uids, splitmix64, uid_of
 from vfm.plugin import UserError, store_files
-from vfm_curation.simd import compiled
+from vfm_curation.simd import compiled, load8
+from vfm_curation.text_counts import text_buffers
 
 UID_DTYPE = np.dtype("u8,u8")
 UID_BYTES = 16
-NO_DIGIT = 255
-DIGITS = np.full(256, NO_DIGIT, np.uint8)  # the value of each lower-case hexadecimal digit
-DIGITS[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
+U = np.uint64
+ONES = U(0x0101010101010101)  # 1 in each byte
 
 Halves = NDArray[np.void]
+Words = NDArray[np.uint64]
+
+_mixed = compiled(splitmix64)  # of a single number
 
 
 def uid_halves(uids: pa.ChunkedArray) -> Halves:
@@ -40,31 +43,60 @@ def uid_halves(uids: pa.ChunkedArray) -> Halves:
 
 
 def bytes_of_uids(uids: pa.ChunkedArray) -> pa.Array:
-    """Pack uids as `vfm.data.packed_uids` does, several times as fast: 16 bytes each if all are hexadecimal digits."""
+    """Pack uids as `vfm.data.packed_uids` does, many times as fast: 16 bytes each if all are hexadecimal digits."""
     column = uids.combine_chunks() if isinstance(uids, pa.ChunkedArray) else uids
     if column.type != pa.string() or column.null_count or not len(column):
         return packed_uids(column)
-    _, offsets, data = column.buffers()
-    ends = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1]
+    data, ends = text_buffers(column)
     if (np.diff(ends) != 2 * UID_BYTES).any():
         return column
-    packed, all_digits = _packed(np.frombuffer(data, np.uint8)[ends[0] : ends[-1]], DIGITS)
+    packed, all_digits = _packed(data, U(ends[0]), len(column))
     if not all_digits:
         return column
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(UID_BYTES), len(column), [None, pa.py_buffer(packed)])
 
 
 @compiled
-def _packed(text: NDArray[np.uint8], digits: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], bool]:
-    """Combine two digits to a byte each, and check that there is nothing but digits."""
-    packed = np.empty(len(text) // 2, np.uint8)
-    seen = np.uint8(0)
-    for byte in range(len(packed)):
-        high = digits[text[2 * byte]]
-        low = digits[text[2 * byte + 1]]
-        seen |= high | low  # a value that is no digit sets the bits above the lowest four
-        packed[byte] = high << np.uint8(4) | low
-    return packed, bool(seen < 16)
+def _packed(text: NDArray[np.uint8], start: U, num_uids: int) -> tuple[NDArray[np.uint32], bool]:
+    """Combine two digits to a byte each, eight digits at a time, and check that there is nothing but digits."""
+    packed = np.empty(4 * num_uids, np.uint32)
+    different = U(0)
+    for place in range(len(packed)):
+        word = load8(text, start + U(8 * place))
+        letter = word >> U(6) & ONES  # a byte of 1 for each of a to f
+        digit = (word & U(15) * ONES) + U(9) * letter
+        # A value above 9 has the bit of 16 when 6 is added, and is then written as a letter. Above 15 it has the bit.
+        different |= word ^ (digit + U(ord("0")) * ONES + U(39) * ((digit + U(6) * ONES) >> U(4) & ONES))
+        different |= digit & U(16) * ONES
+        pairs = (digit << U(4) | digit >> U(8)) & U(0x00FF00FF00FF00FF)
+        pairs = (pairs | pairs >> U(8)) & U(0x0000FFFF0000FFFF)
+        packed[place] = np.uint32(pairs | pairs >> U(16))
+    return packed, different == U(0)
+
+
+def hash_uids(uids: pa.Array) -> Words:
+    """Hash uids as `vfm.data.hash_strings` does, four times as fast."""
+    hashes: Words = _hashes(*text_buffers(uids))
+    return hashes
+
+
+@compiled
+def _hashes(data: NDArray[np.uint8], ends: NDArray[np.int64]) -> Words:
+    hashes = np.empty(len(ends) - 1, U)
+    for text in range(len(hashes)):
+        at = U(ends[text])
+        stop = U(ends[text + 1])
+        state = _mixed(stop - at)
+        while at + U(8) <= stop:
+            state = _mixed(state ^ load8(data, at))
+            at += U(8)
+        if at < stop:
+            word = U(0)
+            for byte in range(at, stop):
+                word |= U(data[byte]) << (U(8) * (U(byte) - at))
+            state = _mixed(state ^ word)
+        hashes[text] = state
+    return hashes
 
 
 @functools.lru_cache(maxsize=2)

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm.data import (
@@ -33,7 +32,7 @@ from vfm_curation.counts.probabilities import Floats, Integers, in_units, text_p
 from vfm_curation.counts.sampled_texts import siblings_of
 from vfm_curation.engine import run_shards
 from vfm_curation.runtime import CurationRuntime, TextsOfImage
-from vfm_curation.shard_files import MADE_FROM_KEY, finished_summary, made_from, write_shard_file
+from vfm_curation.shard_files import finished_summary, hash_of_source, made_from, write_shard_file
 from vfm_curation.summaries import TaskSummary, with_progress
 
 UNIT = 2.0**32  # sums of probabilities are in units of 2^-32
@@ -178,8 +177,7 @@ def write_balanced(job: BalanceJob, shard: int) -> BalanceSummary:
     """Write the shard's file of the subset, and the counts of entries among its kept texts."""
     source = matches_file(job.matches, shard)
     file = job.files / f"{shard:08d}.parquet"
-    hash_of_matches = pq.read_schema(source).metadata[MADE_FROM_KEY].decode()
-    source_hash = made_from(hash_of_matches, job.sha256, job.seed, job.texts, VERSION)
+    source_hash = made_from(hash_of_source(source), job.sha256, job.seed, job.texts, VERSION)
     record = finished_summary(file, source_hash)
     if record:
         return BalanceSummary.of(record)

@@ -9,6 +9,7 @@ import numpy as np
 
 from vfm_curation.counts.probabilities import Ids, Integers
 from vfm_curation.shard_files import whole_file
+from vfm_curation.simd import compiled
 
 
 def counts_file(folder: Path, shard: int) -> Path:
@@ -26,10 +27,26 @@ def write_counts(folder: Path, shard: int, ids: Ids) -> None:
         shard: number of the shard.
         ids: ids of the matched entries.
     """
-    counts = np.bincount(ids) if len(ids) else np.zeros(0, np.int64)
-    entries = np.flatnonzero(counts)
     with whole_file(counts_file(folder, shard)) as part, part.open("wb") as stream:
-        np.save(stream, np.stack([entries, counts[entries]]))
+        np.save(stream, _counted(ids, ids.max(initial=-1) + 1))
+
+
+@compiled
+def _counted(ids: Ids, num_entries: int) -> Integers:
+    """Count the entries that occur, in the order in which they first do."""
+    counts = np.zeros(num_entries, np.int32)
+    entries = np.empty(min(len(ids), num_entries), np.int32)
+    num_distinct = 0
+    for entry in ids:
+        if not counts[entry]:
+            entries[num_distinct] = entry
+            num_distinct += 1
+        counts[entry] += 1
+    result = np.empty((2, num_distinct), np.int64)
+    for place in range(num_distinct):
+        result[0, place] = entries[place]
+        result[1, place] = counts[entries[place]]
+    return result
 
 
 def total_counts(folder: Path, shards: Iterable[int], num_entries: int) -> Integers:

@@ -9,11 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vfm.data import text_keys, unpacked_uids
-from vfm_curation.shard_files import finished_summary
+from vfm_curation.shard_files import ARROW, finished_summary, read_arrow_file
 
 FOLDER = "shards"
 COUNTS_FILE = "counts.npy"  # texts of each entry
@@ -34,11 +32,9 @@ class ShardMatches:
 
     @property
     def keys(self) -> NDArray[np.uint64]:
-        """The key of each text. Files of earlier versions do not store it."""
-        if "key" in self.table.column_names:
-            keys: NDArray[np.uint64] = self.table["key"].to_numpy()
-            return keys
-        return text_keys(unpacked_uids(self.table["uid"]), self.table["language"], self.table["text_index"])
+        """The key of each text."""
+        keys: NDArray[np.uint64] = self.table["key"].to_numpy()
+        return keys
 
     @property
     def languages(self) -> pa.ChunkedArray:
@@ -48,18 +44,23 @@ class ShardMatches:
 
 def matches_file(directory: Path, shard: int) -> Path:
     """Build the path of the matches of a shard."""
-    return directory / FOLDER / f"{shard:08d}.parquet"
+    return directory / FOLDER / f"{shard:08d}{ARROW}"
 
 
 def num_shards(directory: Path) -> int:
     """Count the shards of a `Matches` artifact."""
-    return sum(1 for _ in (directory / FOLDER).glob("*.parquet"))
+    return len(_files(directory))
+
+
+def _files(directory: Path) -> list[Path]:
+    """List the files of the shards in their order."""
+    return sorted((directory / FOLDER).glob(f"*{ARROW}"))
 
 
 def texts_by_language(directory: Path) -> Counter[str]:
     """Count the texts of each language in a `Matches` artifact, whether they contain an entry or not."""
     counts = Counter[str]()
-    for file in sorted((directory / FOLDER).glob("*.parquet")):
+    for file in _files(directory):
         summary = finished_summary(file) or {}
         counts.update(summary.get("texts_of", {}))
     return counts
@@ -67,15 +68,13 @@ def texts_by_language(directory: Path) -> Counter[str]:
 
 def read_shards(directory: Path, *, only_ids: bool = False) -> Iterator[ShardMatches]:
     """Yield the files of a `Matches` artifact, in the order of the shards."""
-    for file in sorted((directory / FOLDER).glob("*.parquet")):
+    for file in _files(directory):
         yield read_matches(file, only_ids=only_ids)
 
 
 def read_matches(file: Path, *, only_ids: bool = False) -> ShardMatches:
     """Read the matches of a shard."""
-    with pq.ParquetFile(file, read_dictionary=["language"], page_checksum_verification=True) as parquet:
-        table = parquet.read(["ids"] if only_ids else None)
-    return of_table(table)
+    return of_table(read_arrow_file(file, ["ids"] if only_ids else None))
 
 
 def of_table(table: pa.Table) -> ShardMatches:

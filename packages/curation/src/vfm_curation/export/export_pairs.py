@@ -20,7 +20,7 @@ from vfm_curation.counts.matches import matches_file
 from vfm_curation.filters.survivors import VERDICTS_FOLDER, shard_file
 from vfm_curation.metadata import load_entries
 from vfm_curation.pool_texts import texts_of
-from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
+from vfm_curation.shard_files import finished_summary, made_from, read_arrow_file, write_shard_file
 from vfm_curation.summaries import TaskSummary
 
 PAIRS_FOLDER = "pairs.parquet"
@@ -82,10 +82,10 @@ def write_pairs(job: PairsJob, shard: int) -> TaskSummary:
 def _matched(subset: Path, matches: Path, entries: pa.Array, shard: int) -> pa.Table:
     """Read the balanced texts of a shard with their entries. They are in the order of the subset."""
     table = read_subset_shard(subset, shard)
-    in_shard = pq.read_table(
-        matches_file(matches, shard), columns=[*PLACE, "ids"], page_checksum_verification=True
-    ).sort_by(TEXT_ORDER)
-    lists = in_shard["ids"].combine_chunks()
+    in_shard = read_arrow_file(matches_file(matches, shard), [*PLACE, "ids"])
+    # Arrow sorts neither lists nor texts in a dictionary.
+    order = in_shard.select(PLACE).set_column(1, "language", in_shard["language"].cast(pa.string()))
+    lists = in_shard["ids"].combine_chunks().take(pc.sort_indices(order, TEXT_ORDER))
     words = pa.ListArray.from_arrays(lists.offsets, entries.take(lists.values))
     return table.append_column("entries", words).append_column("reason", pc.if_else(table["kept"], "", BALANCED))
 

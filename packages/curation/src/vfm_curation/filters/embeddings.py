@@ -23,12 +23,12 @@ from vfm.plugin import ClipCheckpoint, Runtime
 from vfm.train import prepare_device
 from vfm_curation.filters.images import remaining_samples
 from vfm_curation.filters.survivors import Survivors, save_array, shard_file
-from vfm_curation.filters.texts import IDENTITY, VERSION, opened
+from vfm_curation.filters.texts import VERSION, opened
 from vfm_curation.pool_texts import texts_of
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 from vfm_curation.summaries import TaskSummary
 
-NAME = IDENTITY[1:]  # columns that identify a text within its shard
+NAME = ["row", "language", "text_index"]  # columns that identify a text within its shard
 BATCH = 64  # images decoded, or texts encoded, at a time
 
 
@@ -113,9 +113,7 @@ def score_texts(job: ClipJob, shard: int) -> TaskSummary:
         return TaskSummary.of(finished)
     assert job.survivors
     places = job.survivors.places(shard)
-    identity = pq.read_table(
-        shard_file(job.survivors.texts, shard), columns=IDENTITY, page_checksum_verification=True
-    ).take(places)
+    identity = job.survivors.measured(shard, NAME).take(places)
     if len(places):
         texts = texts_of(opened(job.dataset), shard)
     else:

@@ -10,17 +10,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vfm.data import SUBSET_FOLDER, stored_subset, subset_index_rows
 from vfm_curation.balance.subset import kept_languages, kept_samples
 from vfm_curation.filters.survivors import VERDICTS_FOLDER, Survivors, shard_file
 from vfm_curation.filters.texts import IDENTITY, digest
-from vfm_curation.shard_files import MADE_FROM_KEY, finished_summary, made_from, write_shard_file
+from vfm_curation.shard_files import finished_summary, hash_of_source, made_from, write_shard_file
 from vfm_curation.summaries import TaskSummary
 
 NUM_EXAMPLES = 5  # for each reason
-VERSION = 1
+VERSION = 2
 Place = tuple[int, int, str, int]  # shard, row, language, text_index
 
 
@@ -51,19 +50,19 @@ def write_outcome(job: OutcomeJob, shard: int) -> OutcomeSummary:
 
     Texts that pass have probability 1. Of a balanced subset only the kept texts were filtered, and a sampler that draws
     by the probabilities must not draw these a second time. The verdicts are shard, row, uid, language, text_index and
-    `reason` of every text, where '' means that it passed.
+    `reason` of every text, where '' means that it passed. Uids are in the form of the subset's.
     """
     file = shard_file(job.folder / SUBSET_FOLDER, shard)
     codes = job.survivors.codes_of(shard)
-    texts = shard_file(job.survivors.texts, shard)
-    hash_of_texts = pq.read_schema(texts).metadata[MADE_FROM_KEY].decode()
-    source_hash = made_from(hash_of_texts, digest(codes.tobytes()).hex(), job.reasons, VERSION)
+    source_hash = made_from(
+        hash_of_source(job.survivors.file(shard)), digest(codes.tobytes()).hex(), job.reasons, VERSION
+    )
     finished = finished_summary(file, source_hash)
     if finished:
         return OutcomeSummary.of(finished)
-    table = pq.read_table(texts, columns=IDENTITY, page_checksum_verification=True)
-    names = pa.array(job.reasons, pa.string())
-    verdicts = table.append_column("reason", names.take(pa.array(codes.astype(np.int32))))
+    table = job.survivors.measured(shard, IDENTITY)
+    reasons = pa.DictionaryArray.from_arrays(codes.astype(np.int32), pa.array(job.reasons, pa.string()))
+    verdicts = table.append_column("reason", reasons)
     passed = table.filter(pa.array(codes == 0))
     passed = passed.append_column("probability", pa.array(np.ones(len(passed), np.float32)))
     passed = passed.append_column("kept", pa.array(np.ones(len(passed), np.bool_)))

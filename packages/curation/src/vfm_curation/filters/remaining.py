@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from vfm.data import unpacked_uids
 from vfm_curation.filters.stages import RowFilter, Unit
 from vfm_curation.filters.survivors import Codes, Survivors, save_array, shard_file
 from vfm_curation.summaries import TaskSummary
@@ -29,10 +30,11 @@ class Remaining:
     def texts(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the remaining texts with their measurements, or some. `unit` is a text's index in its shard."""
         places = self.survivors.places(shard)
-        file = shard_file(self.survivors.texts, shard)
-        table = pq.read_table(file, columns=columns, page_checksum_verification=True)
+        table = self.survivors.measured(shard, columns)
         if len(places) < len(table):
             table = table.take(places)
+        if "uid" in table.column_names:
+            table = table.set_column(table.schema.get_field_index("uid"), "uid", unpacked_uids(table["uid"]))
         return table.append_column("unit", pa.array(places, pa.int32()))
 
     def identities(self, shard: int) -> pa.Table:
@@ -96,10 +98,10 @@ def write_codes(survivors: Survivors, folder: Path, shard: int, unit: Unit, code
     """
     codes = survivors.codes_of(shard)
     places = survivors.places(shard)
-    table = pq.read_table(shard_file(survivors.texts, shard), columns=["row"], page_checksum_verification=True)
-    rows: NDArray[np.int32] = table["row"].to_numpy()
+    rows: NDArray[np.int32] = survivors.measured(shard, ["row"])["row"].to_numpy()
     if unit == "image":  # each text gets the code of its row's image
         codes_of_units = codes_of_units[np.unique(rows[places], return_inverse=True)[1]]
     codes[places] = codes_of_units
     save_array(shard_file(folder, shard, "npy"), codes)
-    return CodesSummary(num_texts=int((codes == 0).sum()), num_images=len(np.unique(rows[codes == 0])))
+    left = rows[codes == 0]
+    return CodesSummary(num_texts=len(left), num_images=int((np.diff(left, prepend=-1) > 0).sum()))

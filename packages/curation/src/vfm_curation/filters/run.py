@@ -92,7 +92,7 @@ class FilterRun:
         job = TextJob(self.dataset, self.survivors.texts, columns, self.values)
         sizes = opened(self.dataset).shard_sizes
         self._tasks(measure_texts, job, self.runtime, Lost(int(sizes.sum()), self.max_bad_fraction))
-        everything = (np.zeros(len(table), np.uint8) for table in self.texts())
+        everything = map(self.survivors.codes_of, range(self.num_shards))
         self._pass("texts", partial(self._codes, "text", everything))
         measured: set[tuple[str, str]] = set()
         for number, pool_filter in enumerate(self.filters):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from vfm.plugin import store_files
-from vfm_curation.shard_files import whole_file
+from vfm_curation.shard_files import read_arrow_file, whole_file
 
 Codes = NDArray[np.uint8]
 VERDICTS_FOLDER = "verdicts"  # in the artifact of a filter: every text with its reason
@@ -34,7 +35,7 @@ class Survivors:
     def codes_of(self, shard: int) -> Codes:
         """Read the code of each text of a shard."""
         if self.codes is None:
-            return np.zeros(pq.read_metadata(shard_file(self.texts, shard)).num_rows, dtype=np.uint8)
+            return np.zeros(len(self.measured(shard, ["row"])), dtype=np.uint8)
         codes: Codes = store_files.read_npy(shard_file(self.codes, shard, "npy"))
         return codes
 
@@ -44,8 +45,16 @@ class Survivors:
 
     def rows(self, shard: int) -> NDArray[np.int32]:
         """Find the rows of the samples with a remaining text, ascending."""
-        rows = store_files.read_parquet(shard_file(self.texts, shard), ["row"])["row"].to_numpy()
+        rows: NDArray[np.int32] = self.measured(shard, ["row"])["row"].to_numpy()
         return np.unique(rows[self.places(shard)])
+
+    def file(self, shard: int) -> Path:
+        """Build the path of a shard's measured texts."""
+        return shard_file(self.texts, shard, "arrow")
+
+    def measured(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Map the measurements of all texts of a shard, or some columns. Uids may be 16 bytes."""
+        return read_arrow_file(self.file(shard), columns)
 
 
 def save_array(file: Path, values: NDArray[np.generic]) -> None:

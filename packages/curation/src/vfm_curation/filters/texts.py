@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from vfm.data import Source, open_dataset
 from vfm.plugin import ImageDataset
@@ -19,10 +20,11 @@ from vfm_curation.pool_texts import texts_or_lost
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 from vfm_curation.summaries import TaskSummary
 from vfm_curation.text_counts import character_and_word_counts
+from vfm_curation.uids import bytes_of_uids
 
 OPTIONAL_COLUMNS = frozenset({"caption", "text", "detected"})  # measured only if a filter reads them
 IDENTITY = ["shard", "row", "uid", "language", "text_index"]
-VERSION = 3  # increase when the same shard gives other measurements
+VERSION = 4  # increase when the same shard gives other measurements
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def measure_texts(job: TextJob, shard: int) -> TaskSummary:
     `detected_score`. `stored.NAME` is the user's own column NAME of the job's `values`.
     """
     source = opened(job.dataset)
-    file = shard_file(job.folder, shard)
+    file = shard_file(job.folder, shard, "arrow")
     stored = [sorted(job.values)] if job.values else []
     source_hash = made_from(asdict(source.index.shards[shard]), sorted(job.columns), *stored, VERSION)
     finished = finished_summary(file, source_hash)
@@ -63,6 +65,7 @@ def measure_texts(job: TextJob, shard: int) -> TaskSummary:
     columns = {
         "shard": pa.array(np.full(len(table), shard, dtype=np.int32)),
         **{name: table[name] for name in IDENTITY[1:]},
+        "uid": bytes_of_uids(table["uid"]),
         "characters": pa.array(characters),
         "words": pa.array(words),
     }
@@ -74,12 +77,20 @@ def measure_texts(job: TextJob, shard: int) -> TaskSummary:
         codes, scores = detect(table["text"].to_pylist())
         columns |= {"detected": pa.array(codes, pa.string()), "detected_score": pa.array(scores, pa.float32())}
     if job.values:
-        rows, at = np.unique(table["row"].to_numpy(), return_inverse=True)
-        values = source.index.open(shard).values(rows.astype(np.int64), sorted(job.values)).take(at)
+        values = _values(source, shard, table["row"].to_numpy(), sorted(job.values))
         columns |= {f"stored.{name}": values[name] for name in values.column_names}
     summary.num_texts = len(table)
     write_shard_file(file, pa.table(columns), source_hash, vars(summary))
     return summary
+
+
+def _values(source: Source, shard: int, rows: NDArray[np.int32], names: Sequence[str]) -> pa.Table:
+    """Read the user's own columns for each text."""
+    reader = source.index.open(shard)
+    if (rows[1:] > rows[:-1]).all():
+        return reader.values(rows.astype(np.int64), names)
+    distinct, at = np.unique(rows, return_inverse=True)
+    return reader.values(distinct.astype(np.int64), names).take(at)
 
 
 def digest(value: bytes) -> bytes:

@@ -38,16 +38,16 @@ from vfm_curation.counts.sampled_texts import SAMPLE_FILE, SampledTexts
 from vfm_curation.engine import run_shards
 from vfm_curation.language import detected
 from vfm_curation.match.matchers import Matchers
-from vfm_curation.match.repeated_texts import RepeatedTexts, keys_of, smallest_keys
+from vfm_curation.match.repeated_texts import Keys, RepeatedTexts, keys_of, smallest_keys
 from vfm_curation.match.stages import MatchTexts
 from vfm_curation.matching import FIXED_BLANKS, FIXED_MARKS, Semantics, dead_entries
 from vfm_curation.metadata import load_entries
 from vfm_curation.pool_texts import OnBad, texts_of, texts_or_lost
-from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
+from vfm_curation.shard_files import ARROW, finished_summary, made_from, write_shard_file
 from vfm_curation.summaries import Lost, TaskSummary, with_progress
 from vfm_curation.uids import bytes_of_uids
 
-RULES_VERSION = 5  # increase when the same text and entries give other matches, or another file
+RULES_VERSION = 6  # increase when the same text and entries give other matches, or another file
 
 
 def check_match(config: MatchTexts, ctx: Preflight) -> None:
@@ -63,7 +63,7 @@ def check_match(config: MatchTexts, ctx: Preflight) -> None:
 
 
 def match_texts(config: MatchTexts, ctx: Context) -> Matches:
-    """Write one parquet file for each shard (matched texts only), and `counts.npy`: texts of each entry."""
+    """Write one file for each shard (matched texts only), and `counts.npy`: texts of each entry."""
     pool = ctx.load(config.pool)
     metadata = ctx.load(config.metadata)
     pool.check_languages(config.languages or (), config.pool)
@@ -161,7 +161,7 @@ class MatchJob:
 
     def file(self, shard: int) -> Path:
         """Build the path of a shard's matches."""
-        return self.folder / f"{shard:08d}.parquet"
+        return self.folder / f"{shard:08d}{ARROW}"
 
     @property
     def statistics(self) -> Path:
@@ -210,23 +210,36 @@ def match_shard(job: MatchJob, shard: int) -> ShardSummary:
         return ShardSummary.of(finished)
     summary = ShardSummary(shard=shard)
     texts = in_languages(texts_or_lost(source, shard, summary), job.languages)
+    encoded = texts["language"].combine_chunks().dictionary_encode()
+    texts = texts.set_column(texts.schema.get_field_index("language"), "language", encoded)
     keys = keys_of(texts)
     summary.smallest_keys = smallest_keys(keys)
     if job.detect_language:
         texts = texts.append_column("detected", detected(texts["text"], matchers.languages))
     languages = texts["detected" if job.detect_language else "language"]
     ids = matchers.match(texts["text"], languages)
-    matched = pc.greater(pc.list_value_length(ids), 0)
-    summary.num_texts, summary.num_matched = len(texts), pc.sum(matched).as_py() or 0
+    matched = np.diff(ids.offsets.to_numpy()) > 0
+    summary.num_texts, summary.num_matched = len(texts), int(matched.sum())
     summary.num_pairs, summary.texts_of = len(ids.values), count_of_each(languages)
-    table = texts.drop_columns("text").add_column(0, "shard", pa.array(np.full(len(texts), shard, np.int32)))
-    table = table.set_column(table.schema.get_field_index("uid"), "uid", bytes_of_uids(table["uid"]))
-    table = table.append_column("key", pa.array(keys)).append_column("ids", ids).filter(matched)
+    table = _matches(shard, texts, keys, ids, matched)
     matches = of_table(table)
     write_counts(job.statistics, shard, matches.ids)
     SampledTexts.of_shard(matches, shard, len(source.shard_sizes)).save(job.sample(shard))
     write_shard_file(file, table, source_hash, vars(summary))  # last: it marks all three as whole
     return summary
+
+
+def _matches(shard: int, texts: pa.Table, keys: Keys, ids: pa.ListArray, matched: NDArray[np.bool_]) -> pa.Table:
+    """Build the table of a shard's file."""
+    shards = pa.array(np.full(len(texts), shard, np.int32))
+    table = texts.drop_columns("text").add_column(0, "shard", shards).append_column("key", pa.array(keys))
+    table = table.set_column(table.schema.get_field_index("uid"), "uid", bytes_of_uids(table["uid"]))
+    if not matched.all():
+        table = table.filter(pa.array(matched))
+        # Other texts have no ids, so only the offsets change.
+        offsets = np.append(ids.offsets.to_numpy()[:-1][matched], np.int32(len(ids.values)))
+        ids = pa.ListArray.from_arrays(offsets, ids.values)
+    return table.append_column("ids", ids)
 
 
 def texts_in(source: Source, shard: int, languages: Sequence[str], *, on_bad: OnBad | None = None) -> pa.Table:

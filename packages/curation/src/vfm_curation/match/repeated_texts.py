@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vfm.data import text_keys
+from vfm_curation.uids import hash_uids
 
 KEYS_OF_SHARD = 1024  # the smallest ones are the same sample of texts in every shard
 KEYS_IN_MEMORY = 1 << 20  # over all shards
@@ -31,7 +32,7 @@ def smallest_keys(keys: Keys) -> list[int]:
 
 def keys_of(texts: pa.Table) -> Keys:
     """Compute the key of each text, (num_texts,)."""
-    return text_keys(*(texts[column] for column in ("uid", "language", "text_index")))
+    return text_keys(*(texts[column] for column in ("uid", "language", "text_index")), hash_uids)
 
 
 class RepeatedTexts:

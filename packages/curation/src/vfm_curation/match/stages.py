@@ -35,7 +35,7 @@ class MatchTexts(CurationStage):
     )
     max_bad_fraction: float = MAX_BAD_FRACTION
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     makes: ClassVar[type[Artifact]] = Matches
     work: ClassVar[str] = "vfm_curation.match.match:match_texts"
     checks: ClassVar[str] = "vfm_curation.match.match:check_match"

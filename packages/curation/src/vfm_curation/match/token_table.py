@@ -35,8 +35,7 @@ from vfm_curation.match.token_hash import (
     token_key,
 )
 from vfm_curation.simd import compiled, high_product
-
-__all__ = ["TokenTable", "text_buffers"]
+from vfm_curation.text_counts import text_buffers
 
 U = np.uint64
 BITS_PER_RUN = 4  # a filter of which at most a quarter is set
@@ -98,26 +97,12 @@ class TokenTable:
         Raises:
             UserError: If there are more than 2^31 - 1 matches.
         """
-        if isinstance(texts, pa.ChunkedArray):
-            texts = texts.combine_chunks()
         ids, ends = match_texts(*text_buffers(texts), self.tables, verify)
         if len(ids) > np.iinfo(np.int32).max:
             raise UserError(
                 f"{len(texts)} texts have {len(ids)} matches, more than an Arrow list can hold; use smaller shards"
             )
         return pa.ListArray.from_arrays(ends.astype(np.int32), ids)
-
-
-def text_buffers(texts: pa.Array) -> tuple[Bytes, NDArray[np.int64]]:
-    """Get the bytes of an array of strings, without a copy, and the offset of each string, (num_texts + 1,)."""
-    if texts.null_count:
-        texts = texts.fill_null("")
-    _, offsets, data = texts.buffers()
-    kind = np.int64 if pa.types.is_large_string(texts.type) else np.int32
-    if not len(texts):
-        return np.zeros(0, np.uint8), np.zeros(1, np.int64)
-    text_offsets = np.frombuffer(offsets, kind)[texts.offset : texts.offset + len(texts) + 1].astype(np.int64)
-    return np.frombuffer(data if data else b"", np.uint8), text_offsets
 
 
 def tables_of(

@@ -6,6 +6,7 @@ machines. Many texts are hashed at a time, eight bytes per step, about 20 millio
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,19 +23,22 @@ _PLACE = 0x2545F4914F6CDD1D
 _CHOICE = MASK  # not a seed or epoch: separates the choice of a text for each image from the draw of its use
 
 
-def text_keys(uids: pa.Array, languages: pa.Array, text_index: pa.Array) -> Keys:
+def text_keys(
+    uids: pa.Array, languages: pa.Array, text_index: pa.Array, hash_uids: Callable[[pa.Array], Keys] | None = None
+) -> Keys:
     """Compute the keys of many texts, (num_texts,), each equal to its `text_key`.
 
     Args:
         uids: uids of the samples, strings.
         languages: languages of the captions, strings.
         text_index: index among the sample's captions in that language.
+        hash_uids: a faster equal of `hash_strings`, such as a compiled one.
     """
     codes = _combined(languages).dictionary_encode()
     named = hash_strings(codes.dictionary) * np.uint64(_LANGUAGE)
     codes = codes.indices.to_numpy(zero_copy_only=False)
     places = _combined(text_index).to_numpy(zero_copy_only=False)
-    keys = hash_strings(uids)
+    keys = (hash_uids or hash_strings)(uids)
     for first in range(0, len(keys), BLOCK):
         part = slice(first, first + BLOCK)
         keys[part] = splitmix64(keys[part] ^ (named[codes[part]] + places[part].astype(np.uint64) * np.uint64(_PLACE)))

@@ -21,7 +21,7 @@ from vfm.base import UserError
 from vfm.data.samples.caption_templates import columns_of
 from vfm.data.samples.captions import captions_at, captions_of, field_of
 from vfm.data.samples.columns import read_columns
-from vfm.data.samples.sample import BadSample, Sample, uid_from
+from vfm.data.samples.sample import BadSample, Sample, given_uid, uid_from
 from vfm.data.samples.shards import Shard, ShardReader
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import (
@@ -209,7 +209,7 @@ class ParquetShard(ShardReader):
         spec = self.spec
         if not spec.texts or spec.label_key or (spec.columns and spec.images) or not self._has_plain(needed):
             return texts_by_sample(read, rows, on_bad)
-        parts = [texts_schema().empty_table()]
+        parts = []
         for group, begin, inside in self._rows_by_group(rows):
             try:
                 table = self.file.read_row_group(group, columns=needed)
@@ -222,7 +222,8 @@ class ParquetShard(ShardReader):
                 columns = {name: part[name].combine_chunks() for name in needed}
                 texts = {language: columns[source] for language, source in self.spec.texts.items()}
                 parts.append(texts_by_column(read, some, texts, columns, partial(self._uids, columns, some), on_bad))
-        return pa.concat_tables(parts)
+        # An empty table would be a chunk of its own, and readers copy a column of several chunks.
+        return pa.concat_tables(parts) if parts else texts_schema().empty_table()
 
     def _rows_by_group(self, rows: Rows) -> Iterator[tuple[int, int, Rows]]:
         """Yield the number, the first row and the selected rows of each row group that has some of the rows."""
@@ -234,15 +235,20 @@ class ParquetShard(ShardReader):
 
     def _has_plain(self, names: Sequence[str]) -> bool:
         schema = self.file.schema_arrow
-        return set(self.spec.texts.values()) <= set(names) and all(is_plain(schema.field(name).type) for name in names)
+        kinds = {name: schema.field(name).type for name in names}
+        are_plain = (is_plain(kind) or _is_bytes_of_uid(name, kind) for name, kind in kinds.items())
+        return set(self.spec.texts.values()) <= kinds.keys() and all(are_plain)
 
     def _uids(self, columns: Mapping[str, Any], rows: Rows, good: NDArray[np.bool_]) -> Any:
         """Compute the uids of the rows in a mask from the column `uid`, or from the keys."""
-        # As in `read`, a uid is a text or an integer. An empty uid, or a value of another type, counts as missing.
-        # Bytes are no plain type, so a table with them is read by `read`.
+        # As in `read`, a uid is a text, an integer or bytes. An empty one, or another type of value, counts as missing.
         uids = columns["uid"] if "uid" in columns else pa.nulls(len(good))
         if not good.all():
             uids = uids.filter(pa.array(good))
+        if pa.types.is_dictionary(uids.type):
+            uids = uids.dictionary_decode()
+        if pa.types.is_fixed_size_binary(uids.type):
+            uids = pa.array(map(given_uid, uids.to_pylist()), pa.string())
         if is_text(uids.type) or pa.types.is_integer(uids.type):
             uids = uids.cast(pa.string())
         else:
@@ -281,6 +287,10 @@ class ParquetShard(ShardReader):
         except DAMAGE:
             self._damaged.add((group, with_image))
             raise BadSample("unreadable_row", where) from None
+
+
+def _is_bytes_of_uid(name: str, kind: pa.DataType) -> bool:
+    return name == "uid" and bool(pa.types.is_fixed_size_binary(kind))
 
 
 def open_parquet(path: str) -> Any:
