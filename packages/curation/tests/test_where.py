@@ -22,6 +22,8 @@ from vfm_curation.filters.stages import RowFilter
 from vfm_curation.filters.where.evaluation import bound_of, masks, values_of
 from vfm_curation.filters.where.expression import Expression
 from vfm_curation.filters.where.stages import Where
+from vfm_curation.match.stages import MatchTexts
+from vfm_curation.metadata.stages import BuildMetadata
 
 ROWS = st.fixed_dictionaries(
     {
@@ -240,10 +242,61 @@ def test_a_table_is_filtered_by_its_columns_and_the_report_says_what_each_condit
     assert set(verdicts(subset).values()) == {"", "mine"}
     (panel,) = (panel for panel in load_panels(subset.path) if panel.title == "Conditions of mine")
     num_failed = (~np.array(conditions)).sum(axis=0)
-    for row, values, missing in zip(panel.rows, conditions, [12, 0, 0, 0, 0], strict=True):
+    assert panel.rows[-1] == ["all together", len(expected), None, None, "none"]
+    for row, values, missing in zip(panel.rows[:-1], conditions, [12, 0, 0, 0, 0], strict=True):
         alone = sum(not ok and failed == 1 for ok, failed in zip(values, num_failed, strict=True))
         assert row[1:] == [sum(values), alone, missing, "none"]
     assert f"quantile 0.7 of clip_l14: {bound:.6g}" in panel.note
+
+
+def test_the_table_counts_the_entries_and_languages_that_each_condition_loses(tmp_path, run_stage) -> None:
+    words = ["dog", "cat", "house", "red"]
+    records = [
+        {
+            "uid": f"{number:032x}",
+            "en": f"a {words[number % 3]}",
+            "de": None if number % 3 else "red",
+            "score": number % 6,
+        }
+        for number in range(60)
+    ]
+    for part in range(2):
+        pq.write_table(pa.Table.from_pylist(records[part::2]), tmp_path / f"{part}.parquet")
+    (tmp_path / "entries.txt").write_text("\n".join(words))
+    texts = {"en": "en", "de": "de"}
+    pool = run_stage(Pairs(name="pool", path=str(tmp_path / "*.parquet"), images=False, texts=texts))
+    entries = run_stage(BuildMetadata(name="entries", path=str(tmp_path / "entries.txt")))
+    matching = MatchTexts(name="matches", pool="p", metadata="m", languages=["en", "de"])
+    matches = run_stage(matching, p=pool, m=entries)
+    keep = "score != 1 & score != 4 & score >= 2 & (score > 3 | language == 'en') & score != 3"
+    filters = [{"type": "where", "keep": keep, "matches": "x"}]
+    subset = run(
+        run_stage,
+        pool,
+        [{"type": "caption_length", "min_characters": 3, "min_words": 1}, *filters],
+        inputs={"x": matches},
+    )
+    (panel,) = (panel for panel in load_panels(subset.path) if panel.title == "Conditions of where")
+    pairs = [(r["score"], key, word) for r in records for key in texts for word in words if word in str(r[key])]
+
+    def lost(condition: Any) -> int:
+        left = {word for score, language, word in pairs if condition(score, language)}
+        return len({word for _, _, word in pairs} - left)
+
+    conditions = [
+        lambda score, language: score != 1,
+        lambda score, language: score != 4,
+        lambda score, language: score >= 2,
+        lambda score, language: score > 3 or language == "en",
+        lambda score, language: score != 3,
+        lambda score, language: score in (2, 5) and language == "en",
+    ]
+    assert panel.columns[-2:] == ["languages lost", "entries lost"]
+    assert [row[-1] for row in panel.rows] == [lost(condition) for condition in conditions] == [0, 0, 0, 1, 0, 3]
+    assert [row[-2] for row in panel.rows] == ["none", "none", "none", "de", "none", "de"]
+    other = run_stage(Pairs(name="other", path=str(tmp_path / "0.parquet"), images=False, texts=texts))
+    with pytest.raises(UserError, match=r"where: matches: expected matches of 'p', got ones of"):
+        run(run_stage, other, filters, "third", inputs={"x": matches})
 
 
 def test_a_wrong_column_lists_the_columns_and_one_without_values_is_named(tmp_path, run_stage, make_pool) -> None:

@@ -12,6 +12,7 @@ import io
 import re
 import tokenize
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 
 WORDS = {"&": "and", "|": "or", "~": "not", "AND": "and", "OR": "or", "NOT": "not", "IN": "in"}
@@ -88,6 +89,10 @@ class Expression:
         self.conditions = [ast.unparse(part) for part in parts]
         self.names = frozenset(_names(top))
         self.cuts = {cut.name: cut for cut in _cuts(top)}
+
+
+parsed = lru_cache(64)(Expression)
+"""Parse a condition once, however often its properties are read."""
 
 
 def _as_python(text: str) -> str:

@@ -6,8 +6,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from vfm.plugin import Matches, Ref
 from vfm_curation.filters.stages import Filter, Measure
-from vfm_curation.filters.where.expression import Expression
+from vfm_curation.filters.where.expression import Expression, parsed
 
 TEXT_NAMES = frozenset({"caption", "characters", "words", "language", "detected", "detected_score"})
 IMAGE_NAMES = frozenset({"width", "height", "num_bytes", "sha256"})  # measured from the image
@@ -31,6 +32,9 @@ class Where(Filter):
         max_length=10_000,
         description="condition, such as `clip_l14 > q70 & punsafe < 0.1 & ~noai & width > 200`",
     )
+    matches: Ref[Matches] | None = Field(
+        None, description="matches of the pool: the table of the conditions then says how many entries each one loses"
+    )
     label: str = Field("where", pattern=r"^[a-z][a-z0-9_]*$", description="reason code of the dropped texts")
 
     work: ClassVar[str] = "vfm_curation.filters.where.where:condition_holds"
@@ -38,13 +42,13 @@ class Where(Filter):
     @field_validator("keep")
     @classmethod
     def _is_a_condition(cls, text: str) -> str:
-        Expression(text)
+        parsed(text)
         return text
 
     @property
     def expression(self) -> Expression:
         """The parsed condition."""
-        return Expression(self.keep)
+        return parsed(self.keep)
 
     @property
     def reason(self) -> str:

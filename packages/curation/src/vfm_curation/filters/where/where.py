@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -10,13 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vfm.plugin import TablePanel, UserError
+from vfm.plugin import Matches, PairDataset, TablePanel, UserError, store_files
+from vfm_curation.balance.subset import pool_of
+from vfm_curation.counts.matches import COUNTS_FILE, matches_file, read_matches
 from vfm_curation.filters.run import FilterRun
 from vfm_curation.filters.where.evaluation import bound_of, masks, values_of
 from vfm_curation.filters.where.expression import Cut, Expression
 from vfm_curation.filters.where.stages import IMAGE_NAMES, STORED, TEXT_NAMES, Where
 
 Bools = NDArray[np.bool_]
+TOGETHER = "all together"
+PLACE = ["row", "language", "text_index"]  # of a text in its shard
 
 
 def condition_holds(config: Where, run: FilterRun) -> Iterator[Bools]:
@@ -31,16 +36,33 @@ def condition_holds(config: Where, run: FilterRun) -> Iterator[Bools]:
     table_of = partial(_table, expression, run)
     try:
         bounds = {name: _bound(cut, run, table_of) for name, cut in expression.cuts.items()}
-        effects = Effects(expression, bounds)
+        matches = _matches(config, run)
+        effects = Effects(expression, bounds, len(store_files.read_npy(matches.path / COUNTS_FILE)) if matches else 0)
         for shard in range(run.num_shards):
             table = table_of(shard)
-            yield effects.add(table, masks(expression, table, len(table), bounds))
+            pairs = EntryPairs.of(matches, run, shard) if matches else None
+            yield effects.add(table, masks(expression, table, len(table), bounds), pairs)
     except ValueError as error:
         raise UserError(f"{config.reason}: {error}") from None
     missing = ", ".join(effects.columns_without_values)
     if missing:
         raise UserError(f"{config.reason}: no text of '{run.pool}' has a value {missing}")
     run.details = effects.panel(config.reason).model_dump(mode="json")
+
+
+def _matches(config: Where, run: FilterRun) -> Matches | None:
+    """Load the matches of the pool, if they are given.
+
+    Raises:
+        UserError: If they are of another pool.
+    """
+    if not config.matches:
+        return None
+    matches = run.ctx.load(config.matches)
+    of_matches, of_run = (pool_of(PairDataset.load(path)) for path in (matches.linked(matches.pool), run.dataset))
+    if of_matches.path.resolve() != of_run.path.resolve():
+        raise UserError(f"{config.reason}: matches: expected matches of '{run.pool}', got ones of {of_matches.path}")
+    return matches
 
 
 def _bound(cut: Cut, run: FilterRun, table_of: partial[pa.Table]) -> float:
@@ -62,40 +84,77 @@ def _table(expression: Expression, run: FilterRun, shard: int) -> pa.Table:
     return pa.table(columns | {name: texts[column] for name, column in own.items()})
 
 
+@dataclass(frozen=True)
+class EntryPairs:
+    """The entries in the remaining texts of a shard: text texts[i] has the entry ids[i]."""
+
+    texts: NDArray[np.int64]
+    ids: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, matches: Matches, run: FilterRun, shard: int) -> EntryPairs:
+        """Read the matches of the remaining texts."""
+        of_shard = read_matches(matches_file(matches.path, shard))
+        texts = run.remaining.texts(shard, PLACE).select(PLACE)
+        texts = texts.append_column("text", pa.array(np.arange(len(texts))))
+        matched = of_shard.table.select(PLACE).set_column(1, "language", of_shard.table["language"].cast(pa.string()))
+        matched = matched.append_column("match", pa.array(np.arange(len(matched))))
+        joined = matched.join(texts, PLACE, join_type="inner").sort_by("match")
+        chosen = joined["match"].to_numpy()
+        sizes = np.diff(of_shard.offsets)
+        in_texts = np.zeros(len(sizes), np.bool_)
+        in_texts[chosen] = True
+        return cls(np.repeat(joined["text"].to_numpy(), sizes[chosen]), of_shard.ids[np.repeat(in_texts, sizes)])
+
+
 class Effects:
     """Counts what each condition of an expression drops, alone and together with the others.
+
+    The last row of each array is of all conditions together.
 
     Attributes:
         num_texts: Number of texts.
         holds: For each condition, texts for which it holds.
         alone: For each condition, texts that no other condition drops.
         missing: For each condition, texts that it drops because a value is missing.
+        entries: Which entries the texts have, (num_entries,), if there are matches.
+        entries_left: For each condition, which entries the texts have for which it holds.
     """
 
-    def __init__(self, expression: Expression, bounds: dict[str, float]) -> None:
+    def __init__(self, expression: Expression, bounds: dict[str, float], num_entries: int = 0) -> None:
         count = len(expression.conditions)
         self.expression = expression
         self.bounds = bounds
         self.num_texts = 0
-        self.holds, self.alone, self.missing = np.zeros((3, count), dtype=np.int64)
+        self.holds = np.zeros(count + 1, np.int64)
+        self.alone, self.missing = np.zeros((2, count), np.int64)
         self.languages: set[str] = set()
-        self.languages_left: list[set[str]] = [set() for _ in range(count)]
+        self.languages_left: list[set[str]] = [set() for _ in range(count + 1)]
+        self.entries = np.zeros(num_entries, np.bool_)
+        self.entries_left = np.zeros((count + 1, num_entries), np.bool_)
         self.have_values: set[str] = set()
 
-    def add(self, table: pa.Table, conditions: list[pa.Array]) -> Bools:
+    def add(self, table: pa.Table, conditions: list[pa.Array], pairs: EntryPairs | None = None) -> Bools:
         """Add a shard, and compute the texts for which all conditions hold."""
-        passes = np.array([pc.fill_null(mask, False).to_numpy(zero_copy_only=False) for mask in conditions])  # (K, M)
-        num_failed = (~passes).sum(axis=0)
+        passes = [pc.fill_null(mask, False).to_numpy(zero_copy_only=False) for mask in conditions]  # K of (M,)
+        whole: Bools = np.logical_and.reduce(passes)
+        num_failed = np.sum([~mask for mask in passes], axis=0, dtype=np.int16)
         self.num_texts += len(table)
-        self.holds += passes.sum(axis=1)
-        self.alone += (~passes & (num_failed == 1)).sum(axis=1)
+        self.holds += [np.count_nonzero(mask) for mask in (*passes, whole)]
+        self.alone += [np.count_nonzero(~mask & (num_failed == 1)) for mask in passes]
         self.missing += [mask.null_count for mask in conditions]
-        self.languages |= set(table["language"].unique().to_pylist())
-        for left, mask in zip(self.languages_left, passes, strict=True):
-            left |= set(table["language"].filter(pa.array(mask)).unique().to_pylist())
+        languages = table["language"].combine_chunks().dictionary_encode()
+        names = np.array(languages.dictionary.to_pylist(), dtype=object)
+        codes = languages.indices.to_numpy()
+        self.languages |= set(names)
+        for left, mask in zip(self.languages_left, (*passes, whole), strict=True):
+            left |= set(names[np.bincount(codes[mask], minlength=len(names)) > 0])
+        if pairs:
+            self.entries[pairs.ids] = True
+            for entries, mask in zip(self.entries_left, (*passes, whole), strict=True):
+                entries[pairs.ids[mask[pairs.texts]]] = True
         self.have_values |= {name for name in table.column_names if table[name].null_count < len(table)}
-        result: Bools = num_failed == 0
-        return result
+        return whole
 
     @property
     def columns_without_values(self) -> list[str]:
@@ -103,15 +162,24 @@ class Effects:
         return sorted(self.expression.names - self.have_values) if self.num_texts else []
 
     def panel(self, title: str) -> TablePanel:
-        """Build the table of the conditions."""
+        """Build the table of the conditions, which ends with all of them together."""
         rows: list[list[str | float | int | None]] = []
-        for number, condition in enumerate(self.expression.conditions):
+        for number, condition in enumerate((*self.expression.conditions, TOGETHER)):
+            counts: list[int | None] = [int(self.holds[number]), None, None]
+            if condition is not TOGETHER:
+                counts[1:] = int(self.alone[number]), int(self.missing[number])
             lost = sorted(self.languages - self.languages_left[number])
-            numbers = (int(counts[number]) for counts in (self.holds, self.alone, self.missing))
-            rows.append([condition, *numbers, ", ".join(lost) or "none"])
+            rows.append([condition, *counts, ", ".join(lost) or "none"])
+            if len(self.entries):
+                rows[-1].append(int(np.count_nonzero(self.entries & ~self.entries_left[number])))
         bounds = "".join(f" {name}: {bound:.6g}." for name, bound in self.bounds.items())
         note = (
             f"Of {self.num_texts:,} texts, those for which each condition holds, and those that it alone drops.{bounds}"
         )
         columns = ["condition", "texts it holds for", "dropped by it alone", "value missing", "languages lost"]
+        if len(self.entries):
+            note += (
+                f" The texts have {np.count_nonzero(self.entries):,} entries. One is lost if no text with it is left."
+            )
+            columns.append("entries lost")
         return TablePanel(title=f"Conditions of {title}", note=note, order=12, columns=columns, rows=rows)
