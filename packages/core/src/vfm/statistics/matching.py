@@ -31,9 +31,9 @@ def match_detections(
 
     Args:
         ious: IoU of each detection, by falling score, with each object, (D, G).
-        ignored: objects that do not count, by range of area, (A, G).
-        crowd: objects that stand for several, (G,).
-        thresholds: smallest IoU of a match, (T,).
+        ignored: Objects that do not count, by range of area, (A, G).
+        crowd: Objects that stand for several, (G,).
+        thresholds: Smallest IoU of a match, (T,).
 
     Returns:
         Index of each detection's object, -1 if it has none, (A, T, D).
@@ -65,9 +65,9 @@ class Pairs:
     """Detections and objects of the same image and class. Detections are sorted by falling score.
 
     Attributes:
-        group: image and class of each detection, as a number, (D,).
-        detection: detection of each pair, ascending, (P,).
-        object: object of each pair, ascending among the pairs of a detection, (P,).
+        group: Image and class of each detection, as a number, (D,).
+        detection: Detection of each pair, ascending, (P,).
+        object: Object of each pair, ascending among the pairs of a detection, (P,).
         iou: IoU of each pair, (P,).
     """
 
@@ -91,10 +91,10 @@ def match_pairs(
     The detections with the best score of each group come first, then those with the second best, and so on.
 
     Args:
-        pairs: detections and objects that may be matched.
-        ignored: objects that do not count, by range of area, (A, G).
-        crowd: objects that stand for several, (G,).
-        thresholds: smallest IoU of a match, (T,).
+        pairs: Detections and objects that may be matched.
+        ignored: Objects that do not count, by range of area, (A, G).
+        crowd: Objects that stand for several, (G,).
+        thresholds: Smallest IoU of a match, (T,).
 
     Returns:
         Index of each detection's object, -1 if it has none, (A, T, D).
@@ -123,8 +123,8 @@ def _turns(pairs: Pairs, nothing: int) -> Iterator[tuple[NDArray[np.int64], NDAr
     """Yield detections of different groups, (N,), and their objects and IoUs, (N, pairs), best scores first.
 
     Args:
-        pairs: the pairs.
-        nothing: object of the places that are filled up.
+        pairs: The pairs.
+        nothing: Object of the places that are filled up.
     """
     detections, starts, counts = np.unique(pairs.detection, return_index=True, return_counts=True)
     turns = ranks(pairs.group[detections])

@@ -25,12 +25,12 @@ class ClassRows:
     """The detections of a class in all images, by falling score.
 
     Attributes:
-        image: image of each detection, (N,).
-        true: whether the detection is matched with an object that counts, (A, T, N).
-        ignored: whether the detection counts neither as right nor as wrong, (A, T, N).
-        rank: number of detections of the same image and class with a larger score, (N,).
-        object_image: image of each true object, (P,).
-        object_counts: whether the object counts, (A, P).
+        image: Image of each detection, (N,).
+        true: Whether the detection is matched with an object that counts, (A, T, N).
+        ignored: Whether the detection counts neither as right nor as wrong, (A, T, N).
+        rank: Number of detections of the same image and class with a larger score, (N,).
+        object_image: Image of each true object, (P,).
+        object_counts: Whether the object counts, (A, P).
     """
 
     image: NDArray[np.int64]
@@ -59,12 +59,12 @@ class Hits:
     """The matched detections of each pair of a range of area and a threshold. Pairs with equal rows are stored once.
 
     Attributes:
-        pair: number of the stored pair, (A, T); the last number is a pair without hits.
-        area: range of area of each stored pair, (U,).
-        counts: the sets of detections that count, (S, N'), up to the last hit.
-        start: first hit of each stored pair, (U,).
-        row: detection of each hit, (H,), pair by pair.
-        counted: set of each hit, (H,).
+        pair: Number of the stored pair, (A, T); the last number is a pair without hits.
+        area: Range of area of each stored pair, (U,).
+        counts: The sets of detections that count, (S, N'), up to the last hit.
+        start: First hit of each stored pair, (U,).
+        row: Detection of each hit, (H,), pair by pair.
+        counted: Set of each hit, (H,).
     """
 
     pair: NDArray[np.int64]
@@ -109,9 +109,9 @@ def precision_recall(rows: ClassRows, weights: NDArray[np.integer], max_rank: in
     """Compute average precision (101 recalls) and recall of a class.
 
     Args:
-        rows: detections of the class.
-        weights: how often each image counts, (R, I).
-        max_rank: number of detections of each image to use for the recall.
+        rows: Detections of the class.
+        weights: How often each image counts, (R, I).
+        max_rank: Number of detections of each image to use for the recall.
     """
     hits = rows.hits
     shape = (*hits.pair.shape, len(weights))
@@ -134,10 +134,10 @@ def _of_hits(
     """Compute average precision and recall of each pair, (U + 1, R) each, the last without hits.
 
     Args:
-        rows: detections of the class.
-        counted: how often each image counts, (I, R).
-        totals: number of true objects by range of area, (A, R).
-        max_rank: as for `precision_recall`.
+        rows: Detections of the class.
+        counted: How often each image counts, (I, R).
+        totals: Number of true objects by range of area, (A, R).
+        max_rank: As for `precision_recall`.
     """
     hits = rows.hits
     of_rows = counted[rows.image[: hits.counts.shape[1]]]

@@ -51,9 +51,9 @@ class GroundTruth:
         """Collect the ground truth of a dataset.
 
         Args:
-            source: annotated images.
-            rule: rule of matching.
-            agnostic: treat all classes as one.
+            source: Annotated images.
+            rule: Rule of matching.
+            agnostic: Treat all classes as one.
         """
         things = np.array(source.dataset.things, dtype=bool)
         objects = source.tables.all
@@ -77,9 +77,9 @@ def select(detections: Detections, truth: GroundTruth, max_dets: int) -> Detecti
     lvis-api.
 
     Args:
-        detections: detections of all images.
-        truth: objects of all images.
-        max_dets: largest number of detections in an image.
+        detections: Detections of all images.
+        truth: Objects of all images.
+        max_dets: Largest number of detections in an image.
     """
     groups: dict[Rule, NDArray[np.int64]] = {"lvis": detections.image, "lvis_fixed": detections.labels}
     if truth.rule in groups:
@@ -105,10 +105,10 @@ def match_all(detections: Detections, truth: GroundTruth, shape: Shape, max_dets
     """Match detections with objects, and yield the rows of each class in the order of the labels.
 
     Args:
-        detections: detections in all images.
-        truth: the true instances of the dataset.
-        shape: whether to compare boxes or masks.
-        max_dets: limit of detections, counted by the rule (`MAX_DETS`).
+        detections: Detections in all images.
+        truth: The true instances of the dataset.
+        shape: Whether to compare boxes or masks.
+        max_dets: Limit of detections, counted by the rule (`MAX_DETS`).
     """
     detections = select(detections, truth, max_dets)
     detections = detections[np.argsort(-detections.scores, kind="stable")]
@@ -194,9 +194,9 @@ def box_ious(boxes: NDArray[np.float64], others: NDArray[np.float64], crowd: NDA
     """Compute the IoU of two boxes each, (P,), or the share of the first box inside a crowd, as COCO's tools do.
 
     Args:
-        boxes: left, top, right, bottom, (P, 4).
-        others: as `boxes`.
-        crowd: whether the other box is a crowd, (P,).
+        boxes: Left, top, right, bottom, (P, 4).
+        others: As `boxes`.
+        crowd: Whether the other box is a crowd, (P,).
     """
     sides, other_sides = (corners[:, 2:] - corners[:, :2] for corners in (boxes, others))
     # From sides, as COCO's boxes have them, so that the last bit is the same.
@@ -218,9 +218,9 @@ def ious_of(
     Args:
         detections: D detections of an image.
         objects: G objects of the image.
-        shape: boxes or masks.
-        height: height of the image.
-        width: width of the image.
+        shape: Boxes or masks.
+        height: Height of the image.
+        width: Width of the image.
 
     Returns:
         (D, G).

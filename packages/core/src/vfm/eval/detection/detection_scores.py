@@ -33,11 +33,11 @@ class DetectionScores:
     """All scores of a model on a dataset, by boxes or by masks.
 
     Attributes:
-        shape: boxes or masks.
-        classes: matched detections of each class.
-        num_images: number of images in the dataset.
+        shape: Boxes or masks.
+        classes: Matched detections of each class.
+        num_images: Number of images in the dataset.
         frequency: LVIS' frequency group of each class, or empty.
-        num_resamples: number of resamples for an interval.
+        num_resamples: Number of resamples for an interval.
     """
 
     shape: Shape

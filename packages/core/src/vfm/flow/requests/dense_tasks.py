@@ -18,9 +18,9 @@ def dense_tasks(models: Sequence[Input], data: Input, known: Mapping[str, type[S
     """List the dense tasks for which a dataset has labels and at least one of the models has predictions.
 
     Args:
-        models: the models, also those that are no detectors and segmenters.
-        data: the dataset.
-        known: stage types by kind.
+        models: The models, also those that are no detectors and segmenters.
+        data: The dataset.
+        known: Stage types by kind.
 
     Raises:
         UserError: If the files of the dataset cannot be read.
@@ -54,9 +54,9 @@ def import_settings(model: Input, datasets: Sequence[Input], tasks: Collection[s
     """Choose the data whose classes a model of transformers gets, and what a model of queries is taken to predict.
 
     Args:
-        model: the model.
-        datasets: the datasets of the evaluation.
-        tasks: the tasks of the evaluation.
+        model: The model.
+        datasets: The datasets of the evaluation.
+        tasks: The tasks of the evaluation.
     """
     fields: Fields = {}
     annotated = [data.ref for data in datasets if issubclass(data.makes, AnnotatedImages)]

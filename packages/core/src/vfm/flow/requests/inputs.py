@@ -38,11 +38,11 @@ class Input:
     """A model or a dataset.
 
     Attributes:
-        ref: name of a stage, or path of a saved artifact.
-        makes: type of the artifact.
-        stage: fields of the stage that imports it. A saved artifact has none.
-        given_name: the user's name for a saved artifact.
-        predicts: what a detector or segmenter predicts, such as boxes; empty for other inputs.
+        ref: Name of a stage, or path of a saved artifact.
+        makes: Type of the artifact.
+        stage: Fields of the stage that imports it. A saved artifact has none.
+        given_name: The user's name for a saved artifact.
+        predicts: What a detector or segmenter predicts, such as boxes; empty for other inputs.
     """
 
     ref: str
@@ -138,9 +138,9 @@ def named_apart(model: Input, taken: Collection[str], name: str) -> Input:
     """Rename a model whose name in results is taken.
 
     Args:
-        model: the model. A saved one is imported under the new name.
-        taken: names in use.
-        name: the new name.
+        model: The model. A saved one is imported under the new name.
+        taken: Names in use.
+        name: The new name.
     """
     if model.stage is None and model.name in taken:
         return model_input(f"{name}={model.ref}")
@@ -173,8 +173,8 @@ def dataset_input(name: str, fields: Mapping[str, Any], known: Mapping[str, type
     """Describe the dataset that a stage with these fields imports.
 
     Args:
-        name: name of the stage.
-        fields: its fields.
-        known: stage types by kind.
+        name: Name of the stage.
+        fields: Its fields.
+        known: Stage types by kind.
     """
     return Input(name, known[fields["kind"]].makes, {"kind": fields["kind"], "name": name, **fields})

@@ -49,9 +49,9 @@ def model_folder(source: str, wanted: Sequence[str], ignored: Sequence[str] = ()
     """Find the folder of a model, downloaded to the cache if it is a model of the hub.
 
     Args:
-        source: a folder, or `hf-hub:org/model`, with `@revision` for another than the newest.
-        wanted: patterns of the files to download.
-        ignored: patterns of the files among them that are not downloaded.
+        source: A folder, or `hf-hub:org/model`, with `@revision` for another than the newest.
+        wanted: Patterns of the files to download.
+        ignored: Patterns of the files among them that are not downloaded.
 
     Raises:
         UserError: If there is no such folder, or the download fails.

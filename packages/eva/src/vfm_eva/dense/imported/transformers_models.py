@@ -32,10 +32,10 @@ class ClassRecord:
     """The classes of an imported model.
 
     Attributes:
-        family: end of the model's class in transformers, after `For`.
-        task: boxes, semantic, instance or panoptic.
-        labels: label of each of the model's classes, -1 if it is left out.
-        things: whether each label has instances.
+        family: End of the model's class in transformers, after `For`.
+        task: Boxes, semantic, instance or panoptic.
+        labels: Label of each of the model's classes, -1 if it is left out.
+        things: Whether each label has instances.
     """
 
     family: Family
@@ -140,9 +140,9 @@ def class_record(config: ImportDense, record: Mapping[str, Any], data: Annotated
     """Match the classes of a model to the data's by their names.
 
     Args:
-        config: settings of the import.
-        record: configuration of the model.
-        data: dataset whose classes are wanted. Default: the model's classes.
+        config: Settings of the import.
+        record: Configuration of the model.
+        data: Dataset whose classes are wanted. Default: the model's classes.
 
     Raises:
         UserError: If a name in `renamed` does not exist, or no class matches.
@@ -162,10 +162,10 @@ def match_classes(names: Sequence[str], wanted: Sequence[str], renamed: Mapping[
     Upper and lower case are equal.
 
     Args:
-        names: classes of the model.
-        wanted: classes of the data.
-        renamed: maps names of the model to names of the data.
-        source: name of the model, for messages.
+        names: Classes of the model.
+        wanted: Classes of the data.
+        renamed: Maps names of the model to names of the data.
+        source: Name of the model, for messages.
 
     Returns:
         Label of each class, or -1 without one.
