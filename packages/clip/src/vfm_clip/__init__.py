@@ -1,4 +1,4 @@
-"""CLIP training for vfm: the stage `clip.train` and the losses that it can minimise.
+"""The stage `clip.train` for vfm, and the losses that it can minimise.
 
 The classes here are configurations and import no torch. As a library: `vfm_clip.task` has the contrastive task
 and `vfm_clip.losses` the losses.

@@ -1,4 +1,4 @@
-"""Training samples of CLIP: an image at the model's size, and one of its captions as tokens."""
+"""Make the training samples of CLIP from images and captions."""
 
 # n samples, S side of the image, L context length
 

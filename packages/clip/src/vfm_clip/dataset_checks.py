@@ -1,4 +1,4 @@
-"""Checks of the datasets of a CLIP training run: they have images, and different captions in the right language."""
+"""Check that the datasets of a CLIP training run have images, and different captions in the right language."""
 
 from __future__ import annotations
 

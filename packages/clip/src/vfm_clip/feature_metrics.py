@@ -1,4 +1,4 @@
-"""Metrics of a step: how much features differ, how similar pairs are, and how many pairs of a batch are repeated."""
+"""Measure how much features differ, how similar pairs are, and how many pairs of a batch are repeated."""
 
 # n samples of this process, N of all processes, D width, L context length
 

@@ -1,4 +1,4 @@
-"""The losses of `clip.train`: configurations only, without torch. A plugin can add choices."""
+"""Configurations of the losses of `clip.train`, without torch. A plugin can add choices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The losses of `clip.train`: modules built from their configurations and applied to the features of a whole step."""
+"""Modules of the losses of `clip.train`. They are applied to the features of a whole step."""
 
 # n samples of this process, N of all processes, D width of the joint space
 

@@ -1,4 +1,4 @@
-"""Checks of `clip.train` before it runs: suitable data, a known model, and towers that fit their initial weights.
+"""Check data, model and towers of `clip.train` before it runs.
 
 Models are built on the meta device, where even a large one costs neither memory nor time.
 """

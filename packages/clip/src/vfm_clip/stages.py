@@ -1,4 +1,4 @@
-"""Configuration of `clip.train`: the towers, the loss, the temperature, how images are cropped and captions chosen."""
+"""Configuration of `clip.train` with its towers, loss, temperature, crops and captions."""
 
 from __future__ import annotations
 

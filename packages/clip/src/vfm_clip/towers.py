@@ -1,4 +1,4 @@
-"""The towers of a CLIP model: their trained weights, their new weights, and their layers that drop patches."""
+"""Find the trained weights of a CLIP model's towers, their new weights, and their layers that drop patches."""
 
 from __future__ import annotations
 

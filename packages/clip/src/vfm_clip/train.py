@@ -1,4 +1,4 @@
-"""The work of `clip.train`: build the initial model, its task and its data, and train it."""
+"""Build the initial model, the task and the data of `clip.train`, and train."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plugin of core: its stages, registered through the same hook as the stages of every other plugin.
+"""Register the stages of core by the same hook as every other plugin.
 
 A stage's configuration is imported when its kind is used, and the code that it runs, which its `work` names, when it
 runs.

@@ -1,4 +1,4 @@
-"""MetaCLIP data curation: match texts against metadata, count, and balance the long tail. Needs no torch.
+"""MetaCLIP data curation. Texts are matched against metadata, counted, and balanced. Needs no torch.
 
 The names here are configurations: the stages, and the slots `Filter`, `EntrySource` and `Tokenizer` for plugins. Each
 configuration gives the address of the code that does the work, which is imported when a stage runs. The mathematics is

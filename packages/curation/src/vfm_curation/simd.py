@@ -1,4 +1,4 @@
-"""Machine instructions that Python lacks, as functions for numba: wide loads, bit counts, prefetch.
+"""Wide loads, bit counts and prefetches as functions for numba, because Python lacks these instructions.
 
 Each is one portable LLVM operation, which compiles on every processor that numba supports. They read without bounds
 checks (`load8` reads 8 bytes, `byte_masks` 64, `count_less` 16 numbers), so the caller must pad its data.

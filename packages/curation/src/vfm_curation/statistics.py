@@ -1,4 +1,4 @@
-"""Statistics of samples that `vfm data` prints: languages of captions, and images that look like an earlier one."""
+"""Count the languages of captions, and images that look like an earlier one, for `vfm data`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports of tasks: the summary of each shard with its bad samples, and the progress of a stage."""
+"""Collect the summary of each shard with its bad samples, and report the progress of a stage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Command line: `python -m vfm_kernels explain --shape 8,257,16,88 --dtype bf16` shows its backend."""
+"""Show the backend of an attention by `python -m vfm_kernels explain --shape 8,257,16,88 --dtype bf16`."""
 
 import argparse
 

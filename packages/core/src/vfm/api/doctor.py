@@ -1,4 +1,4 @@
-"""The checks of `vfm doctor`: packages, devices, report, and whether the store is writable."""
+"""Check packages, devices, the report and the store for `vfm doctor`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embeddings of images, videos and texts by any model: in memory, or written to a file. Imports torch."""
+"""Embed images, videos and texts by any model, in memory or into a file. Imports torch."""
 
 # N items, D width
 

@@ -1,4 +1,4 @@
-"""Fine-tune or distil a model from Python: the recipes that `vfm finetune` and `vfm distill` write and run."""
+"""Fine-tune or distil a model from Python, by the recipes that `vfm finetune` and `vfm distill` write."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lists: the models of a store or a library, the runs of a store, the shipped recipes."""
+"""List the models of a store or a library, the runs of a store, and the shipped recipes."""
 
 from __future__ import annotations
 

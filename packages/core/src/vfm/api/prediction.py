@@ -1,4 +1,4 @@
-"""Predictions of any model: classes of images or videos, objects and regions, or the nearest entries of an index.
+"""Predict classes of images or videos, objects and regions, or the nearest entries of an index.
 
 Imports torch.
 """

@@ -1,4 +1,4 @@
-"""The output of a call while it works: a progress bar and messages, or only Python warnings."""
+"""Show the progress and messages of a call, or only Python warnings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run with its outputs: listeners, trackers, events, and the report at its end."""
+"""Run a recipe with listeners, trackers, events, and the report at its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results of the functions of `vfm`: an Arrow table with a title, as text, in a notebook, and in pandas."""
+"""Results of the functions of `vfm` as Arrow tables, for texts, notebooks and pandas."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Draw what an image encoder sees: patch features and attention. Imports torch."""
+"""Draw the patch features and the attention of an image encoder. Imports torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The base of all other packages: configurations with readable errors, parts, and text for people."""
+"""Configurations with readable errors, parts, and text for people. All other packages use them."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Number formats for reports and terminal tables: units, intervals, differences, p-values and durations."""
+"""Format numbers, units, intervals, differences, p-values and durations for reports and terminal tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts: the components that a configuration chooses by `type`, such as a loss, an optimizer or a filter."""
+"""Parts are components that a configuration chooses by `type`, such as a loss, an optimizer or a filter."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, TypeAlias, get_args

@@ -1,4 +1,4 @@
-"""A console for all terminal output: it escapes control characters and tolerates a closed pipe."""
+"""A console that escapes control characters and tolerates a closed pipe, for all terminal output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an unknown key of a configuration probably means: the same setting in another tool's words, or a spelling."""
+"""Suggest a setting for an unknown key, by the words of other tools and by its spelling."""
 
 from __future__ import annotations
 

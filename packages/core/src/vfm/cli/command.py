@@ -1,4 +1,4 @@
-"""The common parts of all commands: the app, the consoles, options, and error messages."""
+"""The app, the consoles, options and error messages that all commands share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The output of `vfm predict` for models with a dense head: lists, images and COCO results. Imports torch."""
+"""Print and write predictions of a model with a dense head, for `vfm predict`. Imports torch."""
 
 from __future__ import annotations
 

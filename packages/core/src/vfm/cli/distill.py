@@ -1,4 +1,4 @@
-"""The command that trains a small encoder on the features of a large one: distill. It writes a recipe and runs it."""
+"""The command `distill`. It writes a recipe that trains a small encoder on the features of a large one, and runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that train on the user's pairs and labels: finetune, classify. They write a recipe and run it."""
+"""The commands `finetune` and `classify`. They write a recipe for the user's pairs or labels, and run it."""
 
 from __future__ import annotations
 

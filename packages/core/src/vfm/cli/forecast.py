@@ -1,4 +1,4 @@
-"""The command that predicts the gain of diffusion feedback: forecast. It writes a recipe and runs it."""
+"""The command `forecast`. It writes a recipe that predicts the gain of diffusion feedback, and runs it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands for the installation: stages, plugins, schema, doctor."""
+"""The commands `stages`, `plugins`, `schema` and `doctor`."""
 
 from __future__ import annotations
 

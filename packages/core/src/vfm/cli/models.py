@@ -1,4 +1,4 @@
-"""Commands that use a model: embed, predict, view, export. They import torch, so only when they run."""
+"""The commands `embed`, `predict`, `view` and `export`. They import torch only when they run."""
 
 from __future__ import annotations
 

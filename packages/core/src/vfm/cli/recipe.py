@@ -1,4 +1,4 @@
-"""Commands for recipes: run, step, init."""
+"""The commands `run`, `step` and `init`."""
 
 from __future__ import annotations
 

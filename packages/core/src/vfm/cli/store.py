@@ -1,4 +1,4 @@
-"""Commands for the store: show, runs, report, clean."""
+"""The commands `show`, `runs`, `report` and `clean`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data: an index over the shards of a user's files, and random access to their samples.
+"""Read samples of a user's files at random, by an index over their shards.
 
 Nothing here imports torch, so that planning and curation work without it. `vfm.train` exports the classes that turn
 samples into tensors (`TrainingData`, `ImageTransform`, ...).

@@ -1,4 +1,4 @@
-"""Base classes of evaluations: subclass `ModelEvaluation`, or `FeatureEvaluation` for a probe."""
+"""Base classes of evaluations. Subclass `ModelEvaluation`, or `FeatureEvaluation` for a probe."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

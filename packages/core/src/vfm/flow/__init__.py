@@ -1,1 +1,1 @@
-"""From a recipe file to artifacts on disk: recipe, plan, store, run, execution, listeners, report."""
+"""From a recipe file to artifacts on disk."""

@@ -1,4 +1,4 @@
-"""The interfaces of vfm: artifacts, stages, panels, scores, events, and the hooks of plugins."""
+"""Artifacts, stages, panels, scores, events, and the hooks of plugins."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The cost of a stage, computed before it runs: parameters, memory, operations, disk."""
+"""Parameters, memory, operations and disk of a stage, computed before it runs."""
 
 from __future__ import annotations
 

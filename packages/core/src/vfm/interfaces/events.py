@@ -1,4 +1,4 @@
-"""Events of a run: small records sent to listeners (console, JSON lines, TensorBoard, plugins).
+"""Small records of a run that are sent to listeners, such as the console, JSON lines and plugins.
 
 Types, and the keys of `data`:
 

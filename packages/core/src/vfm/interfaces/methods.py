@@ -1,4 +1,4 @@
-"""The interfaces of the methods: curation, pre-training, CLIP training and post-training."""
+"""Interfaces of curation, pre-training, CLIP training and post-training methods."""
 
 from __future__ import annotations
 

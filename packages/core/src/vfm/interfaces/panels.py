@@ -1,4 +1,4 @@
-"""Panels: tables, charts and images that a stage saves in `panels/` of its artifact, for the report."""
+"""Tables, charts and images that a stage saves in `panels/` of its artifact, for the report."""
 
 from __future__ import annotations
 

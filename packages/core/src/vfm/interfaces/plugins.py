@@ -1,4 +1,4 @@
-"""Installed plugins: load them from the entry points `vfm`, and list their stages."""
+"""Load installed plugins from the entry points `vfm`, and list their stages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Results of evaluations: scores with intervals and paired tests, predictions, and a hash of the data.
+"""Results of evaluations, with scores, intervals, paired tests, predictions, and a hash of the data.
 
 This module is light, so that a configuration can name these types. `vfm.statistics` implements the scores.
 """

@@ -1,4 +1,4 @@
-"""Stages: frozen configurations with typed inputs (`Ref`), a typed result (`makes`) and the address of their code."""
+"""Stages are frozen configurations with typed inputs (`Ref`), a typed result (`makes`) and an address of code."""
 
 import os
 import signal

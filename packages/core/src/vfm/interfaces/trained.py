@@ -1,4 +1,4 @@
-"""The choice of trained weights: one vocabulary for CLIP's towers, encoders with a new head, and language models."""
+"""Settings of the trained weights of CLIP's towers, encoders with a new head, and language models."""
 
 from typing import ClassVar, Literal
 

@@ -1,4 +1,4 @@
-"""The interface of training stages: their common settings, in groups."""
+"""Common settings of all training stages, in groups."""
 
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self

@@ -1,4 +1,4 @@
-"""How a training stage runs: layers, kernels, processes, profiled steps."""
+"""Settings of layers, kernels, processes and profiling of a training stage."""
 
 from __future__ import annotations
 

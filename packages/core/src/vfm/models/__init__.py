@@ -1,4 +1,4 @@
-"""Models: timm's vision encoders and open_clip's CLIP models, built, loaded, imported, saved and exported.
+"""Build, load, import, save and export timm's vision encoders and open_clip's CLIP models.
 
 Importing this package imports torch, timm and open_clip, and registers the small architectures of
 `vfm.models.small_models` with both. Stages that only describe models are in `vfm.models.stages`, without torch.

@@ -1,4 +1,4 @@
-"""Encoders: the protocols that evaluation and training share, and a timm model as an encoder."""
+"""Protocols of the encoders that evaluation and training share, and a timm model as an encoder."""
 
 # B batch, N images, C classes, D width
 

@@ -1,4 +1,4 @@
-"""LoRA: low-rank updates of the linear layers in a model's blocks, trained in place of its weights, then merged.
+"""LoRA trains low-rank updates of the linear layers in a model's blocks in place of their weights.
 
 peft implements LoRA. The updates are added before training and merged after it. peft only updates linear layers that
 are called. Two attention layers do not call theirs: torch's own, in open_clip's towers, and timm's EVA. Both are made

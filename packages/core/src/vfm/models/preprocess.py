@@ -1,4 +1,4 @@
-"""Preprocessing of a model's images: size, resizing and normalisation, saved with the model."""
+"""Size, resizing and normalisation of a model's images. They are saved with the model."""
 
 # B batch, S side of the square image
 

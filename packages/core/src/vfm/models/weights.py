@@ -1,4 +1,4 @@
-"""State dicts on disk: written as safetensors, read from safetensors or from pickles that hold only tensors."""
+"""Write state dicts as safetensors, and read them from safetensors or from pickles that hold only tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file, drawn from the files of its stages."""
+"""Draw the report of a run as one HTML file, from the files of its stages."""
 
 from vfm.flow.records.runs import REPORT_FILE
 from vfm.report.live import present_summary

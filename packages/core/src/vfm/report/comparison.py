@@ -1,4 +1,4 @@
-"""The page that compares runs: results with paired tests, curves in one chart, and the differing settings."""
+"""Draw the page that compares runs, with paired tests, curves in one chart, and the differing settings."""
 
 from __future__ import annotations
 

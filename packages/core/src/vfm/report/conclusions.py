@@ -1,4 +1,4 @@
-"""Conclusions from the comparisons of a run or a page: p-values and intervals corrected for their number.
+"""Correct the p-values and intervals of a run's comparisons for their number.
 
 Comparisons on the same items show whether two models differ on these items. Comparisons over seeds show the effect of a
 method. The main metric of an evaluation decides between two models, and the further ones describe how they differ. So

@@ -1,4 +1,4 @@
-"""What comparisons decide, in words: which model is better, or how large a difference these items could show."""
+"""Say in words which model is better, or how large a difference the items could show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Panels prepared for the page: curves as SVG, bars on a scale, tables, and images embedded in the file."""
+"""Prepare panels for the page, with curves as SVG, bars on a scale, tables, and embedded images."""
 
 from __future__ import annotations
 

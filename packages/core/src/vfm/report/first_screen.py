@@ -1,4 +1,4 @@
-"""The first screen of a page whose stages put nothing at its top: main results in words, sample images, and a curve."""
+"""Choose main results, sample images and a curve for the top of a page, if its stages put nothing there."""
 
 from __future__ import annotations
 

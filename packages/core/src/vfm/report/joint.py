@@ -1,4 +1,4 @@
-"""Charts that join several stages: the first curve of each, or its mean over the seeds of a recipe."""
+"""Draw charts of several stages, with the first curve of each, or its mean over the seeds of a recipe."""
 
 # S seeds
 

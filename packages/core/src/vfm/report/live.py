@@ -1,4 +1,4 @@
-"""Draw the page of an unfinished run: finished stages, and the curves of running training stages.
+"""Draw the page of an unfinished run, with the curves of running training stages.
 
 A run writes its page when it ends. Until then another process, `vfm report`, draws it from files that the run writes
 anyway, so that training does not wait for its page. With `--watch`, the page reloads itself.

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file with the results and their intervals, the stages, and their panels.
+"""Write the report of a run, one HTML file with results and intervals, stages, and their panels.
 
 The page draws panels and evaluation reports of any plugin. It loads nothing, and is complete without its script, which
 sorts, filters, enlarges, overlays and folds. No other script can run, since the page's policy has the script's hash.

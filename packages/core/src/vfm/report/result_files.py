@@ -1,4 +1,4 @@
-"""Result files of a run: a JSON file in the format of CLIP_benchmark per model, dataset and task, and one CSV.
+"""Write a JSON file in the format of CLIP_benchmark for each model, dataset and task, and one CSV.
 
 The records and the table equal the output of `clip_benchmark eval` and `clip_benchmark build`, with more keys.
 """

@@ -1,4 +1,4 @@
-"""Result tables of the report: for each metric a row per model, for one evaluation or over seeds."""
+"""Build result tables with a row per model for each metric, for one evaluation or over seeds."""
 
 from __future__ import annotations
 

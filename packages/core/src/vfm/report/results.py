@@ -1,4 +1,4 @@
-"""The results of a run: its reports, and their summary over seeds."""
+"""Collect the reports of a run, and summarize them over seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics of scores: intervals, paired tests, and the two kinds of score that evaluations report.
+"""Intervals, paired tests, and the two kinds of score that evaluations report.
 
 Needs numpy and scipy, not torch.
 """

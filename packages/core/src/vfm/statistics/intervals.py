@@ -1,4 +1,4 @@
-"""Intervals of scores: fractions, means over classes, grouped items, means over seeds."""
+"""Intervals of fractions, of means over classes or seeds, and of grouped items."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Panoptic quality: segments are matched by an IoU above one half, over resamples of the images.
+"""Panoptic quality over resamples of the images. Segments are matched by an IoU above one half.
 
 Source: Kirillov et al. 2019, Panoptic segmentation (arXiv:1801.00868), section 4. Crowds are as in its official code.
 """

@@ -1,4 +1,4 @@
-"""The difference that a paired comparison can show: its size in 80 % of cases, from the spread over the items."""
+"""Compute the difference that a paired comparison shows in 80 % of cases, from the spread over the items."""
 
 from __future__ import annotations
 

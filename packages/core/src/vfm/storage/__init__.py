@@ -1,1 +1,1 @@
-"""Files, local and remote: reading, publishing, locks, checksums and fingerprints."""
+"""Read, publish, lock and verify local and remote files."""

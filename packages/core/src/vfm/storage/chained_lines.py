@@ -1,4 +1,4 @@
-"""Lines of JSON in a hash chain: each has its number, and a hash of itself and of all lines before it.
+"""Lines of JSON in a hash chain. Each has its number, and a hash of itself and of all lines before it.
 
     {"t": 1.5, "type": "log", ..., "chain": [17, "9f2c..."], "crc32": "0123abcd"}
 

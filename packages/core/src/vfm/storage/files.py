@@ -1,4 +1,4 @@
-"""Local and remote files: brace patterns and lists of paths, and reading a range of bytes of a file.
+"""List and read local and remote files, by brace patterns, lists of paths and ranges of bytes.
 
 Local files are read with plain system calls, `s3://`, `gs://`, `http://`, `memory://` and others through fsspec.
 """

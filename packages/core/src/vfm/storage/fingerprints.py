@@ -1,4 +1,4 @@
-"""Fingerprints of outside files by content, cached in the store: an unchanged file costs a `stat`, not a read.
+"""Fingerprint outside files by content, with a cache in the store. An unchanged file costs a `stat`, not a read.
 
 A path, a link to it and a copy have the same fingerprint. Files up to 64 MiB are hashed whole. Of larger ones, the
 size and 64 evenly spaced blocks are hashed. Once the SHA-256 of such a file is known (`whole_hashes`), it is compared

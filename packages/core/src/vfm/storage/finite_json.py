@@ -1,4 +1,4 @@
-"""JSON with numbers that are not finite or too large: NaN and Infinity, which Python writes, 1e999, and 2**70."""
+"""Read JSON with numbers that are not finite or too large, such as NaN, Infinity, 1e999 and 2**70."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes of a file over HTTP from a server that may be hostile: no more than requested, unchanged, and not too slow."""
+"""Read bytes over HTTP from a server that may be hostile, no more than requested and not too slowly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Permissions: published files get the permissions of new files, and an unwritable folder is reported in one line."""
+"""Give published files the permissions of new files, and report an unwritable folder in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Remote files through fsspec: many ranges at a time, with retries and a time limit for each request.
+"""Read remote files through fsspec, many ranges at a time, with retries and a time limit for each request.
 
 `http(s)://` needs the extra `remote`. `s3://`, `gs://`, `hf://` and others need the package that fsspec names. A read
 that fails after the last try gives a `RemoteError` with one of few reasons. Its text has no credentials.

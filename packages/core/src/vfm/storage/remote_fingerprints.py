@@ -1,4 +1,4 @@
-"""Fingerprints of remote files: their size and the version that the server reports, such as an ETag.
+"""Fingerprint remote files by their size and the version that the server reports, such as an ETag.
 
 Without a version, 16 evenly spaced blocks of the file are read, from the first byte to the last. The fingerprint of a
 folder hashes the names and fingerprints of its files. Paths and hosts are not included, so a mirror with the same marks

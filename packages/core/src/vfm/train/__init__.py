@@ -1,4 +1,4 @@
-"""Training: a method implements a `Task`, and `fit` trains it on `TrainingData`."""
+"""Train a method. It implements a `Task`, and `fit` trains it on `TrainingData`."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The interface of a training method: the task computes the loss, and the loop (`vfm.train.fit`) does the rest."""
+"""The interface of a training method. A task computes the loss, and `vfm.train.fit` does the rest."""
 
 from __future__ import annotations
 

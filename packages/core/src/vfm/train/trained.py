@@ -1,4 +1,4 @@
-"""The choice of trained weights and their learning rates: freezing, last blocks, LoRA, and parameter groups."""
+"""Choose trained weights and their learning rates by freezing, last blocks, LoRA and parameter groups."""
 
 from __future__ import annotations
 

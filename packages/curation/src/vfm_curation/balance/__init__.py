@@ -1,1 +1,1 @@
-"""Balance the long tail: thresholds, subsets and the data card."""
+"""Balance the long tail of entries."""

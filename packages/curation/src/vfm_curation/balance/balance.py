@@ -1,4 +1,4 @@
-"""Stage `curation.balance`: keep all texts of rare entries and about `t` of each frequent one."""
+"""Keep all texts of rare entries and about `t` of each frequent one (`curation.balance`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Panels of the data card: funnel, counts, head and tail, thresholds, languages, top and lost entries, examples."""
+"""Draw the panels of the data card, from the funnel to examples."""
 
 from __future__ import annotations
 

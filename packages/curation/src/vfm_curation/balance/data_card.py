@@ -1,4 +1,4 @@
-"""The data card: counts of entries and texts before and after balancing, as tables on disk. `card_panels` plots it."""
+"""Counts of entries and texts before and after balancing, as tables on disk. `card_panels` plots them."""
 
 from __future__ import annotations
 

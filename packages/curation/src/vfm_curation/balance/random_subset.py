@@ -1,4 +1,4 @@
-"""Stage `curation.random`: draw matched texts regardless of their entries, as the control of a balanced subset."""
+"""Draw matched texts regardless of their entries, as the control of a balanced subset (`curation.random`)."""
 
 from __future__ import annotations
 

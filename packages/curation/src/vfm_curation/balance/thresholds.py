@@ -1,4 +1,4 @@
-"""Choose a `t` for each language: languages with separate entries have separate heads and tails.
+"""Choose a `t` for each language, because languages with separate entries have separate heads and tails.
 
 Source: Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062): the t of English gives a fraction of matches in the tail, and
 the same fraction gives every other language its t. In its code t may be 0, which loses a whole language. Here it is at

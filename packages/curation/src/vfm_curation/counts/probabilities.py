@@ -1,4 +1,4 @@
-"""Balancing: the probability of keeping each text, and the `t` that gives a target size or tail share.
+"""Compute the probability of keeping each text, and the `t` that gives a target size or tail share.
 
 Pure functions: arrays in, arrays out. The draw itself is `vfm.data.drawn`, from the text's identity and the seed.
 

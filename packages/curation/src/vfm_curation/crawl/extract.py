@@ -1,4 +1,4 @@
-"""Stage `curation.extract`: find links of images with texts in crawl files, in two passes over shards.
+"""Find links of images with texts in crawl files, in two passes over shards (`curation.extract`).
 
 A shard of the first pass is a crawl file. Its links are written sorted by uid and cut into buckets, ranges of uids. A
 shard of the second pass is a bucket. It merges the links of this bucket from all files and reads nothing else of them.

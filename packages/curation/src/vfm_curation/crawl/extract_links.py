@@ -1,4 +1,4 @@
-"""Find images with texts on a web page: from the page itself, or from its record in a WAT file.
+"""Find images with texts on a web page, or in its record in a WAT file.
 
 Both kinds of text are treated alike: HTML entities are decoded, each run of line breaks becomes one space, and
 surrounding space is removed. Nothing else is changed. (The released curation code does the same for WAT files. For

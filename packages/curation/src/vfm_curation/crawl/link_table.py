@@ -1,4 +1,4 @@
-"""The files of a LinkTable: parquet in `links/`, one row for each URL, for curation and for img2dataset."""
+"""Write a LinkTable as parquet in `links/`, one row for each URL, for curation and for img2dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a page says about the use of its content: an opt-out of training, and a licence.
+"""Read an opt-out of training and a licence from a page.
 
 Sources: Google's `X-Robots-Tag` and robots meta tag, whose directives `noai` and `noimageai` DeviantArt introduced in
 2022; the link relation `license`, RFC 4946.

@@ -1,4 +1,4 @@
-"""Write tars of the kept samples: images byte for byte, kept texts, in a seeded order. Each tar is a task."""
+"""Write tars of the kept samples in a seeded order, with images byte for byte. Each tar is a task."""
 
 from __future__ import annotations
 

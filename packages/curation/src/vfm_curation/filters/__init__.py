@@ -1,4 +1,4 @@
-"""Filters of `curation.filter`: their functions, and the run that takes a pool through them.
+"""Functions of the filters of `curation.filter`, and the run that takes a pool through them.
 
 The configurations are in `vfm_curation`. All are imported here, since a filter is a choice once its class is defined. A
 plugin's filter may use `vfm_curation.filters.run.FilterRun` and `vfm_curation.filters.copies.buckets`.

@@ -1,4 +1,4 @@
-"""Work of `curation.filter`: apply filters to a pool, and write the subset, the reason of every other text, panels."""
+"""Apply filters to a pool, and write the subset, the reason of every other text, and panels (`curation.filter`)."""
 
 from __future__ import annotations
 

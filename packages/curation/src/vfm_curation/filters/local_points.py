@@ -1,4 +1,4 @@
-"""Local features of an image: points that stay in a copy, each with 256 bits that describe its surroundings.
+"""Find points of an image that stay in a copy, each with 256 bits that describe its surroundings.
 
 A descriptor of SIFT becomes the signs of 128 projections, and of the same 128 projections of the mirrored surroundings.
 The bits of a mirrored image's point are therefore the halves of the point's bits in exchanged order, so mirrored

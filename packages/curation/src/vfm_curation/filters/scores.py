@@ -1,4 +1,4 @@
-"""Filters by a score, and the choice of the cut: CLIP's cosine of text and image, or a linear head on embeddings."""
+"""Filter by CLIP's cosine of text and image or a head on embeddings, and choose the cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts of a pool that have passed all filters so far: a code for each text of a shard, 0 until a filter drops it."""
+"""Texts of a pool that have passed all filters so far. A text has the code 0 until a filter drops it."""
 
 from __future__ import annotations
 

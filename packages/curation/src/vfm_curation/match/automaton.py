@@ -1,4 +1,4 @@
-"""Match in languages without spaces between words, and with `semantics: metaclip2`, by an Aho-Corasick automaton.
+"""Match in languages without spaces, and with `semantics: metaclip2`, by an Aho-Corasick automaton.
 
 An entry matches in the spaced text (`vfm_curation.matching.spacing`) with a space on either side. No space is needed on
 a side where its outermost character is punctuation (Unicode's classes P and ASCII's marks) or belongs to a script

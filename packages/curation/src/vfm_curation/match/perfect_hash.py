@@ -1,4 +1,4 @@
-"""A perfect hash: every key of a fixed set has its own slot, so that a look-up reads one slot, hit or miss.
+"""A perfect hash gives every key of a fixed set its own slot, so that a look-up reads one slot, hit or miss.
 
 Keys are divided into small buckets. Each bucket has a pilot, a small number that, mixed into its keys, maps all of them
 to free slots. The fullest buckets choose first, while most slots are free.

@@ -1,4 +1,4 @@
-"""The metadata: an ordered list of entries for each language, from captions, files, WordNet and Wikipedia."""
+"""An ordered list of entries for each language, from captions, files, WordNet and Wikipedia."""
 
 import lazy_loader
 

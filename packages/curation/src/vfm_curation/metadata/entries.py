@@ -1,4 +1,4 @@
-"""The entry list: merged from sources in a frozen order, identified by a hash, stored as one Parquet file.
+"""Merge entries from sources in a fixed order. A hash identifies the list, and one Parquet file stores it.
 
 An entry's id is its row number, counted over all languages. An entry of language "" is for texts of any language.
 

@@ -1,4 +1,4 @@
-"""Read the user's lists of entries: text, JSON, csv or tsv, or a folder."""
+"""Read the user's lists of entries from text, JSON, csv or tsv, or from a folder."""
 
 from __future__ import annotations
 

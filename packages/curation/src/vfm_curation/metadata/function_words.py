@@ -1,4 +1,4 @@
-"""Function words: articles, pronouns, auxiliaries, conjunctions, prepositions, particles, in some languages.
+"""Articles, pronouns, auxiliaries, conjunctions, prepositions and particles of some languages.
 
 They are the closed classes of each language's grammar, written down for this package in `function_words.json`. A
 function word, or a bigram that contains one, says nothing about an image.

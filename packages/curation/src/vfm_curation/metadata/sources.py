@@ -1,4 +1,4 @@
-"""Entries from the sources of `curation.metadata`: one function for each type, and checks for some types.
+"""Get entries from the sources of `curation.metadata`, by one function for each type.
 
 Each function takes the source's configuration, the context and a number of processes. It yields (language, entries),
 where entries map each entry to the name of its source, strongest first.

@@ -1,4 +1,4 @@
-"""Entries from texts: words by count, bigrams by pointwise mutual information (PMI).
+"""Choose words by count and bigrams by pointwise mutual information (PMI) as entries.
 
 Sources: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.1 for counts and PMI, appendix A.7 for
 metadata from the captions themselves. Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062), appendix, for `score`.

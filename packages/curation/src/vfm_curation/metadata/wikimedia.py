@@ -1,4 +1,4 @@
-"""Read files of Wikimedia as streams: articles of XML dumps, their plain text, and hourly page views.
+"""Read Wikimedia's XML dumps, their plain text, and hourly page views as streams.
 
 Neither a file nor its XML tree is ever whole in memory.
 

@@ -1,4 +1,4 @@
-"""Read entries from WordNet's database files: the names of its synsets, as in the paper.
+"""Read the names of WordNet's synsets from its database files as entries, as in the paper.
 
 Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.1, table 1.
 """

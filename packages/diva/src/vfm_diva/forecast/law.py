@@ -1,4 +1,4 @@
-"""Law of feedback: the gain on an attribute is proportional to what the generator knows and to what CLIP lacks.
+"""The gain of feedback on an attribute is proportional to what the generator knows and to what CLIP lacks.
 
     gain = slope x (preference - 1/2) x (1 - accuracy)
 

@@ -1,4 +1,4 @@
-"""Stage `diva.law`: report predicted and measured gains of feedback, with the error of the prediction."""
+"""Report predicted and measured gains of feedback, with the error of the prediction (`diva.law`)."""
 
 # C cells: an attribute in one arm each
 

@@ -1,4 +1,4 @@
-"""Stage `diva.predict`: measure a generator's knowledge and a CLIP model's gaps, and predict the feedback's gain."""
+"""Measure a generator's knowledge and a CLIP model's gaps, and predict the feedback's gain (`diva.predict`)."""
 
 from __future__ import annotations
 

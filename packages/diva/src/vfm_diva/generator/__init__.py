@@ -1,1 +1,1 @@
-"""Diffusion models: denoisers, conditions, latent spaces and inputs."""
+"""Denoisers, conditions, latent spaces and inputs of diffusion models."""

@@ -1,4 +1,4 @@
-"""Kinds of diffusers' denoising networks: the inputs that each takes, and how it is called."""
+"""Inputs and calls of each kind of diffusers' denoising networks."""
 
 # B batch, C channels, h and w sides of the denoised sample, K context tokens, W their width, P width of the vector
 

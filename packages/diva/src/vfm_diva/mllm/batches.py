@@ -1,4 +1,4 @@
-"""Batches of questions for training: a pure function of the seed and the step, whatever the model."""
+"""Draw batches of questions by the seed and the step alone, whatever the model."""
 
 from __future__ import annotations
 

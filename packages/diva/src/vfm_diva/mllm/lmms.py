@@ -1,4 +1,4 @@
-"""Stage `eval.lmms`: run lmms-eval in a separate environment, and report its logs with paired tests."""
+"""Run lmms-eval in a separate environment, and report its logs with paired tests (`eval.lmms`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token sequences of a conversation: prompts, an image and answers."""
+"""Build token sequences of a conversation from prompts, an image and answers."""
 
 # T tokens
 

@@ -1,4 +1,4 @@
-"""Stage `mllm.questions`: import questions from MMVP's folder, JSON lines or LLaVA's json.
+"""Import questions from MMVP's folder, JSON lines or LLaVA's json (`mllm.questions`).
 
 Sources of the formats: Tong et al. 2024 (arXiv:2401.06209), `Questions.csv`. Liu et al. 2023 (arXiv:2304.08485).
 """

@@ -1,4 +1,4 @@
-"""Scores of answered questions: MMVP's pair rule, and POPE's precision, recall and F1. Pure functions of arrays.
+"""Score answers by MMVP's pair rule, and by POPE's precision, recall and F1. Pure functions of arrays.
 
 Sources: Tong et al. 2024 (arXiv:2401.06209), section 3, and Li et al. 2023, POPE (arXiv:2305.10355), section 4.
 """

@@ -1,1 +1,1 @@
-"""Parts of DIVA's configurations: conditions, adapters, anchors, losses and networks."""
+"""Conditions, adapters, anchors, losses and networks of DIVA's configurations."""

@@ -1,4 +1,4 @@
-"""Slot for the loss of `diva.tune` and its choices: configurations only, without torch."""
+"""Configurations of the losses of `diva.tune`, without torch."""
 
 # B images of a forward pass
 

@@ -1,4 +1,4 @@
-"""Networks that a prior can train, and the map that conditions them: configurations only, without torch."""
+"""Configurations of the networks that a prior can train, and of the map that conditions them, without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slots of the DIVA stages and their choices: configurations only, without torch. A plugin can add choices."""
+"""Configurations of the slots of the DIVA stages, without torch. A plugin can add choices."""
 
 # B batch, T tokens, E width of CLIP's tokens, D width of the joint space, M prompts
 

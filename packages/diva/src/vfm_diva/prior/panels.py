@@ -1,4 +1,4 @@
-"""Panels of a prior: the effect of the condition on its loss, and samples."""
+"""Draw the effect of the condition on a prior's loss, and samples."""
 
 from __future__ import annotations
 

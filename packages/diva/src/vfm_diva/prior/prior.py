@@ -1,4 +1,4 @@
-"""Stage `diva.prior`: train a small diffusion model over a CLIP's joint space, and report its results."""
+"""Train a small diffusion model over a CLIP's joint space, and report its results (`diva.prior`)."""
 
 from __future__ import annotations
 

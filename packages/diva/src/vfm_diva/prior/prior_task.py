@@ -1,4 +1,4 @@
-"""Training task of a prior: a diffusion model conditioned on CLIP's embeddings, or on a caption's token states."""
+"""Train a diffusion model conditioned on CLIP's embeddings, or on a caption's token states."""
 
 # B batch, D width of the joint space, S side of CLIP's images, L context length, W width of the text tower
 

@@ -1,4 +1,4 @@
-"""Effect of a wrong statement on a prior: its loss with an image's own statement and with another one."""
+"""Compare a prior's loss with an image's own statement and with a wrong one."""
 
 # P images, N times
 

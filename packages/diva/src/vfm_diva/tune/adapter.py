@@ -1,4 +1,4 @@
-"""Adapters: layers from a tower's tokens to the context of a generator, and to the additional vector."""
+"""Layers from a tower's tokens to the context of a generator, and to the additional vector."""
 
 # B batch, T tokens, E width of CLIP's tokens, D width of the joint space, W width of the context, P of the vector
 

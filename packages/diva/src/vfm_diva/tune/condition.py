@@ -1,4 +1,4 @@
-"""Conditions of `diva.tune`: the tokens of an image, from the tower, that condition the generator."""
+"""Compute the tokens of an image, from the tower, that condition the generator."""
 
 # B batch, N patches, T tokens, D width of the joint space, E width of the tokens
 

@@ -1,4 +1,4 @@
-"""Losses of `diva.tune` on denoised images: the denoising error, or a contrast of predictions."""
+"""Compute the denoising error of images, or a contrast of predictions."""
 
 # B images, N times, C channels, h side of the denoised sample, F = C h h
 

@@ -1,4 +1,4 @@
-"""Panels of training: the effect of the condition on the loss, and generated images."""
+"""Draw the effect of the condition on the loss, and generated images."""
 
 # B batch, S side of the image
 

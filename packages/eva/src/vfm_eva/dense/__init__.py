@@ -1,1 +1,1 @@
-"""Shared parts of dense tasks: encoders for images of any size, and augmentation of images with boxes and masks."""
+"""Encoders for images of any size, and augmentation of images with boxes and masks."""

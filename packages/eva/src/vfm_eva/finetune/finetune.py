@@ -1,4 +1,4 @@
-"""The work of `eva.finetune`: build a classifier, load the encoder's weights, and train."""
+"""Build a classifier for `eva.finetune`, load the encoder's weights, and train."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples for fine-tuning: a random crop with timm's RandAugment, and its label."""
+"""Random crops with timm's RandAugment and their labels, for fine-tuning."""
 
 # B batch, S side of the image
 

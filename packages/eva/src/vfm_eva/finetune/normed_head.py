@@ -1,4 +1,4 @@
-"""A linear-probe head: a batch norm without parameters over all samples of a step, then a linear layer."""
+"""A batch norm without parameters over all samples of a step, then a linear layer, as a linear probe."""
 
 # B batch, n samples of a step in this process, D width, C classes
 

@@ -1,1 +1,1 @@
-"""Masked pre-training: `eva.pretrain`, `eva.clip` and `eval.masked_patches`."""
+"""Masked pre-training (`eva.pretrain`, `eva.clip` and `eval.masked_patches`)."""

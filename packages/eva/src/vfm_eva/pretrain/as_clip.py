@@ -1,4 +1,4 @@
-"""The work of `eva.clip`: combine a student with a taught class token and its teacher's text tower to a CLIP model."""
+"""Combine a student with a taught class token and its teacher's text tower to a CLIP model (`eva.clip`)."""
 
 # D width of the student, E width of the joint space
 

@@ -1,4 +1,4 @@
-"""The part of a student's loss that comes from one teacher: targets, comparison with predictions, and weight."""
+"""Targets, loss and weight of one teacher of a student."""
 
 # B batch, N patches, K masked patches at most, T width of the target
 

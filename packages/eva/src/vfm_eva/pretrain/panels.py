@@ -1,4 +1,4 @@
-"""Report panels for pre-training: images, their masks, and the cosine of each patch's prediction."""
+"""Draw images, their masks, and the cosine of each patch's prediction."""
 
 # B batch, N patches, S side of the image
 

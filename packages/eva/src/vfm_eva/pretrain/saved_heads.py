@@ -1,4 +1,4 @@
-"""What a pre-training saves besides the encoder: mask token, heads and decoder, in features of the teachers."""
+"""Save mask token, heads and decoder of a pre-training next to the encoder."""
 
 from __future__ import annotations
 

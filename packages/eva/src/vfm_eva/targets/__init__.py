@@ -1,1 +1,1 @@
-"""Pre-training targets: a teacher's features, computed in every step or beforehand."""
+"""A teacher's features as targets, computed in every step or beforehand."""

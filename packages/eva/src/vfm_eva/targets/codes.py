@@ -1,4 +1,4 @@
-"""The target `codes`: each patch feature is coded as its nearest k-means centre, fitted before training starts."""
+"""Code each patch feature as its nearest k-means centre. The centres are fitted before training starts."""
 
 # B batch, N patches, K masked patches at most, T width of the features, C codes
 

@@ -1,4 +1,4 @@
-"""Inputs of masked pre-training: images at the student's and the teacher's size, or images with stored targets."""
+"""Images at the student's and the teacher's size, or with stored targets, for masked pre-training."""
 
 # B batch, N patches, S side of the student's image, S' of the teacher's, T target width
 

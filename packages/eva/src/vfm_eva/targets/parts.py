@@ -1,4 +1,4 @@
-"""Parts of configurations: prediction targets, teachers and crops."""
+"""Configurations of prediction targets, teachers and crops."""
 
 from __future__ import annotations
 

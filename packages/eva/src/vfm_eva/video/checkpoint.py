@@ -1,4 +1,4 @@
-"""Save and load video classifiers: a folder with the encoder in timm's layout, and `video.safetensors` next to it."""
+"""Save and load video classifiers as a folder with the encoder in timm's layout and `video.safetensors`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples for video training: augmented clips of a video, and its label."""
+"""Augmented clips of videos with their labels, for training."""
 
 # R repeats, T frames, S side
 

@@ -1,4 +1,4 @@
-"""The work of `eva.video`: build the classifier, load the encoder's weights, and train."""
+"""Build the classifier for `eva.video`, load the encoder's weights, and train."""
 
 from __future__ import annotations
 

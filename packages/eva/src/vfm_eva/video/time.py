@@ -1,4 +1,4 @@
-"""Positions in time: interpolation of learned positions, and angles of time added to spatial rotary positions."""
+"""Interpolate learned positions in time, and add angles of time to spatial rotary positions."""
 
 # F times, N patches, D width
 

@@ -1,4 +1,4 @@
-"""Registration of ops: opaque to `torch.compile`, known to autograd, with shapes on meta tensors.
+"""Register ops that `torch.compile` does not trace, with gradients and with shapes on meta tensors.
 
 It uses `torch.library.Library` rather than `custom_op`, whose calls cost the CPU twice as much: a ViT makes about 240
 of them per step. Even so, torch's dispatcher costs 20 microseconds a call in Python and as many in the backward.

@@ -1,4 +1,4 @@
-"""Weights stored wider than in the model, where tensor cores are slow at its width: 2730 as 2752, 588 as 592.
+"""Store weights wider than in the model where tensor cores are slow at its width, 2730 as 2752 or 588 as 592.
 
 Matrix products need operands whose rows are a multiple of 16 bytes long. EVA-02-L's hidden width of 2730 and the 588
 values of a 14 x 14 patch are not, so cuBLAS takes a kernel of an older generation. The padding is zero and stays zero,

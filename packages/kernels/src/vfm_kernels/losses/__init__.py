@@ -1,1 +1,1 @@
-"""Losses: contrastive, cosine, diffusion."""
+"""Contrastive, cosine and diffusion losses."""

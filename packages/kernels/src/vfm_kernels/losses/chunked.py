@@ -1,4 +1,4 @@
-"""Losses over all pairs of two sets, with only a few rows of logits in memory: loss and gradients in one pass.
+"""Losses over all pairs of two sets, in one pass with their gradients and with only a few rows of logits in memory.
 
 The gradient of a sum over rows of logits with respect to some rows depends only on those rows. So each chunk of rows is
 computed, turned into loss and gradient (on GPUs in place, by one kernel) and discarded. The tensors saved for the

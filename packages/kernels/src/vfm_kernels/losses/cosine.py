@@ -1,4 +1,4 @@
-"""EVA's objective: negative cosine between predicted and teacher features on masked patches, in fp32."""
+"""EVA's objective, the negative cosine between predicted and teacher features on masked patches, in fp32."""
 
 # B batch, N tokens, D width
 

@@ -1,4 +1,4 @@
-"""A description of an attention call, from which a backend is chosen: sizes and device, without values."""
+"""Sizes and device of an attention call, by which a backend is chosen."""
 
 import importlib.util
 from dataclasses import dataclass

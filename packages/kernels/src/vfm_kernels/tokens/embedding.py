@@ -1,4 +1,4 @@
-"""Input of a masked student: patch tokens with the mask token at masked patches, after CLS, plus positions."""
+"""Build a masked student's input from patch tokens, the mask token, CLS and positions."""
 
 # B batch, N patches, D width
 

@@ -1,4 +1,4 @@
-"""Masks of the patches that a student does not see: EVA's block-wise masks, also with exact count, and uniform masks.
+"""Draw EVA's block-wise masks, also with exact count, and uniform masks.
 
 Each mask is a pure function of its integer seed, so a sample keeps its mask in any batch, worker or rank. The three
 functions share one signature, `(seeds, grid, num_masked) -> bool_mask`, True = masked. All masks of a batch are drawn

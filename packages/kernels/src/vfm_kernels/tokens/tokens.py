@@ -1,4 +1,4 @@
-"""Selection of tokens for masked and dropped patches: static shapes, no synchronisation with the host."""
+"""Select tokens for masked and dropped patches, with static shapes and without synchronising with the host."""
 
 # B batch, N tokens, K kept tokens, D width
 

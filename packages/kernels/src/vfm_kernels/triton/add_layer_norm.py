@@ -1,4 +1,4 @@
-"""Residual sum with layer scale and drop path, and the layer norm after it: kernels and their launch."""
+"""Kernels of the residual sum with layer scale and drop path, and of the layer norm after it."""
 
 # R rows (tokens of all samples), D width, B samples
 # mypy: ignore-errors

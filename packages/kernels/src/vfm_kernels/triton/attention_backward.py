@@ -1,4 +1,4 @@
-"""Gradients of attention without atomics: one program sums each block of gradients, always in the same order."""
+"""Gradients of attention without atomics. One program sums each block of gradients, always in the same order."""
 # mypy: ignore-errors
 
 import triton

@@ -1,4 +1,4 @@
-"""Functions that the attention kernels share: sequences, rows of heads, products over a split width, RoPE.
+"""Functions for sequences, rows of heads, products over a split width and RoPE that the attention kernels share.
 
 A head of 72, 80 or 88 channels is split into two parts of 64 and 16 or 32. Padded to 128, the next power of two, it
 would waste a third of the products and of the shared memory. `WIDTH_2` is 0 for a head in one part.

@@ -1,4 +1,4 @@
-"""Attention of few tokens: a head's keys and values are loaded once, and registers hold whole rows of scores."""
+"""Attention of few tokens. A head's keys and values are loaded once, and registers hold whole rows of scores."""
 # mypy: ignore-errors
 
 import triton

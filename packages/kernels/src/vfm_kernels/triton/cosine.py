@@ -1,4 +1,4 @@
-"""Cosine of predicted and target tokens, and its gradient: kernels and their launch."""
+"""Kernels of the cosine of predicted and target tokens, and of its gradient."""
 
 # R rows (tokens), D width
 # mypy: ignore-errors

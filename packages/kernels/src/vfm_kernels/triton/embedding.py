@@ -1,4 +1,4 @@
-"""Mask tokens, CLS and positions of a student's input: kernels and their launch."""
+"""Kernels of the mask tokens, CLS and positions of a student's input."""
 
 # B batch, N patches, D width
 # mypy: ignore-errors

@@ -1,4 +1,4 @@
-"""Contrastive losses of rows of logits with their gradients in place: kernels and their launch."""
+"""Kernels of contrastive losses of rows of logits, with their gradients in place."""
 
 # c rows of a chunk of logits, N keys
 # mypy: ignore-errors

@@ -1,4 +1,4 @@
-"""Two-dimensional rotary position embedding of heads, in place or into another buffer: kernel and its launch."""
+"""Kernel of the rotary position embedding of heads in two dimensions, in place or into another buffer."""
 # mypy: ignore-errors
 
 # In the kernel: T tokens of a block, H heads of a block, P pairs of a head

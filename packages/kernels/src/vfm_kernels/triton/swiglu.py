@@ -1,4 +1,4 @@
-"""SwiGLU and the layer norm after it, over the true width of rows whose buffer may be wider: kernels and launch."""
+"""Kernels of SwiGLU and the layer norm after it, for rows whose buffer may be wider than the true width."""
 
 # R rows (tokens), W true width, P width of the buffer
 # mypy: ignore-errors

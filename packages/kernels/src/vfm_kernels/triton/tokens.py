@@ -1,4 +1,4 @@
-"""Gathering of tokens by an index, and scattering: kernels and their launch."""
+"""Kernels that gather and scatter tokens by an index."""
 
 # B batch, N tokens, K kept tokens, D width
 # mypy: ignore-errors

@@ -1,4 +1,4 @@
-"""The data for `fit`: a Dataset or a DataLoader. Imports torch."""
+"""Open the Dataset or DataLoader of `fit`. Imports torch."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Tables of costs: `vfm plan --estimate` and `vfm plan --gpus`."""
+"""Tables of `vfm plan --estimate` and `vfm plan --gpus`."""

@@ -1,4 +1,4 @@
-"""The table of `vfm plan --gpus`: a training step on a cluster, simulated."""
+"""Simulate a training step on a cluster for `vfm plan --gpus`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fields of a stage for `vfm stages KIND`: types and defaults in the notation of recipes."""
+"""Show the fields of a stage for `vfm stages KIND`, with types and defaults in the notation of recipes."""
 
 from __future__ import annotations
 

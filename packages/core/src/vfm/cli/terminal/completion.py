@@ -1,4 +1,4 @@
-"""Words that Tab completes: recipes, kinds of stages, models, runs, suites. Nothing here imports torch.
+"""Complete recipes, kinds of stages, models, runs and suites on Tab. Nothing here imports torch.
 
 `vfm --install-completion` sets it up for bash, zsh, fish or PowerShell.
 """

@@ -1,4 +1,4 @@
-"""Images with boxes, masks and label maps: readers of many formats, a common format on disk, and random access to it.
+"""Read images with boxes, masks and label maps in many formats, and store them in a common one.
 
 Needs `vfm-core[dense]` (faster-coco-eval for masks as run lengths, ijson for large files). `AnnotatedSource` opens an
 artifact.

@@ -1,4 +1,4 @@
-"""Check single annotations: unusable ones are reported with a reason, usable ones are clipped and measured."""
+"""Clip and measure single annotations, and report a reason for unusable ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COCO's `instances` JSON and formats derived from it: LVIS and Objects365. Files of any size are streamed.
+"""Read COCO's `instances` JSON, LVIS and Objects365. Files of any size are streamed.
 
 Each list is read in a pass from the beginning of the file, so the lists may come in any order. Categories and images
 are kept in memory, annotations are not.

@@ -1,4 +1,4 @@
-"""CVAT's XML "CVAT for images 1.1": the boxes and polygons of all images in one file.
+"""Read the boxes and polygons of all images from CVAT's XML file "CVAT for images 1.1".
 
 Source: the format's documentation, docs.cvat.ai. Points, lines, ellipses and tags are ignored.
 """

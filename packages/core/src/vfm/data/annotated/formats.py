@@ -1,4 +1,4 @@
-"""Choose the reader for annotated images: by the configured format, or by the files."""
+"""Choose the reader for annotated images, by the configured format or by the files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage `data.annotated`: check and write images and annotations, and count the unusable ones by reason."""
+"""Check and write images and annotations of `data.annotated`, and count the unusable ones by reason."""
 
 # I images, C classes
 

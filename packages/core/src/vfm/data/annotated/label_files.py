@@ -1,4 +1,4 @@
-"""Label maps as files: one channel, whose values are classes."""
+"""Read label maps from files with one channel. Its values are classes."""
 
 # H, W height and width
 

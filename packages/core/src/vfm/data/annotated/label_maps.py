@@ -1,4 +1,4 @@
-"""Readers of label maps, PNG files whose pixel values are classes: ADE20K, COCO-Stuff, Cityscapes, VOC, and others.
+"""Read PNG files whose pixel values are classes, from ADE20K, COCO-Stuff, Cityscapes, VOC and others.
 
 Sources: Zhou et al. 2017 (ADE20K), 150 classes of SceneParse150; Caesar et al. 2018 (COCO-Stuff), 171 of 182 ids;
 Cordts et al. 2016 (Cityscapes), 19 of 34 ids.

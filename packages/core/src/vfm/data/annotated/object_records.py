@@ -1,4 +1,4 @@
-"""Parse the objects in a sample's record: a list of COCO's annotations, or Hugging Face's lists by field."""
+"""Parse the objects in a sample's record, as COCO's annotations or as Hugging Face's lists by field."""
 
 from __future__ import annotations
 

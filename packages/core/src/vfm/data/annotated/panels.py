@@ -1,4 +1,4 @@
-"""Panels for annotated images: object counts by class, and the first images with their labels."""
+"""Draw panels with the object counts by class and the first annotated images."""
 
 # H, W height and width
 

@@ -1,4 +1,4 @@
-"""COCO's panoptic annotations: a JSON file with the segments of each image, and a PNG with their ids as colours.
+"""Read COCO's panoptic annotations. A JSON file has the segments of each image, and a PNG their ids as colours.
 
 Source: Kirillov et al. 2019, Panoptic segmentation (arXiv:1801.00868), and the format at cocodataset.org.
 """

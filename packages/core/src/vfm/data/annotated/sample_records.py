@@ -1,4 +1,4 @@
-"""Samples whose records contain the objects: WebDataset's `jpg + json`, and Hugging Face's tables with `objects`.
+"""Read samples whose records contain the objects, from WebDataset's `jpg + json` or Hugging Face's tables.
 
 A record has COCO's `annotations`, or `objects` with a list for each field. It may also have `width`, `height`,
 `image_id` and LVIS' lists.

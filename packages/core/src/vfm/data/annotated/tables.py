@@ -1,4 +1,4 @@
-"""The files of an `AnnotatedImages`: `images.parquet`, a row per sample, and `annotations.parquet`, sorted by image."""
+"""Write `images.parquet`, a row per sample, and `annotations.parquet`, sorted by image."""
 
 # N objects, I images
 

@@ -1,4 +1,4 @@
-"""YOLO's text files: a line per object with the class and a box or a polygon, in fractions of the image's sides."""
+"""Read YOLO's text files. A line has the class of an object and a box or a polygon, in fractions of the sides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage `data.choices`: import a caption-choice benchmark, from its authors' files or from JSON lines."""
+"""Import a caption-choice benchmark for `data.choices`, from its authors' files or from JSON lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Caption-choice items on disk: images and statements with the right pairing, from MMVP, Winoground or SugarCrepe.
+"""Store images and statements with the right pairing, from MMVP, Winoground or SugarCrepe.
 
 `choices.parquet` in the artifact's folder has one row per item: key, pattern, images (bytes), statements, truth.
 """

@@ -1,4 +1,4 @@
-"""Balanced epochs: each epoch redraws the texts of a curated subset that it uses, by their stored probabilities.
+"""Redraw the texts of a curated subset in each epoch, by their stored probabilities.
 
 Images without a drawn text are not used in the epoch. The draw depends only on the text, the seed and the epoch. The
 length of an epoch is known after one streaming pass over the subset. Only the counts per shard stay in memory.

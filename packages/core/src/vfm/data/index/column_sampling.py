@@ -1,4 +1,4 @@
-"""Sampling by a column: each value of the column equally often, or each sample in proportion to its weight.
+"""Sample each value of a column equally often, or each sample in proportion to its weight.
 
 The values are read once, without the images. A sample without a value is drawn as often as the average sample, and
 counted as bad when it is read.

@@ -1,4 +1,4 @@
-"""The index of a dataset: its shards, and the number of samples in each. Images are not copied.
+"""The index of a dataset has its shards and the number of samples in each. Images are not copied.
 
 The folder of an `ImageDataset` artifact contains
 

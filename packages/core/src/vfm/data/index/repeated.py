@@ -1,4 +1,4 @@
-"""Repeated samples: an epoch has each sample as often as its factor says, drawn by the seed and the epoch."""
+"""Repeat samples in an epoch as often as their factors say, drawn by the seed and the epoch."""
 
 # N samples
 

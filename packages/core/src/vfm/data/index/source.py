@@ -1,4 +1,4 @@
-"""Random access to the samples of any dataset artifact: a pool, a curated subset, or a labelled dataset."""
+"""Read the samples of any dataset artifact at random. It may be a pool, a curated subset, or a labelled dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A curated view of a pool: the kept texts of each sample, read from the files of `subset_files`."""
+"""A curated view of a pool that reads the kept texts of each sample from the files of `subset_files`."""
 
 from __future__ import annotations
 

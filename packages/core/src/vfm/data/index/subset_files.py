@@ -1,4 +1,4 @@
-"""The files of a curated subset: one parquet file for each shard of its pool, and a small index.
+"""Write and read a curated subset, as one parquet file for each shard of its pool and a small index.
 
     subset/NNNNNNNN.parquet   a row for each text of the shard that matched or passed, kept or not
     subset_index.parquet      shard, language, samples, kept_samples, texts, kept_texts

@@ -1,4 +1,4 @@
-"""Panels for stages that index images: the shards, the bad samples, and the first images."""
+"""Draw panels with the shards, the bad samples, and the first images of a dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Build the index of a user's data: count samples, and read shards without a known count."""
+"""Build the index of a user's data. Samples of shards without a known count are counted."""
 
 from __future__ import annotations
 

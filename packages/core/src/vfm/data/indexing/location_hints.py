@@ -1,4 +1,4 @@
-"""Hints in errors about missing captions or values: the locations that were read, and the ones that the data have."""
+"""Add the locations that were read, and the ones that the data have, to errors about missing captions or values."""
 
 from __future__ import annotations
 

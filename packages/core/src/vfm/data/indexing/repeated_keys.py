@@ -1,4 +1,4 @@
-"""Find keys that several shards share: tars that all number their samples from 000000, or two crawls in a pool.
+"""Find keys that several shards share, as in tars that all number their samples from 000000.
 
 A key identifies its sample. If keys repeat, each key begins with the name of its shard (`DatasetSpec.keys_repeat`).
 """

@@ -1,1 +1,1 @@
-"""Images with one or several labels: `data.labeled`, `data.tagged`, `data.digits`, `data.caption_labels`."""
+"""Images with one or several labels (`data.labeled`, `data.tagged`, `data.digits`, `data.caption_labels`)."""

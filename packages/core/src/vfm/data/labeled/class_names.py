@@ -1,4 +1,4 @@
-"""Class names of labelled images: from their folders, a file next to them, a schema, or the values of a column."""
+"""Find class names in folders, in a file next to the images, in a schema, or in the values of a column."""
 
 from __future__ import annotations
 

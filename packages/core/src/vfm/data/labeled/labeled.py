@@ -1,4 +1,4 @@
-"""Stage `data.labeled`, `data.tagged` and `data.digits`: images with one or several labels."""
+"""Index images with one or several labels (`data.labeled`, `data.tagged` and `data.digits`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Multiple labels per image, stored as `tags.parquet`: one row per image, in the order of the dataset."""
+"""Store several labels per image in `tags.parquet`, one row per image in the order of the dataset."""
 
 # N images, C labels
 

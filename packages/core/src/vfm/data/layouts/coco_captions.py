@@ -1,4 +1,4 @@
-"""COCO's captions, such as `captions_train2017.json`: a JSON file with `images` and `annotations`, near the images."""
+"""Read COCO's captions from a JSON file with `images` and `annotations` near the images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layout of a user's files: tars, a folder of images, a table of paths, COCO's captions, or parquet with images."""
+"""Find the layout of a user's files, such as tars, a folder of images, or a table of paths."""
 
 from __future__ import annotations
 

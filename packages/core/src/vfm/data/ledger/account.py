@@ -1,4 +1,4 @@
-"""An account of a source that a reader keeps while it reads: the sample of each unit, or why it is in no sample."""
+"""An account that a reader keeps while it reads. Each unit of a source is in a sample, or has a reason why not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check that ranges of units are a whole source: no unit is missing, and none is in two ranges."""
+"""Check that ranges of units are a whole source, without a gap or an overlap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches: the stacked inputs of several samples, with their keys and the skipped samples."""
+"""Batches have the stacked inputs of several samples, their keys and the skipped samples."""
 
 from __future__ import annotations
 

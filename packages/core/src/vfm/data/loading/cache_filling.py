@@ -1,4 +1,4 @@
-"""Fill a cache of tensors: compute a model's output for every crop of a dataset once, and store it."""
+"""Compute a model's output for every crop of a dataset once, and store it."""
 
 # C crops of a sample, S side of a crop
 

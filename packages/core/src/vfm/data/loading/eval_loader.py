@@ -1,4 +1,4 @@
-"""Batches for evaluation: every sample once, in order, independent of the number of workers."""
+"""Yield every sample once for an evaluation, in order, whatever the number of workers."""
 
 from __future__ import annotations
 

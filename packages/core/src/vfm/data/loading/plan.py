@@ -1,4 +1,4 @@
-"""The plan of a training: the samples of each micro-batch, before any is read."""
+"""Plan the samples of each micro-batch of a training before any is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors by (sample, crop) on disk with random access: outputs of an expensive model, computed once for all epochs.
+"""Store tensors by (sample, crop) with random access, so that an expensive model runs once for all epochs.
 
 00000.npy       (rows, num_crops, *shape), a shard's samples in the dataset's order, memory-mapped when read. In int8,
                 the last axis is four bytes longer: each vector is followed by its quantisation step in fp32

@@ -1,1 +1,1 @@
-"""Images alone, and image-text pairs: `data.images` and `data.pairs`."""
+"""Images alone (`data.images`), and image-text pairs (`data.pairs`)."""

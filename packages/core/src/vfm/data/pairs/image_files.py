@@ -1,4 +1,4 @@
-"""Stage `data.images`: index images without captions or labels."""
+"""Index images without captions or labels (`data.images`)."""
 
 from __future__ import annotations
 

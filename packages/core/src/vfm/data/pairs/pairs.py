@@ -1,4 +1,4 @@
-"""Stage `data.pairs`: index image-text pairs, or tables of captions without images."""
+"""Index image-text pairs, or tables of captions without images (`data.pairs`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CLIP_benchmark's conventions: its dataset folders, and the class names and templates of its Python package.
+"""Read CLIP_benchmark's dataset folders, and the class names and templates of its Python package.
 
     SET/test/nshards.txt, SET/test/{0..n-1}.tar     and possibly SET/train/ in the same way
     SET/classnames.txt, SET/zeroshot_classification_templates.txt

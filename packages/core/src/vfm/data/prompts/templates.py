@@ -1,4 +1,4 @@
-"""Prompts for classes: templates with a placeholder for the class name, or sentences for each class."""
+"""Prompts for classes, from templates with a placeholder or from sentences for each class."""
 
 from __future__ import annotations
 

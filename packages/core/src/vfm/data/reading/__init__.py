@@ -1,1 +1,1 @@
-"""Bytes of shards: local or remote, read ahead and cached."""
+"""Read bytes of local and remote shards, ahead and from a cache."""

@@ -1,4 +1,4 @@
-"""Read bytes of shards: local shards from a file that is opened once, remote shards ahead in few large requests."""
+"""Read bytes of local shards from a file that is opened once, and of remote shards ahead in few large requests."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""One sample: its image, captions, order and random draws."""
+"""One sample with its image, captions, order and random draws."""

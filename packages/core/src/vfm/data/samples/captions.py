@@ -1,4 +1,4 @@
-"""Read and check the texts of a sample, from the locations in a setting such as `texts: {en: json.en, de: txt.de}`."""
+"""Read and check the texts of a sample, from the locations in a setting such as `texts: {en: json.en}`."""
 
 from __future__ import annotations
 

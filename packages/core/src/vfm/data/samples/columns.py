@@ -1,4 +1,4 @@
-"""Columns of samples: numbers and names that losses and reports use, such as a weight and a group."""
+"""Numbers and names of samples that losses and reports use, such as a weight or a group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contact sheets: a grid of small copies of images with their captions, to look at and to send."""
+"""Draw a grid of small copies of images with their captions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of a stream of tars: a pure function of the seed, the number of tars and the position.
+"""Order a stream of tars by the seed, the number of tars and the position alone.
 
 A stream has lanes that are read side by side. Each lane reads one group of tars after another, and gives a run of
 samples in turn. A group belongs to one lane, so a process that reads some lanes requests the tars of these lanes only,

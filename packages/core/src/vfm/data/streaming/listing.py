@@ -1,4 +1,4 @@
-"""Work of `data.stream`: list tars with their sizes and versions, without reading them."""
+"""List tars with their sizes and versions for `data.stream`, without reading them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Actions of the moving world: a quantity moves along a circle, forwards or backwards.
+"""Actions of the moving world. A quantity moves along a circle, forwards or backwards.
 
 On a circle every state is equally likely at every time, in both directions, so no single frame reveals the action.
 """

@@ -1,4 +1,4 @@
-"""Stage `shapes.pool`, `shapes.classes` and `shapes.choices`: draw samples and write them to tars and parquet."""
+"""Draw samples of `shapes.pool`, `shapes.classes` and `shapes.choices`, and write them to tars and parquet."""
 
 from __future__ import annotations
 

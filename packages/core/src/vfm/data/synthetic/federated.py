@@ -1,4 +1,4 @@
-"""Federated labels as in LVIS: each image is labelled for some of its classes, and checked for a few absent classes.
+"""Federated labels as in LVIS, for some classes of an image and a few that were checked and are absent.
 
 Source: Gupta, Dollár and Girshick 2019, LVIS (arXiv:1908.03195), section 3.
 """

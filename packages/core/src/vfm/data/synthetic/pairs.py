@@ -1,4 +1,4 @@
-"""Pairs as in MMVP: two images that differ in only one attribute, with one true statement for each.
+"""Pairs as in MMVP. Two images differ in only one attribute, with one true statement for each.
 
 Source: Tong et al. 2024, Eyes Wide Shut? (arXiv:2401.06209), nine patterns, with size and texture instead of text and
 viewpoint, which the synthetic world does not have.

@@ -1,4 +1,4 @@
-"""Questions about the synthetic world as in MMVP: the same question about two images, with different answers.
+"""Questions as in MMVP about the synthetic world. The same question about two images has different answers.
 
 The two images differ only in the attribute of the question, and question and options are equal, so that a model that
 ignores the image gets no pair right. Source: Tong et al. 2024, Eyes Wide Shut? (arXiv:2401.06209).

@@ -1,4 +1,4 @@
-"""Draw random scenes of a world: a long tail of coloured shapes, attributes, and variation that captions never name."""
+"""Draw random scenes of a world with a long tail of shapes, attributes, and variation that captions never name."""
 
 from __future__ import annotations
 

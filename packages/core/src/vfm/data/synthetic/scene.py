@@ -1,4 +1,4 @@
-"""Types of the synthetic world: the content of an image, independent of drawing and captions.
+"""The content of a synthetic image, without drawing and captions.
 
 A scene is a group of equal objects. Captions can name its attributes, but never its nuisance (exact position, tilt,
 background), which the two images of a pair share.

@@ -1,4 +1,4 @@
-"""Stage `shapes.scenes`: write scattered scenes to WebDataset tars, with the objects of each sample in `json`."""
+"""Write the scattered scenes of `shapes.scenes` to WebDataset tars, with the objects of each sample in `json`."""
 
 from __future__ import annotations
 

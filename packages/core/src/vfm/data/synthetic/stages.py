@@ -1,4 +1,4 @@
-"""Configurations of the stages that draw the synthetic world: `shapes.pool`, `shapes.classes` and others."""
+"""Configurations of the stages that draw the synthetic world, such as `shapes.pool`."""
 
 from __future__ import annotations
 

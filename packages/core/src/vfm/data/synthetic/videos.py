@@ -1,4 +1,4 @@
-"""Stage `shapes.videos`: draw clips of the moving world, write them as H.264 to tars, and index them."""
+"""Draw clips of the moving world, write them as H.264 to tars, and index them (`shapes.videos`)."""
 
 # T frames, S side in pixels
 

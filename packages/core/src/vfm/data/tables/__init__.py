@@ -1,1 +1,1 @@
-"""Tables and lists of images and captions: csv, jsonl, Parquet, Arrow."""
+"""Read tables and lists of images and captions from csv, jsonl, Parquet and Arrow."""

@@ -1,4 +1,4 @@
-"""Captions without images: tables to curate before downloading the images, or for their texts only.
+"""Read captions without images, to curate them before the images are downloaded.
 
 A csv, tsv or jsonl table, or a text file with a caption per line, optionally gzipped, is converted once to parquet
 shards. Parquet and Arrow files are used unchanged.

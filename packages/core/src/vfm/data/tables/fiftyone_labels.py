@@ -1,4 +1,4 @@
-"""FiftyOne's labels of images: `labels.json` with `classes` and a label for each file in the folder `data`.
+"""Read FiftyOne's `labels.json` with `classes` and a label for each file in the folder `data`.
 
 Source: the format FiftyOneImageClassificationDataset, in FiftyOne's documentation of its exports.
 """

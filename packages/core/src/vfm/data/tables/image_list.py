@@ -1,4 +1,4 @@
-"""Shards of the format `files`: lists of image files with their texts and labels.
+"""Shards of the format `files`. They list image files with their texts and labels.
 
 The content of a folder, a table or class folders is listed once, as parquet in the artifact. The images stay in place.
 """

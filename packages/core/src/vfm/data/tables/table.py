@@ -1,4 +1,4 @@
-"""Tables of image paths and captions: csv, tsv, jsonl or parquet. Consecutive rows with the same image are one sample.
+"""Read image paths and captions from csv, tsv, jsonl or parquet. Consecutive rows with the same image are one sample.
 
 Text is UTF-8, or UTF-16 with a byte order mark, as in Excel's "Unicode Text".
 """

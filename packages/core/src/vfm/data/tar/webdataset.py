@@ -1,4 +1,4 @@
-"""WebDataset tars with random access: a shard is scanned once for member offsets, and then each sample is one read.
+"""Read WebDataset tars at random. A shard is scanned once for member offsets, and then each sample is one read.
 
 The members of a sample have the same name up to the first dot of the file name (`a/000.jpg`, `a/000.txt`). Nothing is
 extracted or unpickled, and names are used as keys, never as paths. Rows count all samples of a tar in order of

@@ -1,4 +1,4 @@
-"""Videos with one class each: readers of many layouts, an index on disk, and decoding of clips by frame number.
+"""Read videos with one class each in many layouts, index them, and decode clips by frame number.
 
 Needs `vfm-core[video]` (PyAV, which includes FFmpeg). `VideoSource` opens an artifact.
 """

@@ -1,4 +1,4 @@
-"""Read files that list videos: Kinetics' csv, lists of `path label`, UCF and HMDB splits, Something-Something's JSON.
+"""Read files that list videos, from Kinetics, UCF, HMDB, Something-Something and lists of `path label`.
 
 Sources: the formats of Kinetics (arXiv:1705.06950), UCF101 (arXiv:1212.0402), HMDB51 (Kuehne et al. 2011) and
 Something-Something V2 (arXiv:1706.04261), as their authors and mmaction distribute them.

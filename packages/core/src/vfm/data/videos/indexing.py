@@ -1,4 +1,4 @@
-"""Stage `data.videos`: open every video once, and count unusable videos by reason."""
+"""Open every video of `data.videos` once, and count unusable ones by reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The videos of a dataset as its files list them, before they are opened: key, location and class."""
+"""Key, location and class of the videos of a dataset, before they are opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Panels for video datasets: counts by class, unusual videos, and film strips."""
+"""Draw panels with counts by class, unusual videos, and film strips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage `data.video_union`: join video datasets and their classes, and leave out the videos of test datasets.
+"""Join video datasets and their classes, and leave out the videos of test datasets (`data.video_union`).
 
 Source: Fang et al. 2022, EVA (arXiv:2211.07636), section 2.2.2: Kinetics-722 is the union of three datasets.
 """

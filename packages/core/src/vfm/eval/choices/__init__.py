@@ -1,1 +1,1 @@
-"""Caption choice: MMVP-VLM, Winoground, SugarCrepe."""
+"""Caption choice with MMVP-VLM, Winoground and SugarCrepe."""

@@ -1,4 +1,4 @@
-"""Panels of caption choice: accuracy by pattern, and items that only one of two models got right."""
+"""Draw the accuracy by pattern, and items that only one of two models got right."""
 
 # P items, S statements
 

@@ -1,4 +1,4 @@
-"""Rules of caption choice, where statements or images are nearly identical: MMVP-VLM's and Winoground's.
+"""Score caption choice between nearly identical statements or images, by MMVP-VLM's and Winoground's rules.
 
 MMVP-VLM: Tong et al. 2024, Eyes Wide Shut (arXiv:2401.06209), rule read from the authors' `scripts/evaluate_vlm.py`.
 The general rule is Winoground's (Thrush et al. 2022, arXiv:2204.03162). For one image it equals SugarCrepe's.

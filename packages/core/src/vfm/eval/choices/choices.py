@@ -1,4 +1,4 @@
-"""Caption choice: MMVP-VLM's pairs with the official rule, and items of any shape (Winoground, SugarCrepe)."""
+"""Evaluate MMVP-VLM's pairs by the official rule, and items of any shape (Winoground, SugarCrepe)."""
 
 # P items, S statements, I images
 

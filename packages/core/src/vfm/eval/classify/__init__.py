@@ -1,1 +1,1 @@
-"""Classification: zero-shot, probes, neighbours, few-shot and a model's own head."""
+"""Zero-shot classification, probes, neighbours, few-shot classification and a model's own head."""

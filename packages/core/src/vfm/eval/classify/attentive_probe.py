@@ -1,4 +1,4 @@
-"""Attentive probe: cross-attention of a query over the frozen patch tokens of an image, then a linear layer.
+"""A probe with cross-attention of a query over the frozen patch tokens of an image, and a linear layer.
 
 After masked pre-training much of the information is in the patches rather than in the pooled feature, where a linear
 probe misses it. Source: Chen et al. 2022, Context autoencoder (arXiv:2202.03026), section 4, attentive probing.

@@ -1,4 +1,4 @@
-"""Panels of a classification: the hardest classes or labels, and images with right and wrong answers."""
+"""Draw the hardest classes or labels, and images with right and wrong answers."""
 
 # N images, C labels
 

@@ -1,4 +1,4 @@
-"""Few-shot classification: a softmax classifier from k images per class, pulled towards its initial weights.
+"""Train a softmax classifier from k images per class, pulled towards its initial weights.
 
 The initial weights are zero, or the zero-shot classifier of the text tower, which then acts as a prior. Protocol:
 Radford et al. 2021, CLIP, section 3.1.2 (arXiv:2103.00020), with k images of each class, drawn several times. The

@@ -1,4 +1,4 @@
-"""Linear probe: logistic regression on frozen features, with the penalty chosen on a validation split.
+"""Fit logistic regression on frozen features, with the penalty chosen on a validation split.
 
 It follows CLIP's protocol (Radford et al. 2021, appendix A.3: L-BFGS, a log grid of L2 penalties, chosen on
 validation, refitted on training and validation together). Features are standardised, so that one grid fits every

@@ -1,4 +1,4 @@
-"""The features that probes are trained on: the choice of tokens and layers, optionally scaled to unit length.
+"""Choose the tokens and layers that probes are trained on, and optionally scale them to unit length.
 
 Sources: CLIP (Radford et al. 2021, arXiv:2103.00020, section 3.2) probes image features before the projection into
 the joint space. EVA's released linear probe reads the class token. DINOv2 (Oquab et al. 2023, arXiv:2304.07193, and

@@ -1,4 +1,4 @@
-"""Configurations of classification: probes, few-shot, nearest neighbours, zero-shot, and the head of a classifier."""
+"""Configurations of probes, few-shot classification, nearest neighbours, zero-shot classification and classifiers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning rate sweep of probes on frozen features: one head per rate, all trained on the same batches.
+"""Train probes on frozen features with several learning rates at once, all on the same batches.
 
 Sources: head and optimizer are from EVA's linear probe (Fang et al. 2022, arXiv:2211.07636), which has batch norm
 without affine parameters and a linear layer, and trains with LARS or SGD without weight decay. The best of many rates

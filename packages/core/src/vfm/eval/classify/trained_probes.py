@@ -1,4 +1,4 @@
-"""Probes trained by gradient descent: linear on pooled features, attentive on patch tokens."""
+"""Train probes by gradient descent, linear on pooled features or attentive on patch tokens."""
 
 # N images, C classes
 

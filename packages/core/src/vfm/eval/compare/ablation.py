@@ -1,4 +1,4 @@
-"""The gain of each step of a pipeline: in words, as a chart, and on images that the model gets right only with it."""
+"""Show the gain of each pipeline step in words, as a chart, and on images that are right only with the step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Comparison of training runs by their curves: loss spikes, and the samples needed to reach a score."""
+"""Compare the curves of training runs by loss spikes and by the samples needed to reach a score."""
 
 # T steps
 

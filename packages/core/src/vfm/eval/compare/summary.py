@@ -1,4 +1,4 @@
-"""Many reports as one table: a score per dataset with its paired test, and means over named groups of datasets.
+"""Show many reports as one table, with a score and paired test per dataset and means over groups of datasets.
 
 The interval of a mean over datasets covers only the errors of their scores, since the datasets are fixed and not a
 sample of all possible datasets. Reports on different images are independent. Reports on the same dataset (several

@@ -1,1 +1,1 @@
-"""What dense evaluations share: annotated images, models and drawings."""
+"""Annotated images, models and drawings that dense evaluations share."""

@@ -1,4 +1,4 @@
-"""The common part of dense evaluations: load the models, evaluate, write the report."""
+"""Load the models of a dense evaluation, evaluate them, and write the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Panels of dense evaluations: truth and prediction side by side, worst images first."""
+"""Draw truth and prediction of dense evaluations side by side, worst images first."""
 
 # H, W height and width of an image
 

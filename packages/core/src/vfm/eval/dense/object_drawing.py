@@ -1,4 +1,4 @@
-"""Images with objects drawn on them: masks tinted by class and outlined, boxes, and class names with scores."""
+"""Draw masks, boxes and class names with scores on images."""
 
 # N objects, H and W height and width of an image
 

@@ -1,4 +1,4 @@
-"""Configurations of dense evaluations: detection, semantic and panoptic segmentation, and probes of an encoder."""
+"""Configurations of detection, semantic and panoptic segmentation, and dense probes of an encoder."""
 
 from collections.abc import Iterable
 from typing import Annotated, Any, ClassVar, Literal, Self

@@ -1,4 +1,4 @@
-"""The work of `eval.detection`: predict or read detections, score them by COCO's or LVIS' rule, compare models."""
+"""Predict or read detections for `eval.detection`, score them by COCO's or LVIS' rule, and compare models."""
 
 # K classes
 

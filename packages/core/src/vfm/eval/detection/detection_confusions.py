@@ -1,4 +1,4 @@
-"""Confusions of a detector: which class an object is taken for, with the background as one more class."""
+"""Find the classes that objects are taken for by a detector, with the background as one more class."""
 
 # D detections and G objects of one image
 

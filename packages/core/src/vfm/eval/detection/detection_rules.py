@@ -1,4 +1,4 @@
-"""The rules of COCO and LVIS: which detections count, how many per image, and how they are matched.
+"""Decide by the rules of COCO and LVIS which detections count, and match them with the objects.
 
 LVIS labels each image for some classes only. Detections of other classes are dropped, and wrong detections of a class
 whose instances are not all labelled are ignored. IoU of boxes and masks is computed by faster-coco-eval.

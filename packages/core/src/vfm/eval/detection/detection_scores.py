@@ -1,4 +1,4 @@
-"""Scores of detections: AP by IoU, area, frequency and class, and recall, with resamples of the images."""
+"""Score detections by AP for IoU, area, frequency and class, and by recall, with resamples of the images."""
 
 # A ranges of area, T thresholds of IoU, K classes, R resamples, I images
 

@@ -1,1 +1,1 @@
-"""What evaluations share: encoders, features, caches, hashes and reports."""
+"""Encoders, features, caches, hashes and reports that evaluations share."""

@@ -1,4 +1,4 @@
-"""The common part of all evaluations: load the models, evaluate, and write the report.
+"""Load the models of an evaluation, evaluate them, and write the report.
 
 The folder of a report has scores and paired tests, predictions and scored items as Parquet, JSON in the format of
 CLIP_benchmark, and panels.

@@ -1,4 +1,4 @@
-"""A cache of image features in the folder of the dataset: one evaluation writes it, the next one reads it.
+"""Keep image features in the folder of the dataset. One evaluation writes them, and the next one reads them.
 
     DATA/features/<key>.npz   numbers of the samples (N,), ascending, their digests (N, 32), unit vectors (N, D)
 

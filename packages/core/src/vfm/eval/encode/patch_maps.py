@@ -1,4 +1,4 @@
-"""Visual maps of an encoder's patches: principal components as colours, similarity to the image, attention.
+"""Draw the principal components of an encoder's patches, their similarity to the image, and the attention.
 
 Source: the colouring by principal components follows Oquab et al. 2023, DINOv2 (arXiv:2304.07193), figure 1.
 """

@@ -1,1 +1,1 @@
-"""Training-free open-vocabulary segmentation: rules of the last block, words, windows, thresholds, scores."""
+"""Training-free open-vocabulary segmentation with rules of the last block, words, windows and thresholds."""

@@ -1,4 +1,4 @@
-"""The classes of an evaluation: which classes of a dataset are evaluated or background, and the words for each.
+"""Choose the classes of a dataset that are evaluated or background, and the words for each.
 
 The conventions are taken from the published configurations of SCLIP and NACLIP for the eight datasets on which
 training-free segmentation is compared. Scores depend on them as much as on the model.

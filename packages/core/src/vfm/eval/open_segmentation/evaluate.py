@@ -1,4 +1,4 @@
-"""The work of `eval.open_segmentation`: mean IoU of CLIP models with class names alone, by rule of the last block.
+"""Compute the mean IoU of CLIP models with class names alone, by rule of the last block (`eval.open_segmentation`).
 
 Sources of the common part (templates, windows, softmax over words, threshold): the published code of SCLIP
 (arXiv:2312.01597) and NACLIP (arXiv:2404.08181). Unlike there, the background threshold is cross-validated, so it is

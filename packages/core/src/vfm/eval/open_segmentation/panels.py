@@ -1,4 +1,4 @@
-"""Panels of open-vocabulary segmentation: rules by models, scores of guesses, classes, and maps side by side."""
+"""Draw the scores of rules, models and classes, and maps side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image-text retrieval in both directions: recall at k, and sheets of the best and worst queries."""
+"""Evaluate image-text retrieval in both directions by recall at k, with sheets of the best and worst queries."""
 
 # N images, M texts, D width
 

@@ -1,4 +1,4 @@
-"""The work of `eval.panoptic`: panoptic quality of models and of COCO panoptic files."""
+"""Compute the panoptic quality of models and of COCO panoptic files (`eval.panoptic`)."""
 
 # H, W height and width of an image
 

@@ -1,4 +1,4 @@
-"""The work of `eval.segmentation`: mean IoU of models and of folders of label maps, over all pixels of a dataset."""
+"""Compute the mean IoU of models and of folders of label maps, over all pixels of a dataset (`eval.segmentation`)."""
 
 # H, W height and width of an image
 

@@ -1,4 +1,4 @@
-"""Panels of `eval.video`: recall by class, and film strips of recognised and misclassified videos."""
+"""Draw the recall by class of `eval.video`, and film strips of recognised and misclassified videos."""
 
 from __future__ import annotations
 

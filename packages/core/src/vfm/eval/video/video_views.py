@@ -1,4 +1,4 @@
-"""The test views of videos: clips and crops that a classifier is averaged over."""
+"""The clips and crops of a test video that a classifier is averaged over."""
 
 # N videos, V views of each, T frames, S side, C classes
 

@@ -1,1 +1,1 @@
-"""Recipes from command lines of other tools: open_clip, timm, CLIP_benchmark, LLaVA."""
+"""Convert command lines of open_clip, timm, CLIP_benchmark and LLaVA to recipes."""

@@ -1,4 +1,4 @@
-"""Read a pasted command line: the launcher with its processes, variables of the shell, and the words of the program."""
+"""Parse a pasted command line with its launcher and variables of the shell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GPUs as tokens: each step takes one per process while it runs, and no GPU is shared by two steps."""
+"""Hand out GPUs to steps. A step takes one per process while it runs, and no two steps share one."""
 
 from __future__ import annotations
 

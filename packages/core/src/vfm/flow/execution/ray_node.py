@@ -1,4 +1,4 @@
-"""The part of a run that works on a node of a Ray cluster: it starts the process of a step and reads its lines."""
+"""Start the process of a step on a node of a Ray cluster, and read its lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The jobs of `--job-per-stage`: one for each stage whose artifact is missing, an array for its seeds."""
+"""Submit a job for each stage whose artifact is missing, and an array for its seeds (`--job-per-stage`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step in separate processes: forward their events, report their failure, and forward signals to them."""
+"""Run a step in separate processes. Their events, failures and signals are forwarded."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Listeners of a run: console, progress, JSON lines and trackers."""
+"""Listeners that show, write or send the events of a run."""

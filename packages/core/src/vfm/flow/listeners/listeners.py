@@ -1,4 +1,4 @@
-"""vfm's standard listeners: console and JSON lines (always on). `trackers` has others, and plugins may add more."""
+"""Listeners for the console and for JSON lines. `trackers` has others, and plugins may add more."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A progress line in any width: completed work, rate, remaining time, and further numbers."""
+"""Draw a progress line in any width, with rate, remaining time and further numbers."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Inspecting a path: its format, contents and problems, and the commands that use it."""
+"""Inspect the format, contents and problems of a path, and suggest commands that use it."""

@@ -1,4 +1,4 @@
-"""Inspect a dataset: import its first samples, and choose the commands that train on it."""
+"""Inspect a dataset by importing its first samples, and choose the commands that train on it."""
 
 from __future__ import annotations
 

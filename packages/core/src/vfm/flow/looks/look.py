@@ -1,4 +1,4 @@
-"""Inspect any path: recipes, models, images, videos and datasets."""
+"""Inspect any path, such as a recipe, a model, an image, a video or a dataset."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Roots: a single hash of an artifact, its files and all its inputs.
+"""A root is a single hash of an artifact, its files and all its inputs.
 
 The root of an artifact covers the size and SHA-256 of each of its files and the roots of its inputs, back to the
 fingerprints of outside files, which its identity covers. Its manifest has

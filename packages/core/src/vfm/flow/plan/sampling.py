@@ -1,4 +1,4 @@
-"""Samplers that name a column: their check before a run, and a line about their epochs in the plan."""
+"""Check samplers that name a column before a run, and describe their epochs in the plan."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The store: one readable folder per artifact, published by a rename, guarded by a lock that names its holder.
+"""The store has one readable folder per artifact. It is published by a rename, and a lock names its holder.
 
 store/
   clip.train-3f2a91c0/            a published artifact: facts, bulk, panels/, manifest.json

@@ -1,1 +1,1 @@
-"""Recipes: YAML, overrides, seeds and validation."""
+"""Read recipes with overrides and seeds, and validate them."""

@@ -1,4 +1,4 @@
-"""Names of runs: derived from the recipe's file name in any script, and owned by one file in a store."""
+"""Derive the names of runs from the recipe's file name. One file in a store owns a name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that installed packages ship with their code: recipes and suites, found through the entry points `vfm`."""
+"""Find the recipes and suites that installed packages ship, through the entry points `vfm`."""
 
 from __future__ import annotations
 

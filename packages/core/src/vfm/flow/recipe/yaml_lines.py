@@ -1,4 +1,4 @@
-"""Load recipe YAML: safely, with YAML 1.2 scalars (`1e-4` is a number, `no` is a string) and the line of every key.
+"""Load recipe YAML safely, with YAML 1.2 scalars (`1e-4` is a number, `no` is a string) and the line of every key.
 
 Written values are read back unchanged, so strings that only YAML 1.2 reads as numbers are quoted too.
 """

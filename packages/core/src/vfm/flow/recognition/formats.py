@@ -1,4 +1,4 @@
-"""Recognise the files at a path: the stage that imports them, and its fields."""
+"""Recognise the files at a path, and choose the stage that imports them and its fields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Find the images of a table: the column with them, and the folder that their names are relative to."""
+"""Find the column with the images of a table, and the folder that their names are relative to."""
 
 from __future__ import annotations
 

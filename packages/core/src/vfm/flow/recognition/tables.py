@@ -1,4 +1,4 @@
-"""Recognise the columns of a table: images, captions and labels."""
+"""Recognise the columns of a table that have images, captions and labels."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Records of runs: manifests, verification and cleaning."""
+"""Write, verify and clean the records of runs."""

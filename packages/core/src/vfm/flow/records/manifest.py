@@ -1,4 +1,4 @@
-"""The manifest of an artifact: how it was made, so that it can be traced and made again."""
+"""The manifest of an artifact records how it was made, so that it can be traced and made again."""
 
 from __future__ import annotations
 

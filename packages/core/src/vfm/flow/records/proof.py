@@ -1,4 +1,4 @@
-"""The proof of a published result: from the hash of a run's record, or the root of an artifact, back to outside files.
+"""Prove a published result from the hash of a run's record, or the root of an artifact, back to outside files.
 
 The hash of a run is the SHA-256 of its `run.json`, which its page has too. The record commits to the roots of all
 artifacts, a root to all files and to the roots of the inputs, and an identity to the contents of outside files.

@@ -1,4 +1,4 @@
-"""The record of a run, `run.json`: its recipe and artifacts, and how it was run."""
+"""The record of a run, `run.json`, with its recipe, its artifacts, and how it was run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of a run: whether a process works on it, and how it ended otherwise."""
+"""Find out whether a process works on a run, and otherwise how it ended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verification of the runs of a store: their records, recipes, events and pages, and the artifacts that they name."""
+"""Verify the records, recipes, events and pages of runs, and the artifacts that they name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verification of a store: its artifacts, checkpoints and records are read and compared with their hashes."""
+"""Read the artifacts, checkpoints and records of a store, and compare them with their hashes."""
 
 from __future__ import annotations
 

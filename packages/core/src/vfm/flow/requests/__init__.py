@@ -1,1 +1,1 @@
-"""Recipes written from a command: evaluation, fine-tuning, distillation."""
+"""Write recipes for the commands that evaluate, fine-tune and distil."""

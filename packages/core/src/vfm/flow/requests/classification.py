@@ -1,4 +1,4 @@
-"""The recipe of `vfm classify`: an encoder as a classifier, by a probe, neighbours or fine-tuning."""
+"""Write the recipe of `vfm classify`, with a probe, neighbours or fine-tuning."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A page to browse a dataset: its first samples, its statistics and its bad samples, in one file without a network."""
+"""Write a page with the first samples, the statistics and the bad samples of a dataset. It needs no network."""
 
 from __future__ import annotations
 

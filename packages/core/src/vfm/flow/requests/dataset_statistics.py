@@ -1,4 +1,4 @@
-"""Statistics of a dataset: image sizes, caption lengths, images that occur twice, and statistics from plugins."""
+"""Count image sizes, caption lengths and images that occur twice, and statistics from plugins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Summary of the data at a path, as imported by a stage: format, samples, skipped samples, first images."""
+"""Summarize the format, samples, skipped samples and first images of the data at a path."""
 
 from __future__ import annotations
 

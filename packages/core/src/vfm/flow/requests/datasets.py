@@ -1,4 +1,4 @@
-"""Datasets of an evaluation, from a path alone: the stage that imports it, and the training images next to it."""
+"""Choose the stage that imports a dataset from its path, and find the training images next to it."""
 
 from __future__ import annotations
 

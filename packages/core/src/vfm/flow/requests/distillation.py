@@ -1,4 +1,4 @@
-"""The recipe of `vfm distill`: images, a teacher, a student that learns its features, and a probe for both."""
+"""Write the recipe of `vfm distill`, with a student that learns a teacher's features, and a probe for both."""
 
 from __future__ import annotations
 

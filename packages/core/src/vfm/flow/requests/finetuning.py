@@ -1,4 +1,4 @@
-"""The recipe of `vfm finetune`: a CLIP model trained on the user's pairs, interpolated with itself, and evaluated."""
+"""Write the recipe of `vfm finetune`, with a CLIP model that is trained, interpolated with itself, and evaluated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recipe of `vfm forecast`: a CLIP model, a generator, pairs, and the expected gain from feedback."""
+"""Write the recipe of `vfm forecast`, with a CLIP model, a generator, pairs, and the expected gain from feedback."""
 
 from __future__ import annotations
 

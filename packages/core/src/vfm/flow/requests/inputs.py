@@ -1,4 +1,4 @@
-"""Models and datasets of an evaluation: each is a saved artifact, or a stage of the recipe that imports it."""
+"""Models and datasets of an evaluation. Each is a saved artifact, or a stage of the recipe that imports it."""
 
 from __future__ import annotations
 

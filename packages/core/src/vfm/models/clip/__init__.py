@@ -1,1 +1,1 @@
-"""CLIP models: built by open_clip, and saved in folders that open_clip loads."""
+"""Build CLIP models by open_clip, and save them in folders that open_clip loads."""

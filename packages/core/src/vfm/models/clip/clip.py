@@ -1,4 +1,4 @@
-"""CLIP models: built by open_clip, and saved as a ClipCheckpoint, a folder that open_clip loads by `local-dir:`."""
+"""Build CLIP models by open_clip, and save them as a ClipCheckpoint. open_clip loads the folder by `local-dir:`."""
 
 # N items, B batch, S side of the image, L context length, D joint width
 

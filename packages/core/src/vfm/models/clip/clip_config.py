@@ -1,4 +1,4 @@
-"""A CLIP model's configuration in open_clip's form: looked up by name, read from a folder, and checked."""
+"""Look up a CLIP model's configuration by name or in a folder, in open_clip's form, and check it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The torch module of a CLIP configuration: built as in open_clip, with corrections for timm towers."""
+"""Build the torch module of a CLIP configuration as open_clip does, with corrections for timm towers."""
 
 from __future__ import annotations
 

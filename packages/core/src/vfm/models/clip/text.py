@@ -1,4 +1,4 @@
-"""Texts of a CLIP model: its tokenizer (CLIP's own with a cache of words), its check, and encoding without padding."""
+"""Tokenize the texts of a CLIP model with a cache of words, and encode them without padding."""
 
 # N texts, L context length
 

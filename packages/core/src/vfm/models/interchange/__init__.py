@@ -1,1 +1,1 @@
-"""Import and export of other layouts: Hugging Face, EVA, LLaVA, ONNX."""
+"""Import and export the layouts of Hugging Face, EVA, LLaVA and ONNX."""

@@ -1,4 +1,4 @@
-"""Pretrained CLIP models: from open_clip's names, the hub, a folder, or a file of weights."""
+"""Import CLIP models by open_clip's names, or from the hub, a folder, or a file of weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Released CLIP checkpoints that hold more or less than a CLIP model: other models, a prefix, or a single tower.
+"""Read released CLIP checkpoints that hold other models too, have a prefix, or hold a single tower.
 
     DIVA       as released: the names of open_clip, which are OpenAI's. As its script saves: with the prefix
                `class_model.model.`, and next to the weights of Stable Diffusion and of the adapter

@@ -1,4 +1,4 @@
-"""Describe files and folders of weights: the library that wrote them, the architecture, and how commands name them."""
+"""Describe the library and architecture of files of weights, and how commands name them."""
 
 from __future__ import annotations
 

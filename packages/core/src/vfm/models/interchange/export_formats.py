@@ -1,4 +1,4 @@
-"""The formats of `vfm export`: layouts that other libraries read, and the models that each can hold."""
+"""Layouts of `vfm export` that other libraries read, and the models that each can hold."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Import of transformers' vision encoders as timm encoders: ViT, DINOv2, DINOv3, and the towers of SigLIP and CLIP.
+"""Import ViT, DINOv2, DINOv3, and the towers of SigLIP and CLIP from transformers as timm encoders.
 
 `transformers_folders.encoders` chooses the architecture. Here tensors are renamed, q, k and v are joined, and the image
 processor is read. Heads that timm cannot express are left out, for a reason that the report of keys states.

@@ -1,4 +1,4 @@
-"""Pretrained vision encoders: from timm's names, the hub, a folder, or a file of weights."""
+"""Import vision encoders by timm's names, or from the hub, a folder, or a file of weights."""
 
 from __future__ import annotations
 

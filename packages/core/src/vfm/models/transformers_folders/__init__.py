@@ -1,1 +1,1 @@
-"""Folders in the layout of transformers: their settings and image processors. `transformers` is not needed."""
+"""Read settings and image processors from folders in the layout of transformers, without that library."""

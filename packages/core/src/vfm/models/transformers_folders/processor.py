@@ -1,4 +1,4 @@
-"""Image processors of Hugging Face's layout: their settings as a `Preprocess`, and the reverse.
+"""Convert the settings of Hugging Face's image processors to a `Preprocess`, and back.
 
 A setting that `Preprocess` cannot express is refused by name, since features would change silently.
 """

@@ -1,4 +1,4 @@
-"""Models of a plan: inputs whose stages have not run yet, built on the meta device from their configurations."""
+"""Build inputs whose stages have not run yet on the meta device, from their configurations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vision encoders: built by timm, and saved as a VisionCheckpoint, a folder that timm loads by `local-dir:`."""
+"""Build vision encoders by timm, and save them as a VisionCheckpoint. timm loads the folder by `local-dir:`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A common interface to all vision transformers: open_clip's own, timm's, and timm's inside a CLIP model.
+"""A common interface to the vision transformers of open_clip, of timm, and of timm inside a CLIP model.
 
 Only public methods of the two libraries are used (`forward_intermediates`, `forward_head`).
 """

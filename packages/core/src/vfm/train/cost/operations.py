@@ -1,4 +1,4 @@
-"""Counts of operations of matrix products, convolutions and attention: torch's table, with attention on the CPU."""
+"""Count the operations of matrix products, convolutions and attention by torch's table, also on the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics of a training run: summed on the device, read every `log_every` steps, and stored as lines.
+"""Sum the metrics of a training run on the device, read them every `log_every` steps, and store them as lines.
 
 `metrics.jsonl` contains only values that the configuration determines, so a resumed run writes the same bytes as an
 uninterrupted one. Speed, data wait and memory are only in the `metrics` event.

@@ -1,4 +1,4 @@
-"""Checks that stop a training run: a loss or gradient that is not finite, or too many unreadable samples."""
+"""Stop a training run at a loss or gradient that is not finite, or after too many unreadable samples."""
 
 from __future__ import annotations
 

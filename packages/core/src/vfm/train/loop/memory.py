@@ -1,4 +1,4 @@
-"""Diagnosis of a training run that is out of memory: usage by kind, settings that free memory, and a snapshot."""
+"""Explain which memory a training run uses when it is out of memory, and which settings free some."""
 
 from __future__ import annotations
 

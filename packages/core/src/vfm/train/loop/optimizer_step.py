@@ -1,4 +1,4 @@
-"""The optimizer step: gradients over micro-batches and processes, clipping, and the update if all is finite."""
+"""Compute gradients over micro-batches and processes, clip them, and update the weights if all is finite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Charts of a training run from the lines of its `metrics.jsonl`: losses, gradient norm, learning rate, scores.
+"""Draw losses, gradient norm, learning rate and scores from the lines of `metrics.jsonl`.
 
 This module does not import torch, so that a page can be drawn quickly during training.
 """

@@ -1,4 +1,4 @@
-"""The precision of training: reduced precision in the passes, with loss scaling and full-precision weights."""
+"""Reduced precision in the passes of a training, with loss scaling and full-precision weights."""
 
 from __future__ import annotations
 

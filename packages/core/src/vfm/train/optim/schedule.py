@@ -1,4 +1,4 @@
-"""Learning rate schedules: the rate of each optimizer step, without the `lr_scale` of parameter groups."""
+"""Compute the learning rate of each optimizer step, without the `lr_scale` of parameter groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tensors of a training run by name: weights, averages, and the optimizer's state of each weight."""
+"""Collect and load weights, averages and the optimizer's state by name."""
 
 from __future__ import annotations
 

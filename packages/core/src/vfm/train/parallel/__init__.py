@@ -1,1 +1,1 @@
-"""Several processes: DDP, FSDP2, shared batches and the heartbeat."""
+"""Train in several processes by DDP or FSDP2, with shared batches and a heartbeat."""

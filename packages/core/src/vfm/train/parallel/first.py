@@ -1,4 +1,4 @@
-"""The tasks of rank 0 before and after training: it builds the weights of a sharded model, and exports them."""
+"""Build the weights of a sharded model in rank 0 before a training, and export them after it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matrix products in FP8 (`precision: amp_fp8`), by torchao."""
+"""Compute matrix products in FP8 by torchao (`precision: amp_fp8`)."""
 
 from __future__ import annotations
 

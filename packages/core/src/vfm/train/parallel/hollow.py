@@ -1,4 +1,4 @@
-"""Hollow weights: the shape, type and device of a weight, but a single stored number."""
+"""Hollow weights have the shape, type and device of a weight, but store a single number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fused kernels and padded widths in training: `runtime.kernels` and `runtime.pad_widths`."""
+"""Use fused kernels and padded widths in training (`runtime.kernels`, `runtime.pad_widths`)."""
 
 from __future__ import annotations
 

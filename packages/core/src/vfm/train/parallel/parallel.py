@@ -1,4 +1,4 @@
-"""Choose how a task runs: in a single process, replicated (DDP), or sharded (FSDP2)."""
+"""Choose whether a task runs in a single process, replicated (DDP), or sharded (FSDP2)."""
 
 from __future__ import annotations
 

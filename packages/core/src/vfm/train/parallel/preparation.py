@@ -1,4 +1,4 @@
-"""Preparation of a task's layers: compilation, channels-last, synchronised batch norm, selective checkpointing."""
+"""Prepare a task's layers by compilation, channels-last, synchronised batch norm and activation checkpointing."""
 
 from __future__ import annotations
 

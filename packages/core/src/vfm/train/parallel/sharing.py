@@ -1,4 +1,4 @@
-"""Sharing an evaluation's batches among processes: each computes some, and rank 0 receives all results.
+"""Share an evaluation's batches among processes. Each computes some, and rank 0 receives all results.
 
 The batches are the same as in a single process, so on equal machines the results are identical bit for bit.
 """

@@ -1,4 +1,4 @@
-"""Find near pairs of unit vectors: k-means divides them, then each is compared with earlier ones of its cluster."""
+"""Find near pairs of unit vectors. Each is compared with earlier ones of its k-means cluster."""
 
 # N vectors, K clusters, D width
 

@@ -1,4 +1,4 @@
-"""Filter of duplicates: equal URLs, texts or image files."""
+"""Drop equal URLs, texts or image files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filter of images that look like another one: by perceptual hashes of each image and of its variants, and by points.
+"""Drop images that look like another one, by perceptual hashes of an image and its variants, and by points.
 
 Two images are near if the first image's hash, or a variant's, is within the distance of the second image's hash. Near
 hashes agree on some choice of their blocks (see `block_masks`), so each hash is written once for each choice into

@@ -1,4 +1,4 @@
-"""Filter of texts that are nearly the same: MinHash finds candidates, which are then compared exactly.
+"""Drop texts that are nearly the same. MinHash finds candidates, and these are compared exactly.
 
 Signatures are computed by tasks, one for each shard. Texts that agree on a band meet in buckets on disk.
 """

@@ -1,4 +1,4 @@
-"""Find images that may show the same content: an inverted index of the words of their points, on disk.
+"""Find images that may show the same content, by an inverted index of the words of their points on disk.
 
 Points that share a word meet in a bucket, and each pair of their images gets a vote for a rotation and a scale. Two
 votes that agree make a candidate. Memory holds a bucket, whatever the number of images.

@@ -1,4 +1,4 @@
-"""Find images with the same content in a pool: candidates by shared words, each verified by an alignment.
+"""Find images with the same content in a pool. Candidates share words, and an alignment verifies each.
 
 Verification is one task for each shard of the pool. It holds the points of two shards, 8 kB an image at most.
 """

@@ -1,4 +1,4 @@
-"""Filter of images with the same content by a CLIP model: k-means into clusters, then pairs within each cluster."""
+"""Drop images with the same content by a CLIP model, in pairs within each k-means cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filters by the user's own lists: hosts, words and uids. Each process reads a list once."""
+"""Filter by the user's own lists of hosts, words and uids. Each process reads a list once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work of the filter `where`: the texts for which a condition holds, and what each part of the condition drops."""
+"""Find the texts for which a condition holds, and count what each part of the condition drops."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cascade R-CNN: box heads that successively refine boxes, and a mask head.
+"""Cascade R-CNN with box heads that successively refine boxes, and a mask head.
 
 torchvision provides region proposals, matching and RoIAlign, but no cascade, no class-agnostic box regression and no
 sigmoid losses. With one stage and a softmax this is torchvision's Mask R-CNN, with three stages the cascade used by

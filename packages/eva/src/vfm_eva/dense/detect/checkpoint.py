@@ -1,4 +1,4 @@
-"""Save and load detectors: a folder with the encoder in timm's layout, the head's weights, and the settings."""
+"""Save and load detectors as a folder with the encoder in timm's layout, the head's weights, and the settings."""
 
 from __future__ import annotations
 

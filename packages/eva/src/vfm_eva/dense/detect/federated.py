@@ -1,4 +1,4 @@
-"""The federated loss for large vocabularies: each batch trains the classes it contains and some drawn negatives."""
+"""The federated loss for large vocabularies. A batch trains the classes it contains and some drawn negatives."""
 
 # K classes
 

@@ -1,4 +1,4 @@
-"""A detector: dense encoder, feature pyramid, region proposals and cascade."""
+"""A detector with dense encoder, feature pyramid, region proposals and cascade."""
 
 # B images, S side of the input, C channels
 

@@ -1,4 +1,4 @@
-"""Region proposals: torchvision's network with detectron2's anchors and losses."""
+"""Region proposals by torchvision's network with detectron2's anchors and losses."""
 
 # A anchors per location, L levels
 

@@ -1,4 +1,4 @@
-"""The work of `eva.import_detector`: import EVA's released detection checkpoints, with every key accounted for."""
+"""Import EVA's released detection checkpoints, with every key accounted for (`eva.import_detector`)."""
 
 from __future__ import annotations
 

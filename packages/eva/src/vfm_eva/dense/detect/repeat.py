@@ -1,4 +1,4 @@
-"""Repeat factors: images with rare classes are repeated, as `vfm.data.RepeatedEpochs` draws them."""
+"""Repeat images with rare classes, as `vfm.data.RepeatedEpochs` draws them."""
 
 # N images, K classes
 

@@ -1,4 +1,4 @@
-"""The work of `eva.detect`: build the detector and its samples, and train."""
+"""Build the detector and its samples for `eva.detect`, and train."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work of `eva.import_dense`: copy a model in transformers' layout, and match its classes to a dataset's."""
+"""Copy a model in transformers' layout, and match its classes to a dataset's (`eva.import_dense`)."""
 
 from __future__ import annotations
 

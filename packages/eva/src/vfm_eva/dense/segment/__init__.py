@@ -1,1 +1,1 @@
-"""Segmentation with an encoder: queries in its last blocks, or a linear or UperNet head on its maps."""
+"""Segmentation by queries in an encoder's last blocks, or by a linear or UperNet head on its maps."""

@@ -1,4 +1,4 @@
-"""Semantic segmentation with a head on an encoder's maps: a linear layer or UperNet."""
+"""Semantic segmentation with a linear layer or UperNet on an encoder's maps."""
 
 # B images, K classes, D width, h and w rows and columns of patches, S side of the input
 

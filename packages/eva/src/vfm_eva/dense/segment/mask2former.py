@@ -1,4 +1,4 @@
-"""EVA-01's segmenter, for its released weights: an encoder with a ViT-Adapter and Mask2Former's decoders.
+"""EVA-01's segmenter for its released weights, with a ViT-Adapter and Mask2Former's decoders.
 
 The decoders are transformers' classes. To train new segmenters, use queries in the last blocks (`queries.py`).
 Sources: Cheng et al. 2022, Mask2Former (arXiv:2112.01527), with the sizes of EVA-01 (arXiv:2211.07636).

@@ -1,4 +1,4 @@
-"""The work of `eva.import_segmenter`: import EVA's released segmentation checkpoints, with every key accounted for.
+"""Import EVA's released segmentation checkpoints, with every key accounted for (`eva.import_segmenter`).
 
 EVA-01's files (Mask2Former on a ViT-Adapter) have the names in `mask2former_layout`. EVA-02's files (UperNet) have:
 

@@ -1,4 +1,4 @@
-"""Samples for training a segmenter: a crop with the masks and classes of its segments."""
+"""Crops with the masks and classes of their segments, for training a segmenter."""
 
 # M segments, S side of a crop
 

@@ -1,4 +1,4 @@
-"""The loss of a set of predictions: class and mask losses of matched queries, class `none` for the other queries.
+"""Class and mask losses of matched queries. Other queries are trained as class `none`.
 
 Source: Cheng et al. 2022, Mask2Former (arXiv:2112.01527), section 3.3, summed over the predictions of all depths.
 """

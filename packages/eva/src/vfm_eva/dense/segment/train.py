@@ -1,4 +1,4 @@
-"""The work of `eva.segment`: build the segmenter and its samples, and train."""
+"""Build the segmenter and its samples for `eva.segment`, and train."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The students of `eva.pretrain`: vision transformers whose patches are masked, and other networks."""
+"""Students of `eva.pretrain`. They are vision transformers whose patches are masked, and other networks."""
