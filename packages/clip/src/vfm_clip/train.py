@@ -37,6 +37,7 @@ def train_clip(config: ClipTrain, ctx: Context) -> ClipCheckpoint:
     datasets = {str(each.data): ctx.load(each.data) for each in config.portions}
     balanced = config.loading.sampler == "balanced"
     check_datasets(datasets, config.portions, config.language, config.global_batch_size, balanced=balanced)
+    # A sharded model is built in rank 0 alone. Other ranks receive their parts later.
     with weights_from_first(config.runtime):
         clip, towers, merge = initial_model(config, ctx)
     task = ClipTask(
@@ -51,10 +52,12 @@ def train_clip(config: ClipTrain, ctx: Context) -> ClipCheckpoint:
     weights = language_weights(config.language, next(iter(datasets.values())))
     data, make = training_data(config, list(datasets.values()), clip, weights)
     warn_of_readers(data.source, config, ctx)
+    # All processes have the same first samples, so one panel is enough.
     if is_main():
         ctx.panel(first_samples_panel(data, make, ctx.directory))
     fit(task, data, config, replace(ctx, send=_diagnosis(config, ctx)))
     with exporting(config.runtime, ctx):
+        # LoRA's updates are merged, so that the export is an ordinary model.
         merge()
         checkpoint = task.export(ctx.directory)
     incompatibility = open_clip_incompatibility(clip)
@@ -77,6 +80,7 @@ def initial_model(config: ClipTrain, ctx: Context) -> tuple[ClipModel, Sequence[
     module: Any = clip.module
     if config.grad_checkpointing:
         module.set_grad_checkpointing()
+    # Weights that no checkpoint has are trained even in a frozen tower.
     new: set[str] = set()
     if config.init_vision:
         take = config.vision.normalization == "encoder"
@@ -94,6 +98,7 @@ def initial_model(config: ClipTrain, ctx: Context) -> tuple[ClipModel, Sequence[
     bias = config.loss.logit_bias
     if bias:
         init_logit_bias(clip, bias)
+    # A SigLIP model has a bias that a softmax loss ignores.
     elif getattr(module, "logit_bias", None) is not None:
         ctx.warn(f"{clip.name} was trained with SigLIP's sigmoid loss; loss {config.loss.type} does not use its bias")
     if config.logit_scale.init:

@@ -158,6 +158,7 @@ def _line(details: ErrorDetails, location: tuple[str | int, ...], model: type[Ba
         field = owner.model_fields.get(str(location[-1])) if owner else None
         return "is required" + (f" ({field.description})" if field and field.description else "")
     if kind in ("literal_error", "union_tag_invalid", "enum"):
+        # pydantic joins the last two choices by "or".
         allowed = context.get("expected") or context.get("expected_tags", "")
         return f"{_short(given)} is not a valid choice; choose from {allowed.replace(' or ', ', ')}"
     if kind == "value_error":
@@ -167,10 +168,12 @@ def _line(details: ErrorDetails, location: tuple[str | int, ...], model: type[Ba
     if kind == SENTENCE:
         return str(context["line"])
     if kind in BOUNDS:
+        # These errors have a single bound, such as `ge`.
         (bound,) = context.values()
         return f"must be {BOUNDS[kind]} {bound:g}, got {_short(given)}"
     message = details["msg"]
     if message.startswith("Input should be "):
+        # The rest of pydantic's sentence repeats the kind of the error.
         expected = re.split(", (?:unable|got)", message.removeprefix("Input should be "))[0]
         return f"expected {expected.replace('a valid i', 'an i').replace('a valid ', 'a ')}, got {_short(given)}"
     if kind == "string_pattern_mismatch":

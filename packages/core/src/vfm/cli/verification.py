@@ -185,6 +185,7 @@ def _compare_inputs(store: Path, outside: Sequence[OutsideInput]) -> list[str]:
             if change:
                 state = "[red]changed[/]"
             table.add_row(escape(source.path), f"{len(source.files):,}", state, behind(source))
+    # Hashes of large files are kept, so that the next check reads only changed ones.
     check.save()
     if outside:
         console.print(table)

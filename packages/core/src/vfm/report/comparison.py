@@ -88,6 +88,7 @@ def result_table(name: str, entries: Entries) -> ResultTable | None:
             empty = Result(metric.name, metric.unit, metric.n, metric.chance, [], main)
             result = results.setdefault(metric.name, empty)
             test = None
+            # Paired tests need the same items.
             if run != first and data[run] == data[first]:
                 key = (metric.model, metric.name)
                 test = _paired(items[first].get(key), items[run].get(key), first, f"{run}: {metric.model}")

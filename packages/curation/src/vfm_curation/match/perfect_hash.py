@@ -72,6 +72,7 @@ def _place(
     for slot in range(num_slots):
         slots[2 * slot + 1] = NO_ENTRY
     taken = np.zeros(num_slots, np.bool_)
+    # Large buckets are the hardest to place, so they come first while most slots are free.
     for bucket in hardest:
         runs = order[ends[bucket] - sizes[bucket] : ends[bucket]]
         for pilot in range(MAX_PILOT):
@@ -84,6 +85,7 @@ def _place(
                 num_free += 1
             if num_free == len(runs):
                 break
+            # This pilot collides. Free the slots that it has taken, and try the next one.
             for run in runs[:num_free]:
                 taken[pilot_slot(keys[run], pilot, U(num_slots))] = False
         else:

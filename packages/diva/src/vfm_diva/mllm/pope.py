@@ -121,6 +121,7 @@ def draw_pope(
     for number in drawn:
         absent = [name for name in known if name not in objects[number]]
         for present in objects[number][:per_image]:
+            # `random` keeps equal counts, so any absent object may be chosen.
             counts = dict.fromkeys(absent, 0)
             if split == "popular":
                 counts = {name: frequency[name] for name in absent}
@@ -131,6 +132,7 @@ def draw_pope(
                 chosen = likeliest
             else:
                 chosen = absent[int(generator.integers(len(absent)))]
+            # An image is asked about an object only once.
             absent.remove(chosen)
             questions += [ObjectQuestion(number, present, True), ObjectQuestion(number, chosen, False)]
     return questions

@@ -170,6 +170,7 @@ def _load_video_weights(
     weights = load_state_dict(file) if file.is_file() else {}
     encoder = load_state_dict(source.path / source.encoder / "model.safetensors")
     for name, value in weights.items():
+        # Rows of the head are matched by class name below.
         if name.startswith("attentive.linear."):
             continue
         if name in ("positions", "time", "attentive_time") and name in state:

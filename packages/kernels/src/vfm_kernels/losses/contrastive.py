@@ -162,6 +162,7 @@ def similarity_distillation(
             return (their_scale * their_queries[rows] @ their_keys.T).softmax(dim=1)
 
         if chunk_size is not None:
+            # The chunked loss takes a bias too. A softmax is not changed by one.
             zero = torch.zeros_like(scale)
             rows = soft_cross_entropy_rows(distributions)
             return chunked_pair_loss(queries, keys, scale, zero, rows, 0, chunk_size) / len(queries)

@@ -249,6 +249,7 @@ def _annotation(entry: dict[str, Any], index_of: dict[int, int]) -> Annotation |
     area = entry.get("area")
     identity = entry.get("id")
     box = None
+    # A box may be missing, it is then the box of the mask.
     if numbers is not None:
         if not isinstance(numbers, list) or len(numbers) != 4 or not all(map(is_number, numbers)):
             return BadAnnotation("bad_box", where)

@@ -222,6 +222,7 @@ class TarShard(ShardReader):
     def _read(self, row: int, key_in_tar: str, where: str, with_image: bool) -> Sample:
         if not files.is_inside(key_in_tar):
             raise BadSample("unsafe_path", where)
+        # Negative offsets stand for a reason why a member cannot be read.
         places = self._scan.places(row)
         if SPARSE in [offset for offset, _ in places]:
             raise BadSample("sparse_member", where)

@@ -46,6 +46,7 @@ def add_map_panels(
         maps = [truth[row]]
         maps += [maps_of_model[row] for maps_of_model in predicted.values()]
         sheet = join([image, *(overlay(image, label_map, colours) for label_map in maps)])
+        # The legend names only classes that one of the maps has.
         labels = np.unique(np.concatenate([label_map.ravel() for label_map in maps]))
         shown = with_legend(sheet, labels, source, colours)
         file = f"panels/map-{len(entries)}.jpg"

@@ -107,6 +107,7 @@ def _by_file(path: str, source: AnnotatedSource) -> Predict:
     labels = {number: label for label, number in enumerate(source.dataset.class_ids)}
 
     def predict(number: int, image: Image.Image | None) -> Segments:
+        # The file may have more images than the dataset, but not fewer.
         annotation = annotations.get(source.image_ids[number])
         if annotation is None:
             raise UserError(f"{path}: no annotation of image {source.image_ids[number]}")

@@ -79,6 +79,7 @@ def convert_llava(draft: Draft) -> None:
     if tower in OPENAI:
         draft.add("models.clip", "tower", source=OPENAI[tower], pretrained="openai")
     else:
+        # Any other name is a folder or a repository of the hub.
         draft.add("models.clip", "tower", source=tower if tower.startswith(("/", ".")) else f"hf-hub:{tower}")
     data = arguments.text("data_path")
     images = arguments.text("image_folder")

@@ -210,6 +210,7 @@ def _length(draft: Draft) -> Fields:
     command = draft.command
     batch = arguments.count("batch-size", 64)
     accumulated = arguments.count("accum-freq", 1)
+    # open_clip's batch is for one process and one accumulation step, vfm's is for a whole step.
     fields: Fields = {"global_batch_size": batch * command.all_processes * accumulated}
     if fields["global_batch_size"] != batch:
         draft.notes.append(

@@ -61,6 +61,7 @@ def _aligned(first: Points, second: Points, *, mirror: bool) -> Alignment | None
     theirs = _geometry(second[partners[chosen]])
     agree = agreeing(ours, theirs, mirror, LOOSE)
     matrix: NDArray[np.floating[Any]] = np.zeros((3, 2))
+    # Fit an affine map to the points that agree, select the points by the fit, and fit again.
     for _ in range(2):
         if agree.sum() < MIN_POINTS:
             return None
@@ -68,6 +69,7 @@ def _aligned(first: Points, second: Points, *, mirror: bool) -> Alignment | None
         matrix = np.linalg.lstsq(np.hstack([ours[agree, :2], ones]), theirs[agree, :2], rcond=None)[0]
         errors = np.linalg.norm(ours[:, :2] @ matrix[:2] + matrix[2] - theirs[:, :2], axis=1)
         agree = errors < TIGHT * max(1.0, abs(float(np.linalg.det(matrix[:2]))) ** 0.5)
+    # A copy is scaled about equally in both directions, and not sheared.
     stretches = np.linalg.svd(matrix[:2], compute_uv=False)
     turned = (np.linalg.det(matrix[:2]) < 0) == mirror
     covered = max(coverage(first, ours[agree]), coverage(second, theirs[agree]))

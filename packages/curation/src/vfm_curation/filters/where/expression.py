@@ -106,6 +106,7 @@ def _as_python(text: str) -> str:
 
 def _checked(part: ast.expr) -> ast.expr:
     """Check the calls, lists, constants and quantiles of a condition."""
+    # A quantile has a meaning only in a comparison with a column.
     compared: set[int] = set()
     for node in ast.walk(part):
         if isinstance(node, ast.Compare):

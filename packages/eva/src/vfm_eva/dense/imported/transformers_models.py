@@ -81,6 +81,7 @@ def import_dense(config: ImportDense, ctx: Context) -> DenseCheckpoint:
     left_out = classes.labels.count(-1)
     if left_out:
         ctx.log(f"{left_out} of {len(classes.labels)} classes of the model are not in {config.data}")
+    # A model that needs Python from its own files is refused.
     with without_custom_code(config.source):
         processor = transformers.AutoImageProcessor.from_pretrained(folder)
         model = auto_class(classes.family).from_pretrained(folder, use_safetensors=True)
