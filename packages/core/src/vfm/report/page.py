@@ -220,7 +220,8 @@ def render(
     for entry in run.stages:
         bad.extend((entry, reason, count) for reason, count in entry.manifest.get("bad_samples", {}).items())
         warnings.extend((entry, message) for message in entry.manifest.get("warnings", ()))
-    style, *scripts = ((FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "overlay.js", "page.js"))
+    style = (FOLDER / "page.css").read_text(encoding="utf-8")
+    scripts = [(FOLDER / name).read_text(encoding="utf-8") for name in ("overlay.js", "page.js")]
     script = "".join(scripts)
     environment.globals.update(color=color, format=number_format, metric_in_words=metric_in_words)
     page = environment.get_template("page.html.j2").render(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import scipy  # imports `scipy.special` when it is used
 
@@ -28,10 +29,10 @@ def detectable_difference(
 
     Source: Cohen 1988, Statistical power analysis for the behavioral sciences, chapter 2.
     """
-    levels = [0.5 + CONFIDENCE / 2, 1 - ALPHA / 2 / max(1.0, num_tests), POWER]
-    if num_seeds:
-        half, test, power = (float(scipy.special.stdtrit(num_seeds - 1, level)) for level in levels)
-    else:
-        half, test, power = (float(scipy.special.ndtri(level)) for level in levels)
+    # Quantiles of Student's distribution over seeds, of the normal distribution over items.
+    quantile = partial(scipy.special.stdtrit, num_seeds - 1) if num_seeds else scipy.special.ndtri
+    half = float(quantile(0.5 + CONFIDENCE / 2))
+    test = float(quantile(1 - ALPHA / 2 / max(1.0, num_tests)))
+    power = float(quantile(POWER))
     low, high = interval
     return (high - low) / 2 / half * (test + power) / math.sqrt(times_items)

@@ -10,6 +10,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,10 +60,9 @@ class Vocabulary:
         self.folder = folder
         self.num_words = state["num_words"]
         self.progress: dict[str, Any] = state["progress"]
-        self.words, self.pairs = (
-            SpillingCounter(folder and folder / name, max_counted=max_counted, num_files=state[name])
-            for name in ("words", "pairs")
-        )
+        counter = partial(SpillingCounter, max_counted=max_counted)
+        self.words = counter(folder and folder / "words", num_files=state["words"])
+        self.pairs = counter(folder and folder / "pairs", num_files=state["pairs"])
         self.add(texts)
 
     def add(self, texts: Iterable[str]) -> None:

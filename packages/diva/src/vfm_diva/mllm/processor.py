@@ -87,5 +87,5 @@ def chat_template(prompt: str, later_prompt: str, end: str) -> str:
 
 def _template_around(words: str, text: str) -> str:
     """Put a template in the place of `{question}` in a text."""
-    before, after = ("{{ " + json.dumps(part) + " }}" for part in text.split("{question}"))
-    return before + words + after
+    before, after = text.split("{question}")
+    return "{{ " + json.dumps(before) + " }}" + words + "{{ " + json.dumps(after) + " }}"

@@ -147,7 +147,9 @@ class Classifier(Task[LabeledImages]):
             for index, batch in enumerate(micro_batches):
                 reseed(index)
                 parts.append(call(batch, self.encode)[1])
-        features, targets, labels = (torch.cat([part[name] for part in parts]) for name in parts[0])
+        features = torch.cat([part["features"] for part in parts])
+        targets = torch.cat([part["targets"] for part in parts])
+        labels = torch.cat([part["labels"] for part in parts])
         features = features.float().requires_grad_()
         loss, metrics = self._loss(head.of_step(features), targets, labels)
         # The head and its norm see all samples of the step at once. Encoders are then replayed with these gradients,

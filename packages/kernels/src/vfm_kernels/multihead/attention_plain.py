@@ -57,7 +57,11 @@ def attention_plain_backward(
     dtype = q.dtype
     q, k = _rotated(q, pattern), _rotated(k, pattern)
     weights = torch.exp2(at_least_fp32(_scores(q, k, pattern)) / math.log(2) - lse[..., None])  # (B, H, N, N)
-    d_out, out, q, k, v = (at_least_fp32(tensor) for tensor in (d_out, out, q, k, v))
+    d_out = at_least_fp32(d_out)
+    out = at_least_fp32(out)
+    q = at_least_fp32(q)
+    k = at_least_fp32(k)
+    v = at_least_fp32(v)
     d_weights = torch.einsum("bnhd,bmhd->bhnm", d_out, v)
     # The sum over keys of weight times its gradient, which the softmax subtracts, equals output times its gradient.
     delta = (d_out * out).sum(dim=-1).transpose(1, 2)[..., None]  # (B, H, N, 1)

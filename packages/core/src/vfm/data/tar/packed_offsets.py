@@ -93,7 +93,10 @@ class PackedScan:
 
     def _keys_of(self, block: int) -> list[str]:
         base, values = self._ends
-        start, stop = (base if values is None else base + int(values[block + n]) for n in range(2))
+        start = stop = base
+        if values is not None:
+            start = base + int(values[block])
+            stop = base + int(values[block + 1])
         return zlib.decompress(self._names[start:stop]).decode().split("\0")
 
 

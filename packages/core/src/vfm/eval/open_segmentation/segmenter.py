@@ -173,7 +173,8 @@ def padded_to_patches(
         patch_size: Height and width of a patch.
         colour: Colour of the padding.
     """
-    height, width = (step * -(-side // step) for side, step in zip(pixels.shape[:2], patch_size, strict=True))
+    height = patch_size[0] * -(-pixels.shape[0] // patch_size[0])
+    width = patch_size[1] * -(-pixels.shape[1] // patch_size[1])
     padded = np.broadcast_to(np.array(colour, dtype=np.uint8), (height, width, 3)).copy()
     padded[: pixels.shape[0], : pixels.shape[1]] = pixels
     return padded

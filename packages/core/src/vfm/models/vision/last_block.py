@@ -134,7 +134,9 @@ def _open_clip_split(block: ResidualAttentionBlock) -> Callable[[Tensor, Tensor 
     def split(tokens: Tensor, rope: Tensor | None, grid: tuple[int, int]) -> LastBlock:
         y = block.ln_1(tokens)
         parts = F.linear(y, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
-        q, k, v = (_heads(part, attention.num_heads) for part in parts)
+        q = _heads(parts[0], attention.num_heads)
+        k = _heads(parts[1], attention.num_heads)
+        v = _heads(parts[2], attention.num_heads)
         forward = lambda z: z + block.ls_2(block.mlp(block.ln_2(z)))  # noqa: E731
         return LastBlock(tokens, q, k, v, grid, nn.Identity(), project, forward)
 

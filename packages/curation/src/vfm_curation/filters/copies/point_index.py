@@ -51,9 +51,14 @@ def candidate_pairs(
     votes = Buckets(folder / "votes", VOTE_BUCKETS * number)
     for table in index:
         ordered = table.sort_by([("word", "ascending"), ("rank", "ascending")])
-        names = ("word", "rank", "size", "angle", "mirrored")
-        word, rank, size, angle, mirrored = (ordered[name].to_numpy() for name in names)
-        pairs, turns, scales, mirrors = votes_of(word, rank, size, angle, mirrored, num_references)
+        pairs, turns, scales, mirrors = votes_of(
+            ordered["word"].to_numpy(),
+            ordered["rank"].to_numpy(),
+            ordered["size"].to_numpy(),
+            ordered["angle"].to_numpy(),
+            ordered["mirrored"].to_numpy(),
+            num_references,
+        )
         voted = {"pair": pairs, "turn": turns, "scale": scales, "mirrored": mirrors}
         votes.add(pa.table(voted), splitmix64(pairs) % votes.number)
     parts = []
