@@ -53,23 +53,23 @@ def evaluate(
     """Evaluate models on datasets, all on the same items. Finished evaluations are cached.
 
     Args:
-        models: one or several models, the first of which is the baseline of the comparisons: the artifact or folder of
+        models: One or several models, the first of which is the baseline of the comparisons: the artifact or folder of
             a checkpoint, open_clip name and tag (`ViT-B-32,openai`), timm name, `hf-hub:org/model`, or file. The keys
             of a mapping name the models.
-        data: one or several datasets: artifacts, paths, or names of a suite's datasets below `root`. The keys of a
+        data: One or several datasets: artifacts, paths, or names of a suite's datasets below `root`. The keys of a
             mapping name the datasets.
-        tasks: kinds of `eval.*`: zero_shot, retrieval, linear_probe, knn, ...; default: all that fit the data.
+        tasks: Kinds of `eval.*`: zero_shot, retrieval, linear_probe, knn, .... Default: all that fit the data.
         suite: diva29, datacomp38, small, or a YAML file like them.
-        root: folder of a suite's datasets.
-        train: training images for probes and kNN; default: `train` next to the data.
-        languages: languages of the captions.
-        resize: how images are resized to the model's size: model, shortest, longest, squash.
-        by: column of the data, for whose values scores are also reported.
-        set: values by `NAME.FIELD` that override the evaluation's recipe.
-        store: folder of artifacts and runs.
-        name: name of the run in the store.
-        jobs: number of concurrent evaluations, each in a process. "ray": as many as a Ray cluster has room for.
-        progress: show progress bars and messages.
+        root: Folder of a suite's datasets.
+        train: Training images for probes and kNN. Default: `train` next to the data.
+        languages: Languages of the captions.
+        resize: How images are resized to the model's size: model, shortest, longest, squash.
+        by: Column of the data, for whose values scores are also reported.
+        set: Values by `NAME.FIELD` that override the evaluation's recipe.
+        store: Folder of artifacts and runs.
+        name: Name of the run in the store.
+        jobs: Number of concurrent evaluations, each in a process. "ray": as many as a Ray cluster has room for.
+        progress: Show progress bars and messages.
 
     Returns:
         The run, whose table has a row for each metric of each model, with intervals and paired tests.

@@ -65,13 +65,13 @@ def run_written(
     """Write a recipe, run it, and print its results.
 
     Args:
-        manager: the plugins.
-        recipe: the file. An earlier recipe in it is replaced, unless the user wrote or changed it.
-        text: the recipe.
+        manager: The plugins.
+        recipe: The file. An earlier recipe in it is replaced, unless the user wrote or changed it.
+        text: The recipe.
         overrides: `NAME.FIELD=VALUE` each.
-        store: folder of artifacts and runs.
-        dry_run: only write the recipe, check it with the overrides, and print the command that runs it with them.
-        quiet: print errors only.
+        store: Folder of artifacts and runs.
+        dry_run: Only write the recipe, check it with the overrides, and print the command that runs it with them.
+        quiet: Print errors only.
 
     Raises:
         UserError: If the file is the user's, or the recipe has a mistake.

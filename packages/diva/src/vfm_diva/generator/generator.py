@@ -111,15 +111,15 @@ def build_generator(
     """Create a generator with random weights, conditioned on a joint space or on text states.
 
     Args:
-        image_size: side of the images.
-        embed_dim: width of the joint space. None means that text states condition it, without a condition map.
-        num_tokens: context tokens that an embedding is mapped to.
-        condition_width: width of the context tokens or of the text states.
-        layers: layers of the map from the joint space.
-        network: configuration of the network. The default is a small UNet.
-        prediction: target of the network.
-        space: space in which it denoises. The default is pixels.
-        seed: seed of the weights.
+        image_size: Side of the images.
+        embed_dim: Width of the joint space. None means that text states condition it, without a condition map.
+        num_tokens: Context tokens that an embedding is mapped to.
+        condition_width: Width of the context tokens or of the text states.
+        layers: Layers of the map from the joint space.
+        network: Configuration of the network. The default is a small UNet.
+        prediction: Target of the network.
+        space: Space in which it denoises. The default is pixels.
+        seed: Seed of the weights.
 
     Raises:
         UserError: If the size does not fit the network.
@@ -158,7 +158,7 @@ def load_generator(checkpoint: GeneratorCheckpoint, *, weights: bool = True) -> 
     """Load a generator from a checkpoint.
 
     Args:
-        checkpoint: a `diva.prior` or a pretrained text-to-image model, in diffusers' layout.
+        checkpoint: A `diva.prior` or a pretrained text-to-image model, in diffusers' layout.
         weights: False reads only the configurations, and the parts are on the meta device.
 
     Raises:
@@ -225,13 +225,13 @@ def sample_images(
     """Sample images, uint8 (B, 3, S, S), by DDIM, or by Euler steps for flow. A seed always gives the same noise.
 
     Args:
-        generator: diffusion model.
-        conditioning: conditioning of each image.
-        image_size: side S of the images. The default is the generator's training size.
-        empty: empty conditioning for classifier-free guidance. Without it there is no guidance.
-        guidance: scale of the guidance. Above 1 the condition is followed more strongly than in training.
-        num_steps: passes of the network.
-        seed: seed of the initial noise.
+        generator: Diffusion model.
+        conditioning: Conditioning of each image.
+        image_size: Side S of the images. The default is the generator's training size.
+        empty: Empty conditioning for classifier-free guidance. Without it there is no guidance.
+        guidance: Scale of the guidance. Above 1 the condition is followed more strongly than in training.
+        num_steps: Passes of the network.
+        seed: Seed of the initial noise.
 
     Sources: Song et al. 2020, DDIM (arXiv:2010.02502), and Ho and Salimans 2022, classifier-free guidance
     (arXiv:2207.12598).

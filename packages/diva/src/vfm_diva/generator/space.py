@@ -25,10 +25,10 @@ class Space(nn.Module):
     """Map from images to the samples that are denoised, and its inverse.
 
     Attributes:
-        name: name for messages.
-        channels: number C of channels.
-        downscale: ratio S / h.
-        has_posterior: whether an image has a distribution of samples, from which noise can draw.
+        name: Name for messages.
+        channels: Number C of channels.
+        downscale: Ratio S / h.
+        has_posterior: Whether an image has a distribution of samples, from which noise can draw.
     """
 
     has_posterior: bool = False
@@ -41,7 +41,7 @@ class Space(nn.Module):
         """Map uint8 (B, 3, S, S) to float32 samples (B, C, h, h).
 
         Args:
-            images: images.
+            images: Images.
             noise: unit-normal noise, (B, C, h, h), that draws from the posterior. None takes its mean.
         """
 
@@ -172,7 +172,7 @@ def load_space(folder: Path, *, weights: bool = True) -> Space:
     """Load the space in which a generator works.
 
     Args:
-        folder: folder in diffusers' layout.
+        folder: Folder in diffusers' layout.
         weights: False reads only the configuration, and the VAE is on the meta device.
 
     Returns:
@@ -228,9 +228,9 @@ def check_scale(space: Space, network: Any, folder: Path) -> None:
     an `AutoencoderTiny` are scaled already, and a `VQModel`'s are not scaled.
 
     Args:
-        space: space of the VAE.
-        network: the denoiser.
-        folder: folder of the generator, for messages.
+        space: Space of the VAE.
+        network: The denoiser.
+        folder: Folder of the generator, for messages.
 
     Raises:
         UserError: If the scale belongs to another family, or to none.
@@ -258,8 +258,8 @@ def load_model(kind: Any, folder: Path, *, weights: bool) -> nn.Module:
     """Load a diffusers model from its folder.
 
     Args:
-        kind: class of the model.
-        folder: folder with its configuration and weights.
+        kind: Class of the model.
+        folder: Folder with its configuration and weights.
         weights: False gives a model on the meta device that costs no memory.
 
     Raises:

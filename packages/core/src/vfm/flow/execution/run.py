@@ -49,14 +49,14 @@ def run_plan(
     """Run the steps of a plan whose artifacts are missing.
 
     Args:
-        recipe: the checked recipe.
-        steps: its plan.
-        store: store for the artifacts.
-        send: receives every event.
-        directory: folder of the run; None: chosen by `open_run`.
-        fresh: run every step again, cached or not.
-        only: run only these steps of the plan, and do not record the run as finished.
-        jobs: number of concurrent steps. If more than one, each runs in a subprocess (`vfm.flow.execution.parallel`).
+        recipe: The checked recipe.
+        steps: Its plan.
+        store: Store for the artifacts.
+        send: Receives every event.
+        directory: Folder of the run. None: chosen by `open_run`.
+        fresh: Run every step again, cached or not.
+        only: Run only these steps of the plan, and do not record the run as finished.
+        jobs: Number of concurrent steps. If more than one, each runs in a subprocess (`vfm.flow.execution.parallel`).
             ray: as many as a Ray cluster has room for.
 
     Raises:
@@ -85,9 +85,9 @@ def run_one(step: Step, send: Send, job: Job | None = None) -> bool:
     """Run one step under its lock, unless its artifact exists.
 
     Args:
-        step: the step.
-        send: receives its events.
-        job: as in `execute`.
+        step: The step.
+        send: Receives its events.
+        job: As in `execute`.
 
     Returns:
         Whether the step had to run.

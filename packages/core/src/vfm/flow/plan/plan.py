@@ -73,9 +73,9 @@ def make_plan(recipe: Recipe, store: Store, announce: Callable[[str], None] = la
     them. Equal identities mean equal results, so a published artifact is never made again.
 
     Args:
-        recipe: the recipe.
-        store: store of the artifacts.
-        announce: called with a line before many bytes are read.
+        recipe: The recipe.
+        store: Store of the artifacts.
+        announce: Called with a line before many bytes are read.
 
     Raises:
         UserError: If an outside file is missing or cannot be read, a published artifact lacks files, belongs to another
@@ -133,9 +133,9 @@ def check_identity(step: Step, identity: str, folder: Path) -> None:
     """Check that a folder belongs to a step, since its name only has eight digits of the identity.
 
     Args:
-        step: the step.
-        identity: the identity in the folder's record.
-        folder: the folder.
+        step: The step.
+        identity: The identity in the folder's record.
+        folder: The folder.
 
     Raises:
         UserError: If the folder belongs to another identity.

@@ -18,8 +18,8 @@ def preflight(steps: Sequence[Step], *, fresh: bool = False) -> None:
     """Run the preflight checks of every stage that will run.
 
     Args:
-        steps: the plan.
-        fresh: all steps will run again, so none of their artifacts is known.
+        steps: The plan.
+        fresh: All steps will run again, so none of their artifacts is known.
 
     Raises:
         UserError: If checks fail. The message has one line for each.

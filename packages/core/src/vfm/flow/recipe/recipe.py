@@ -24,13 +24,13 @@ class Recipe:
     """A checked recipe, in which every stage is valid and every input has an artifact of the right type.
 
     Attributes:
-        name: name of the run.
-        description: purpose of the recipe.
-        stages: the stages in order.
-        text: its YAML without credentials. With a base or `--set`, this is the resolved recipe.
-        bases: names of the base recipes, nearest first.
-        file: its file, if it has one.
-        places: file and line of each stage, for messages. Empty if the recipe has no file.
+        name: Name of the run.
+        description: Purpose of the recipe.
+        stages: The stages in order.
+        text: Its YAML without credentials. With a base or `--set`, this is the resolved recipe.
+        bases: Names of the base recipes, nearest first.
+        file: Its file, if it has one.
+        places: File and line of each stage, for messages. Empty if the recipe has no file.
     """
 
     name: str
@@ -73,10 +73,10 @@ def load_recipe(
     """Read and validate a recipe.
 
     Args:
-        source: path of a YAML file, or the name of a shipped recipe.
-        known: stage types by kind.
+        source: Path of a YAML file, or the name of a shipped recipe.
+        known: Stage types by kind.
         overrides: `NAME.FIELD=VALUE` each, the value in YAML.
-        absent_path: placeholder for each `path` of data that the recipe leaves open; empty: an open path is a mistake.
+        absent_path: Placeholder for each `path` of data that the recipe leaves open. Empty: an open path is a mistake.
 
     Raises:
         UserError: If there are mistakes. The message has one line for each: file and line, dotted key, allowed values.
@@ -100,13 +100,13 @@ def parse_recipe(
     """Validate the text of a recipe, as `load_recipe` does.
 
     Args:
-        text: the YAML.
-        known: stage types by kind.
+        text: The YAML.
+        known: Stage types by kind.
         overrides: `NAME.FIELD=VALUE` each, the value in YAML.
-        name: name of the recipe.
-        where: name of its file in error messages.
-        file: the file. A relative path in `base` starts from its folder.
-        absent_path: as in `load_recipe`.
+        name: Name of the recipe.
+        where: Name of its file in error messages.
+        file: The file. A relative path in `base` starts from its folder.
+        absent_path: As in `load_recipe`.
 
     Raises:
         UserError: If there are mistakes. The message has one line for each.

@@ -25,11 +25,11 @@ class RecipeSource:
     """The keys of a recipe, with the file and line, or the `--set` option, that each comes from.
 
     Attributes:
-        where: name of the recipe's file.
-        value: the keys, including the keys of the base.
-        places: file and line by key path.
+        where: Name of the recipe's file.
+        value: The keys, including the keys of the base.
+        places: File and line by key path.
         overridden: `--set` option by key path.
-        bases: names of the base recipes, nearest first.
+        bases: Names of the base recipes, nearest first.
     """
 
     where: str
@@ -98,10 +98,10 @@ def read_source(text: str, where: str, folder: Path, chain: Sequence[Path] = ())
     since the two types have different fields.
 
     Args:
-        text: the recipe.
-        where: name of its file, for error messages.
-        folder: folder that a relative path in `base` starts from.
-        chain: files being read, the recipe first and this file last.
+        text: The recipe.
+        where: Name of its file, for error messages.
+        folder: Folder that a relative path in `base` starts from.
+        chain: Files being read, the recipe first and this file last.
 
     Raises:
         UserError: If the text is not valid YAML, `base` names no recipe or leads back to this one, or a stage has no
@@ -244,9 +244,9 @@ class Mistakes:
         """Add a mistake with the `--set` option or nearest known line of its key.
 
         Args:
-            path: path of the value.
-            key: its name for the user.
-            message: the mistake.
+            path: Path of the value.
+            key: Its name for the user.
+            message: The mistake.
         """
         source = self.source
         place = path

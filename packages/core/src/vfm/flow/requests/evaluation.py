@@ -48,14 +48,14 @@ class EvaluationPlan:
     """The models to evaluate and how. `stages`, `scores` and `left_out` grow as tasks are added.
 
     Attributes:
-        models: the models. The others are compared with the first.
-        known: stage types by kind.
-        languages: languages of the captions; empty: languages of the dataset.
-        resize_modes: ways to resize images; None: the model's way.
-        suite: the list of datasets, for messages; empty: none.
-        stages: fields of the stages.
-        scores: entries of the summary.
-        left_out: datasets and tasks that are not evaluated.
+        models: The models. The others are compared with the first.
+        known: Stage types by kind.
+        languages: Languages of the captions. Empty: languages of the dataset.
+        resize_modes: Ways to resize images. None: the model's way.
+        suite: The list of datasets, for messages. Empty: none.
+        stages: Fields of the stages.
+        scores: Entries of the summary.
+        left_out: Datasets and tasks that are not evaluated.
     """
 
     models: Sequence[Input]
@@ -74,10 +74,10 @@ def evaluation_recipe(
     """Write the recipe as YAML.
 
     Args:
-        plan: the models, and how to evaluate them.
-        datasets: the datasets.
-        tasks: the tasks; empty: the tasks of the suite, or else all that fit each dataset.
-        description: description of the recipe.
+        plan: The models, and how to evaluate them.
+        datasets: The datasets.
+        tasks: The tasks. Empty: the tasks of the suite, or else all that fit each dataset.
+        description: Description of the recipe.
 
     Raises:
         UserError: If a task is unknown or fits no dataset or model, or a name is used twice.

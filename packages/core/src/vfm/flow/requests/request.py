@@ -27,14 +27,14 @@ class EvaluationRequest:
     Attributes:
         models: `[NAME=]MODEL` each, as for `model_input`. The first is the baseline of the comparisons.
         data: `[NAME=]PATH` of a dataset each, or the name of a dataset in a suite.
-        suite: a list of datasets: diva29, datacomp38, small, or a YAML file like them.
-        root: folder of a suite's datasets.
-        tasks: kinds of `eval.*` without the prefix; empty: the tasks of the suite, or all that fit the data.
-        train: training images for probes and kNN; empty: `train` next to the data.
-        languages: languages of the captions; empty: languages of the dataset.
-        resize: how images are resized to the model's size, each of `RESIZE_MODES`.
-        data_options: further fields of the stages that import the data.
-        by: column of the data, for whose values scores are also reported.
+        suite: A list of datasets: diva29, datacomp38, small, or a YAML file like them.
+        root: Folder of a suite's datasets.
+        tasks: Kinds of `eval.*` without the prefix. Empty: the tasks of the suite, or all that fit the data.
+        train: Training images for probes and kNN. Empty: `train` next to the data.
+        languages: Languages of the captions. Empty: languages of the dataset.
+        resize: How images are resized to the model's size, each of `RESIZE_MODES`.
+        data_options: Further fields of the stages that import the data.
+        by: Column of the data, for whose values scores are also reported.
     """
 
     models: Sequence[str]
@@ -53,8 +53,8 @@ def requested_recipe(request: EvaluationRequest, known: Mapping[str, type[Stage]
     """Write the recipe as YAML.
 
     Args:
-        request: models, datasets and tasks.
-        known: stage types by kind.
+        request: Models, datasets and tasks.
+        known: Stage types by kind.
 
     Raises:
         UserError: If there is no such model, dataset or task, or nothing fits.

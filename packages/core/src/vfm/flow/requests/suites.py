@@ -77,10 +77,10 @@ class SkippedDataset:
     """A dataset, or a task on a dataset, that is not evaluated.
 
     Attributes:
-        title: name in tables.
-        group: its group in the suite.
-        why: the reason.
-        ways: the means that would include it; empty: all.
+        title: Name in tables.
+        group: Its group in the suite.
+        why: The reason.
+        ways: The means that would include it. Empty: all.
     """
 
     title: str
@@ -93,8 +93,8 @@ def load_suite(source: str, known: Mapping[str, type[Stage]] | None = None) -> S
     """Load a suite by the name of a shipped one, or by the path of a YAML file.
 
     Args:
-        source: the name or the path.
-        known: stage types by kind, for files that users write; None: the kinds of its datasets are not checked.
+        source: The name or the path.
+        known: Stage types by kind, for files that users write. None: the kinds of its datasets are not checked.
 
     Raises:
         UserError: If there is no such suite, or it has a mistake.
@@ -152,9 +152,9 @@ def find_datasets(
     """Split the datasets of a suite into present and missing ones.
 
     Args:
-        suite: the suite.
-        root: folder of the datasets.
-        known: stage types by kind.
+        suite: The suite.
+        root: Folder of the datasets.
+        known: Stage types by kind.
 
     Returns:
         Datasets under `root`, and missing ones with how to download them.
@@ -199,9 +199,9 @@ def shipped_dataset(name: str, root: str, known: Mapping[str, type[Stage]]) -> E
     """Find the dataset of this name in any shipped suite, if a suite has it.
 
     Args:
-        name: name of the dataset.
-        root: folder of the datasets.
-        known: stage types by kind.
+        name: Name of the dataset.
+        root: Folder of the datasets.
+        known: Stage types by kind.
 
     Raises:
         UserError: If a suite has it, but it is not under `root`.

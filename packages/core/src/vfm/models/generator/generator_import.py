@@ -69,9 +69,9 @@ def import_generator(source: str, directory: Path) -> GeneratorCheckpoint:
     copied.
 
     Args:
-        source: a folder in diffusers' layout, also as `local-dir:folder`, or `hf-hub:org/model`, with `@revision` for a
+        source: A folder in diffusers' layout, also as `local-dir:folder`, or `hf-hub:org/model`, with `@revision` for a
             commit, branch or tag.
-        directory: folder of the copy.
+        directory: Folder of the copy.
 
     Raises:
         UserError: If diffusers is not installed, the model does not exist or is not in diffusers' layout, or a

@@ -48,8 +48,8 @@ def check_parts(folder: Path, source: str) -> None:
     A part is expected if its folder exists or `model_index.json` names it.
 
     Args:
-        folder: folder of the model.
-        source: origin of the model, for errors.
+        folder: Folder of the model.
+        source: Origin of the model, for errors.
 
     Raises:
         UserError: If diffusers is not installed, a part is missing, or it does not fit its configuration.
@@ -93,8 +93,8 @@ def check_encoder_classes(index: Mapping[str, Any], file: Path) -> None:
     The index may name any module, or a Python file in the part's folder. diffusers would import it.
 
     Args:
-        index: content of `model_index.json`.
-        file: path of the index, for the error.
+        index: Content of `model_index.json`.
+        file: Path of the index, for the error.
 
     Raises:
         UserError: If a part belongs to another library.
