@@ -37,12 +37,12 @@ class HeldOutAlarm:
 
 
 class PretrainAlarm(Alarm):
-    """Compares a pre-training run with a constant prediction, which ignores the image.
+    """Compares a pre-training run with a constant prediction that ignores the image.
 
     The best constant prediction has the loss `-R`, where R is the length of the targets' mean direction. EVA-01's
     published curve is below -0.65 after the first of 150 epochs and falls to -0.75 without ever rising. So after a
-    grace period the loss must be below the constant prediction's and must not rise, and predictions must differ.
-    A log line reports R for a single batch. As the distribution of targets does not change, R is averaged over lines.
+    grace period the loss must be below the constant prediction's and must not rise, and predictions must differ. A log
+    line reports R for a single batch. As the distribution of targets does not change, R is averaged over lines.
 
     Args:
         ctx: The stage's context.

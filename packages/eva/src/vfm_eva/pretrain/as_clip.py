@@ -141,7 +141,11 @@ def _check_recorded(config: EvaClip, encoder: VisionCheckpoint, identity: str | 
 
 
 def _student(encoder: VisionCheckpoint | None, stage: Stage | None, ctx: Preflight) -> nn.Module | None:
-    """Build the student without weights, or return None if it depends on a stage that has not run."""
+    """Build the student without weights.
+
+    Returns:
+        The student. None if it depends on a stage that has not run.
+    """
     with torch.device("meta"):
         if encoder:
             return build_vision(f"local-dir:{encoder.path}")

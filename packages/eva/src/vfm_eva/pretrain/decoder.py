@@ -15,7 +15,9 @@ __all__ = ["MaskDecoder", "sincos_positions"]
 
 
 class MaskDecoder(nn.Module):
-    """A small transformer over all positions: encoded tokens for visible patches, mask tokens for the others.
+    """A small transformer over all positions.
+
+    It takes encoded tokens for visible patches, and mask tokens for the others.
 
     Args:
         student_width: D.
@@ -68,6 +70,15 @@ class MaskDecoder(nn.Module):
 
 
 def sincos_positions(grid: tuple[int, int], width: int, num_prefix_tokens: int) -> Tensor:
-    """Build fixed position embeddings, (1, P + N, W), with zeros for prefix tokens (MAE)."""
+    """Build fixed sine-cosine position embeddings (MAE).
+
+    Args:
+        grid: Rows and columns of the patches.
+        width: Width W of a token.
+        num_prefix_tokens: Number P of prefix tokens. Their embeddings are zero.
+
+    Returns:
+        (1, P + N, W).
+    """
     positions = build_sincos2d_pos_embed(list(grid), width)
     return torch.cat([positions.new_zeros(num_prefix_tokens, width), positions])[None]

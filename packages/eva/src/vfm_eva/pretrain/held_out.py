@@ -65,6 +65,11 @@ def check_masked_patches(config: MaskedPatches, ctx: Preflight) -> None:
 def evaluate_masked_patches(config: MaskedPatches, ctx: Context, encoders: Mapping[str, Any]) -> Evaluated:
     """Evaluate encoders by the mean cosine between prediction and target over masked patches.
 
+    Args:
+        config: Settings of the evaluation.
+        ctx: Context of the stage.
+        encoders: Models by name.
+
     Raises:
         UserError: If an encoder has no mask token and head, or there is no teacher.
     """

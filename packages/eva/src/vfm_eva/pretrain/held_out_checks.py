@@ -21,7 +21,7 @@ def check_held_out(config: EvaPretrain, known: Known) -> None:
 
     Args:
         config: The training stage.
-        known: Looks up an input, or returns None if it does not exist yet: `Preflight.artifact` or `Context.load`.
+        known: Looks up an input, if it exists: `Preflight.artifact` or `Context.load`.
 
     Raises:
         UserError: If a teacher is missing or its width differs.
@@ -46,6 +46,11 @@ def check_held_out(config: EvaPretrain, known: Known) -> None:
 def check_width(predicted: int, width: int, where: str) -> None:
     """Check that a head predicts as many channels as a teacher's features have.
 
+    Args:
+        predicted: Channels of the head.
+        width: Channels of the features.
+        where: Name of the evaluation, for the error.
+
     Raises:
         UserError: If the check fails.
     """
@@ -54,7 +59,7 @@ def check_width(predicted: int, width: int, where: str) -> None:
 
 
 def _width(entry: EvaTeacher, known: Known) -> int | None:
-    """Find the number of channels of a target, or None if it does not exist yet."""
+    """Find the number of channels of a target, if it exists."""
     source = known(entry.teacher or entry.targets) if entry.target.has_features else None  # type: ignore[arg-type]
     if source is None:
         return None

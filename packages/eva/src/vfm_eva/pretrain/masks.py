@@ -20,17 +20,47 @@ __all__ = ["MaskedData", "Masks", "block_exact_masks", "block_masks", "random_ma
 
 
 def block_masks(mask: Mask, seeds: Tensor, grid: tuple[int, int], num_masked: int) -> Tensor:
-    """Draw masks of rectangles, (B, N), with at most `num_masked` patches."""
+    """Draw masks of rectangles with at most `num_masked` patches.
+
+    Args:
+        mask: Settings of the masks.
+        seeds: Seed of each mask, (B,).
+        grid: Rows and columns of the patches.
+        num_masked: Largest number of masked patches.
+
+    Returns:
+        (B, N), True = masked.
+    """
     return block_mask(seeds, grid, num_masked)
 
 
 def block_exact_masks(mask: Mask, seeds: Tensor, grid: tuple[int, int], num_masked: int) -> Tensor:
-    """Draw masks of rectangles, (B, N), with exactly `num_masked` patches."""
+    """Draw masks of rectangles with exactly `num_masked` patches.
+
+    Args:
+        mask: Settings of the masks.
+        seeds: Seed of each mask, (B,).
+        grid: Rows and columns of the patches.
+        num_masked: Number of masked patches.
+
+    Returns:
+        (B, N), True = masked.
+    """
     return block_mask_exact(seeds, grid, num_masked)
 
 
 def random_masks(mask: Mask, seeds: Tensor, grid: tuple[int, int], num_masked: int) -> Tensor:
-    """Draw masks of single patches, (B, N), with exactly `num_masked` patches."""
+    """Draw masks of single patches with exactly `num_masked` patches.
+
+    Args:
+        mask: Settings of the masks.
+        seeds: Seed of each mask, (B,).
+        grid: Rows and columns of the patches.
+        num_masked: Number of masked patches.
+
+    Returns:
+        (B, N), True = masked.
+    """
     return random_mask(seeds, grid, num_masked)
 
 
@@ -76,7 +106,15 @@ class MaskedData:
     def steps(
         self, start_step: int, num_steps: int, *, rank: int = 0, world_size: int = 1, micro_batch_size: int
     ) -> Iterator[list[Batch[EvaInputs]]]:
-        """Yield the steps of `data` with masks. A mask depends only on (seed, step, sample)."""
+        """Yield the steps of `data` with masks. A mask depends only on (seed, step, sample).
+
+        Args:
+            start_step: First step.
+            num_steps: Step after the last one.
+            rank: Number of this process.
+            world_size: Number of processes.
+            micro_batch_size: Samples of a micro-batch.
+        """
         steps = self.data.steps(
             start_step, num_steps, rank=rank, world_size=world_size, micro_batch_size=micro_batch_size
         )

@@ -19,7 +19,7 @@ from vfm_kernels import gather_tokens, resultant_length, token_cosine
 
 @dataclass(frozen=True)
 class TeacherFeatures:
-    """A teacher's features for a batch, which the student predicts."""
+    """A teacher's features for a batch. The student predicts them."""
 
     patches: Tensor  # (B, K, T)
     image: Tensor | None = None  # (B, T)
@@ -76,7 +76,13 @@ class Objective(nn.Module):
         return self.phi_s is None and self.teacher.is_cosine
 
     def targets(self, inputs: EvaInputs, grid: tuple[int, int], index: Tensor) -> TeacherFeatures:
-        """Compute the targets of a batch at the patches `index`, (B, K)."""
+        """Compute the targets of a batch.
+
+        Args:
+            inputs: Inputs of the batch.
+            grid: Rows and columns of the student's patches.
+            index: Patches whose targets are needed, (B, K).
+        """
         if self.class_weight:
             assert isinstance(self.teacher, Teacher)
             patches, image = self.teacher.patches_and_image(inputs, grid)
@@ -118,7 +124,13 @@ class Objective(nn.Module):
         return total, parts
 
     def patch_loss(self, prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-        """Compute the mean loss over the counted patches. Arguments are as in `PatchTarget.patch_loss`."""
+        """Compute the mean loss over the counted patches.
+
+        Args:
+            prediction: As in `PatchTarget.patch_loss`.
+            target: As in `PatchTarget.patch_loss`.
+            counted: As in `PatchTarget.patch_loss`.
+        """
         compare = self.teacher.patch_loss if self.phi_s is None else squared_error
         return compare(prediction, target, counted)
 

@@ -24,7 +24,15 @@ STRIPES = (215, 245)  # alternating greys
 
 
 def cosine_sheet(task: EvaTask, source: Source, make: Make[EvaViews], masks: Masks, directory: Path) -> ImagesPanel:
-    """Write images, masked images and cosine maps side by side into `directory`, and build their panel."""
+    """Show images, masked images and cosine maps side by side.
+
+    Args:
+        task: The trained task.
+        source: Images to show.
+        make: Makes the inputs of an image.
+        masks: Draws the masks.
+        directory: Folder to write the images into.
+    """
     first = next(iter(eval_batches(source, make, min(NUM_IMAGES, len(source)))))
     (batch,) = masks.add([first])
     inputs = batch.inputs
@@ -84,7 +92,10 @@ def _heat(values: Tensor, grid: tuple[int, int], side: int) -> NDArray[np.uint8]
 
 
 def _stripes(side: int) -> NDArray[np.uint8]:
-    """Draw the fill of masked patches, (S', S', 1): unlike plain grey, stripes are not mistaken for the image."""
+    """Draw the fill of masked patches, (S', S', 1).
+
+    Unlike plain grey, stripes are not mistaken for the image.
+    """
     diagonal = np.add.outer(np.arange(side), np.arange(side)) * MAP_SIDE // side
     return np.where(diagonal // 3 % 2, *STRIPES).astype(np.uint8)[..., None]
 

@@ -22,7 +22,15 @@ __all__ = ["check_class_token", "masked", "student_grid", "visible_only"]
 
 @contextmanager
 def masked(student: Any, mask_token: Tensor, bool_mask: Tensor) -> Iterator[None]:
-    """Replace masked patch embeddings by the mask token within the context, before positions are added (EVA, BEiT)."""
+    """Replace masked patch embeddings by the mask token within the context.
+
+    They are replaced before positions are added (EVA, BEiT).
+
+    Args:
+        student: A timm vision transformer.
+        mask_token: (D,).
+        bool_mask: (B, N), True = masked.
+    """
 
     def replace(module: nn.Module, inputs: Any, patch_tokens: Tensor) -> Tensor:
         if patch_tokens.ndim == 4:  # students for images of any size keep rows and columns: (B, rows, columns, D)

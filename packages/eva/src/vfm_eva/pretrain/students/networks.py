@@ -20,7 +20,17 @@ __all__ = ["freeze_unused", "map_tokens", "target_grid"]
 def map_tokens(
     student: Any, pixels: Tensor, grid: tuple[int, int], *, with_image: bool
 ) -> tuple[Tensor | None, Tensor]:
-    """Compute a network's pooled feature, (B, E), if it is taught, and its feature map on a grid, (B, N, D)."""
+    """Compute a network's feature map on a grid, and its pooled feature.
+
+    Args:
+        student: Any network of timm.
+        pixels: Normalised images, (B, 3, S, S).
+        grid: Rows and columns of the result.
+        with_image: Whether the pooled feature is taught.
+
+    Returns:
+        The pooled feature (B, E), if it is taught, and the map (B, N, D).
+    """
     features = student.forward_features(pixels)
     image = student.forward_head(features, pre_logits=True) if with_image else None
     planes = _planes(student, features)
