@@ -132,7 +132,7 @@ def draw_pope(
                 chosen = likeliest
             else:
                 chosen = absent[int(generator.integers(len(absent)))]
-            # An image is asked about an object only once.
+            # An object occurs in one question of an image at most.
             absent.remove(chosen)
             questions += [ObjectQuestion(number, present, True), ObjectQuestion(number, chosen, False)]
     return questions
