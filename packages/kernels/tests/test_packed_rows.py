@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vfm_kernels import attention
 from vfm_kernels.layers.packed_rows import packed_row, positions_of_row
 
 timm = pytest.importorskip("timm")
@@ -83,6 +84,17 @@ def test_a_row_has_the_outputs_of_a_padded_batch_with_fewer_tokens() -> None:
     torch.testing.assert_close(row[0], tokens[present], rtol=1e-4, atol=1e-4)
     assert row.shape[1] == 30
     assert padded.shape[0] * padded.shape[1] == 64
+
+
+def test_sequences_of_a_row_are_not_multiplied_with_one_another_on_a_cpu() -> None:
+    q, k, v = torch.randn(3, 1, 100, 2, 16, generator=torch.Generator().manual_seed(0))
+    ends = torch.tensor([0, 3, 3, 10, 100], dtype=torch.int32)
+    expected = attention(q, k, v, cu_seqlens=ends)
+    v[:, 3:10] = float("nan")  # a weight of zero would spread it
+    mixed = attention(q, k, v, cu_seqlens=ends)
+    assert mixed[:, 3:10].isnan().all()
+    torch.testing.assert_close(mixed[:, 10:], expected[:, 10:])
+    torch.testing.assert_close(mixed[:, :3], expected[:, :3])
 
 
 def test_what_a_row_cannot_hold_is_refused() -> None:

@@ -1,5 +1,6 @@
 """Mathematics that vfm's methods share: masks, token operations, losses and kernels for vision transformers."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from vfm_kernels.dispatch.dispatch import Kernels, not_supported_reasons, use_kernels
@@ -27,6 +28,7 @@ from vfm_kernels.tokens.embedding import mask_tokens
 from vfm_kernels.tokens.tokens import gather_tokens, masked_index, patch_dropout_index, scatter_tokens
 
 if TYPE_CHECKING:
+    from vfm_kernels.layers.packed_rows import packed_row, positions_of_row
     from vfm_kernels.tokens.masking import block_mask, block_mask_exact, random_mask
 
 __all__ = [
@@ -54,10 +56,12 @@ __all__ = [
     "masked_cosine_loss",
     "masked_index",
     "not_supported_reasons",
+    "packed_row",
     "pad_patch_embed",
     "pad_swiglu",
     "padded",
     "patch_dropout_index",
+    "positions_of_row",
     "random_mask",
     "residual_of_subset",
     "resultant_length",
@@ -71,11 +75,12 @@ __all__ = [
     "use_kernels",
 ]
 
+ROWS = ("packed_row", "positions_of_row")
+
 
 def __getattr__(name: str) -> Any:
-    """Import the masks on first use, because they need NumPy."""
+    """Import on first use what needs NumPy (masks) or timm (rows)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from vfm_kernels.tokens import masking
-
-    return getattr(masking, name)
+    module = "layers.packed_rows" if name in ROWS else "tokens.masking"
+    return getattr(import_module(f"{__name__}.{module}"), name)

@@ -94,7 +94,7 @@ class Pattern(NamedTuple):
 
 def _check_positions(positions: Tensor, num_rows: int) -> None:
     """Require positions that are rows of the table of angles."""
-    if not _can_be_read(positions):
+    if not can_be_read(positions):
         _assert_on_device((positions < num_rows).all(), "expected positions below the number of rows of sin and cos")
     elif positions.numel() and positions.max() >= num_rows:
         raise ValueError(
@@ -104,7 +104,7 @@ def _check_positions(positions: Tensor, num_rows: int) -> None:
 
 def _check_lengths(cu_seqlens: Tensor, num_tokens: int, longest: int) -> None:
     """Require sequences that are not longer than the longest, for which alone kernels have programs."""
-    if not _can_be_read(cu_seqlens):
+    if not can_be_read(cu_seqlens):
         lengths_on_device = cu_seqlens.diff()
         rise = (cu_seqlens[0] == 0) & (cu_seqlens[-1] == num_tokens) & (lengths_on_device >= 0).all()
         _assert_on_device(rise, "expected cu_seqlens that rise from 0 to the number of tokens")
@@ -126,6 +126,6 @@ def _assert_on_device(holds: Tensor, expected: str) -> None:
     torch._assert_async(holds, expected)
 
 
-def _can_be_read(values: Tensor) -> bool:
+def can_be_read(values: Tensor) -> bool:
     """Check whether the host can read values without waiting for a device, and outside of a graph."""
     return not torch.compiler.is_compiling() and type(values) is Tensor and values.device.type == "cpu"

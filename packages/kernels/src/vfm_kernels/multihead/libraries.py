@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vfm_kernels.multihead.attention_op import attention_op
 from vfm_kernels.multihead.attention_plain import attention_plain, visible_keys
 from vfm_kernels.multihead.rope import rotate
-from vfm_kernels.pattern import Pattern
+from vfm_kernels.pattern import Pattern, can_be_read
 
 
 @cache
@@ -73,11 +73,23 @@ def run_fa3(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
 def run_sdpa(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, visible: Tensor | None = None) -> Tensor:
     """Run torch's `scaled_dot_product_attention` with the kernel that torch chooses."""
     q, k = _rotated(q, pattern), _rotated(k, pattern)
+    if pattern.cu_seqlens is not None and can_be_read(pattern.cu_seqlens):
+        return _each_sequence(q, k, v, pattern, pattern.cu_seqlens)
     mask = visible if pattern.cu_seqlens is None else visible_keys(q, pattern)
     q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
     causal = pattern.causal and mask is None
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=pattern.scale)
     return mixed.transpose(1, 2)
+
+
+def _each_sequence(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, cu_seqlens: Tensor) -> Tensor:
+    """Run torch's attention for each sequence of a row, where a mask would compute the scores between all of them."""
+    lengths = cu_seqlens.diff().tolist()
+    rows = [heads.transpose(1, 2).split(lengths, dim=2) for heads in (q, k, v)]
+    parts = []
+    for sequence in zip(*rows, strict=True):
+        parts.append(F.scaled_dot_product_attention(*sequence, is_causal=pattern.causal, scale=pattern.scale))
+    return torch.cat(parts, dim=2).transpose(1, 2)
 
 
 def run_sdpa_cudnn(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern) -> Tensor:
