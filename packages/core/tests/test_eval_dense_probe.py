@@ -29,6 +29,7 @@ from vfm.interfaces import (
     Artifact,
     ClipCheckpoint,
     Context,
+    Event,
     Preflight,
     Report,
     VisionCheckpoint,
@@ -163,6 +164,16 @@ def test_encoders_and_clip_towers_are_compared_on_the_same_pictures(tmp_path: Pa
     assert {"Classes by IoU", "Worst images"} <= {panel.title for panel in load_panels(report.path)}
     again = evaluate(probe(train="train", lrs=[1e-3, 1e-2]), tmp_path / "b", train=train, test=test, **models)
     assert [one.value for one in again.metrics] == [one.value for one in report.metrics]
+
+
+def test_a_probe_on_its_training_images_is_warned_of(tmp_path: Path) -> None:
+    data, model = scenes(tmp_path / "data", 6, 0), encoder(tmp_path / "vit")
+    events: list[Event] = []
+    inputs = {"train": data.path, "test": data.path, "vit": model.path}
+    context = Context("probe", tmp_path, tmp_path / "work", inputs, events.append)
+    probe(models=["vit"], train="train", steps=2, lrs=[1e-3]).run(context)
+    messages = [event.data["message"] for event in events if event.type == "warning"]
+    assert messages == ["6 of the 6 test images are also training images: the score says little about new images"]
 
 
 def test_without_training_images_each_picture_is_left_out_once(tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_damaged_cache_is_written_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [0, 3])
 def test_samples_are_added_at_any_width(width: int) -> None:
     kept = FeatureCache()
-    kept.update([2, 0], [b"c" * 32, b"a" * 32], torch.arange(2 * width).view(2, width).float())
-    kept.update([1], [b"b" * 32], torch.full((1, width), 9.0))
+    kept.update([2, 0], [b"c" * 64, b"a" * 64], torch.arange(2 * width).view(2, width).float())
+    kept.update([1], [b"b" * 64], torch.full((1, width), 9.0))
     assert kept.rows([0, 1, 2]).shape == (3, width)
     assert kept.rows([1, 2]).tolist() == [[9.0] * width, list(range(width))]

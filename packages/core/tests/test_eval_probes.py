@@ -560,8 +560,16 @@ def test_test_images_that_are_also_trained_on_are_a_warning(stage: object, tmp_p
     spec = DatasetSpec(label_key="cls", class_names=NAMES)
     size = write_rows(other, write_other, spec)
     new = LabeledDataset.create(other, num_samples=size, class_names=NAMES)  # the same keys, other images
-    expected = {known.path: ["42 of the 42 test images"], whole.path: ["42 of the 70 test images"], other: []}
-    for number, data in enumerate((known, whole, new)):
+    renamed = [(f"copy-{n}", {"png": png(NAMES[n], n + 1), "cls": str(n).encode()}) for n in range(7)]
+    size = write_rows(tmp_path / "renamed", renamed, spec)
+    copies = LabeledDataset.create(tmp_path / "renamed", num_samples=size, class_names=NAMES)
+    expected = {
+        known.path: ["42 of the 42 test images"],
+        whole.path: ["42 of the 70 test images"],
+        other: [],
+        copies.path: ["7 of the 7 test images"],
+    }
+    for number, data in enumerate((known, whole, new, copies)):
         run = run_in(tmp_path / str(number), train=known, data=data)
         stage.evaluate(run.ctx, ORACLES)  # type: ignore[attr-defined]
         warnings = [event.data["message"] for event in run.events if event.type == "warning"]

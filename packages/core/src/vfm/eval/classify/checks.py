@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from vfm.base import UserError
@@ -10,7 +9,7 @@ from vfm.data.prompts.templates import read_sentences, sentences_of
 from vfm.eval.base import FeatureEvaluation
 from vfm.eval.class_names import _first_difference, check_class_names
 from vfm.eval.classify.stages import Classify, LinearProbe, ZeroShot
-from vfm.interfaces import Artifact, Context, LabeledDataset, Preflight, Ref, TaggedImages
+from vfm.interfaces import Artifact, LabeledDataset, Preflight, Ref, TaggedImages
 
 
 def check_zero_shot(config: ZeroShot, ctx: Preflight) -> None:
@@ -94,22 +93,6 @@ def check_same_classes(
         raise UserError(
             f"expected the same classes in {config.train} and {config.data}, got {in_train!r} in {config.train} where"
             f" {config.data} has {in_data!r}"
-        )
-
-
-def warn_of_overlap(ctx: Context, train: Sequence[bytes], data: Sequence[bytes]) -> None:
-    """Warn if test items are also training items.
-
-    Args:
-        ctx: The stage's context.
-        train: Hash of each training item, with its key, class and image.
-        data: Hash of each test item.
-    """
-    shared = len(set(train) & set(data))
-    if shared:
-        ctx.warn(
-            f"{shared:,} of the {len(data):,} test images are also training images, with the same key and class: the"
-            " score says little about new images"
         )
 
 

@@ -21,13 +21,13 @@ from scipy.special import log_softmax
 
 from vfm.base import UserError
 from vfm.eval.base import ReadSettings
-from vfm.eval.classify.checks import check_same_classes, warn_of_overlap
+from vfm.eval.classify.checks import check_same_classes
 from vfm.eval.classify.stages import FewShot
 from vfm.eval.classify.zero_shot import zero_shot_classifier
 from vfm.eval.encode.encoders import logit_scale
 from vfm.eval.encode.features import encode_labeled
 from vfm.eval.encode.finite import check_finite
-from vfm.eval.encode.hashes import data_hash
+from vfm.eval.encode.hashes import data_hash, warn_of_overlap
 from vfm.eval.encode.ranking import label_ranks
 from vfm.interfaces import Context, Evaluated, LabeledDataset, LinesPanel, ModelResult, Series
 from vfm.models import ImageEncoder
@@ -110,7 +110,7 @@ def score_few_shot(
         width = known.features[name].shape[1]
         starts[name] = _start(name, model, data, settings, width, reading.batch_size)
     leave_to_first()
-    warn_of_overlap(ctx, known.digests, test.digests)
+    warn_of_overlap(ctx, known.image_digests, test.image_digests)
     results = {}
     curves = []
     for name, start in starts.items():

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vfm.eval.classify.checks import check_same_classes, warn_of_overlap
+from vfm.eval.classify.checks import check_same_classes
 from vfm.eval.classify.classification import encode_with_targets, result_from_scores
 from vfm.eval.classify.classification_panels import add_class_panels
 from vfm.eval.classify.stages import Knn
-from vfm.eval.encode.hashes import data_hash
+from vfm.eval.encode.hashes import data_hash, warn_of_overlap
 from vfm.eval.encode.ranking import MAX_SCORES, row_blocks
 from vfm.interfaces import Context, Evaluated
 from vfm.models import ImageEncoder
@@ -33,7 +33,7 @@ def evaluate_knn(config: Knn, ctx: Context, encoders: Mapping[str, ImageEncoder]
     known, known_targets = encode_with_targets(ctx, encoders, train, config.reading)
     test, targets = encode_with_targets(ctx, encoders, data, config.reading)
     leave_to_first()
-    warn_of_overlap(ctx, known.digests, test.digests)
+    warn_of_overlap(ctx, known.image_digests, test.image_digests)
     details = {"k": config.k, "temperature": config.temperature, "train_sha256": data_hash(train, known.digests)}
     results = {}
     for name in encoders:

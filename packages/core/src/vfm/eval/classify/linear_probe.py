@@ -19,14 +19,14 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from vfm.base import UserError
-from vfm.eval.classify.checks import check_same_classes, warn_of_overlap
+from vfm.eval.classify.checks import check_same_classes
 from vfm.eval.classify.classification import encode_with_targets, result_from_scores
 from vfm.eval.classify.classification_panels import add_class_panels
 from vfm.eval.classify.probe_features import with_probe_features
 from vfm.eval.classify.stages import LinearProbe
 from vfm.eval.classify.sweep import LRS, ProbeSchedule, split_validation
 from vfm.eval.classify.trained_probes import ProbeSettings, score_trained_probe
-from vfm.eval.encode.hashes import data_hash
+from vfm.eval.encode.hashes import data_hash, warn_of_overlap
 from vfm.interfaces import Context, Evaluated, LabeledDataset, LinesPanel, Series
 from vfm.models import ImageEncoder
 from vfm.train import leave_to_first, resolve_device
@@ -78,7 +78,7 @@ def _evaluate_lbfgs(
     fitted, held_out = split_validation(known_labels, config.validation_fraction, config.seed)
     test, targets = encode_with_targets(ctx, encoders, data, config.reading)
     leave_to_first()
-    warn_of_overlap(ctx, known.digests, test.digests)
+    warn_of_overlap(ctx, known.image_digests, test.image_digests)
     train_hash = data_hash(train, known.digests)
     results = {}
     curves = []

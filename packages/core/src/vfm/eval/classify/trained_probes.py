@@ -18,14 +18,14 @@ from torch import Tensor
 from vfm.base import UserError
 from vfm.eval.base import ReadSettings
 from vfm.eval.classify.attentive_probe import AttentiveHead, PatchTokens
-from vfm.eval.classify.checks import check_same_classes, warn_of_overlap
+from vfm.eval.classify.checks import check_same_classes
 from vfm.eval.classify.classification import ClassDataset, encode_with_targets, result_from_scores
 from vfm.eval.classify.classification_panels import add_class_panels
 from vfm.eval.classify.stages import AttentiveProbe
 from vfm.eval.classify.sweep import LRS, NormedLinearHead, ProbeSchedule, Rows, head_scores, split_validation, sweep
 from vfm.eval.encode.features import Encoded
 from vfm.eval.encode.finite import check_finite
-from vfm.eval.encode.hashes import data_hash
+from vfm.eval.encode.hashes import data_hash, warn_of_overlap
 from vfm.eval.encode.row_files import row_files
 from vfm.interfaces import Context, Evaluated, LinesPanel, Series
 from vfm.models import ImageEncoder
@@ -91,7 +91,7 @@ def score_trained_probe(
         test, targets, test_features = _encode(ctx, encoders, data, settings, "test", reading, opened)
         # Features come from all processes, the heads are trained in the first.
         leave_to_first()
-        warn_of_overlap(ctx, known.digests, test.digests)
+        warn_of_overlap(ctx, known.image_digests, test.image_digests)
         split = _split(known_targets, settings)
         results = {}
         curves = []

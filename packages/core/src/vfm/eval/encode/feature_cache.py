@@ -1,6 +1,6 @@
 """Keep image features in the folder of the dataset. One evaluation writes them, and the next one reads them.
 
-    DATA/features/<key>.npz   numbers of the samples (N,), ascending, their digests (N, 32), unit vectors (N, D)
+    DATA/features/<key>.npz   numbers of the samples (N,), ascending, their digests (N, 64), unit vectors (N, D)
 
 The key covers the weights, the preprocessing, and the sizes and times of the image files (a dataset in the store has
 only their addresses), so an entry is never out of date. If writing fails, features are computed again.
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vfm.data import Source
+from vfm.eval.encode.hashes import ITEM_BYTES
 from vfm.storage.publishing import new_file
 from vfm.train.parallel.sharing import without_values
 
@@ -38,7 +39,7 @@ class FeatureCache:
 
     file: Path | None = None
     numbers: NDArray[np.int64] = field(default_factory=_no_numbers)
-    digests: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 32), np.uint8))
+    digests: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 2 * ITEM_BYTES), np.uint8))
     vectors: Tensor = field(default_factory=lambda: torch.empty(0, 0))
 
     @classmethod
@@ -52,7 +53,9 @@ class FeatureCache:
         # A missing file, or one torn by a full disk, is an empty cache; zip and numpy raise errors of many types on it.
         with suppress(Exception), file.open("rb") as stream:
             arrays = np.load(stream, allow_pickle=False)
-            return cls(file, arrays["numbers"], arrays["digests"], torch.from_numpy(arrays["vectors"]))
+            digests = arrays["digests"]
+            if digests.shape[1] == 2 * ITEM_BYTES:  # earlier versions stored no hash of the image alone
+                return cls(file, arrays["numbers"], digests, torch.from_numpy(arrays["vectors"]))
         return cls(file)
 
     def without_values(self) -> FeatureCache:
@@ -82,7 +85,7 @@ class FeatureCache:
         return self.vectors[torch.from_numpy(np.searchsorted(self.numbers, numbers))]
 
     def digest(self, number: int) -> bytes:
-        """Look up the hash of a cached sample's image and texts (`item_digest`)."""
+        """Look up the hashes of a cached sample (`sample_digest`)."""
         return bytes(self.digests[np.searchsorted(self.numbers, number)])
 
     def _save(self, file: Path) -> None:

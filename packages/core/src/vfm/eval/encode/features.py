@@ -20,7 +20,7 @@ from vfm.eval.base import ReadSettings
 from vfm.eval.encode.bad_samples import BadSamples
 from vfm.eval.encode.feature_cache import FeatureCache
 from vfm.eval.encode.finite import check_finite
-from vfm.eval.encode.hashes import item_digest
+from vfm.eval.encode.hashes import ITEM_BYTES, sample_digest
 from vfm.eval.encode.row_files import RowFile
 from vfm.interfaces import Context, LabeledDataset
 from vfm.models import ClipModel, ImageEncoder, PooledVision, Preprocess
@@ -43,12 +43,14 @@ class Encoded:
         numbers: Index of each sample in the dataset, to read its image again.
         samples: The samples without their images.
         digests: Hash of each sample, including its image (`item_digest`).
+        image_digests: Hash of each image alone.
         features: Features by the model's name, (N, D).
     """
 
     numbers: list[int]
     samples: list[Sample]
     digests: list[bytes]
+    image_digests: list[bytes]
     features: dict[str, Tensor]
 
     @property
@@ -134,7 +136,10 @@ def encode_dataset(
             check_finite(rows, name, [good[n][0].key for n in numbers])
 
     of_first(check_rows)
-    return Encoded(numbers, [good[n][0] for n in numbers], [good[n][1] for n in numbers], features)
+    samples = [good[number][0] for number in numbers]
+    digests = [good[number][1] for number in numbers]
+    of_items = [digest[:ITEM_BYTES] for digest in digests]
+    return Encoded(numbers, samples, of_items, [digest[ITEM_BYTES:] for digest in digests], features)
 
 
 def _caches(source: Source, encoders: Mapping[str, ImageEncoder]) -> dict[str, FeatureCache]:
@@ -276,6 +281,6 @@ def _decode(sample: Sample, fits: frozenset[Preprocess]) -> Decoded:
         image: Any = decode_image(sample.image, sample.key)
         if fits:
             image = FittedImage({preprocess: preprocess.fit(image) for preprocess in fits})
-        return sample, image, item_digest([sample.key, sample.texts, sample.label], [sample.image])
+        return sample, image, sample_digest([sample.key, sample.texts, sample.label], sample.image)
     except BadSample as bad:
         return bad

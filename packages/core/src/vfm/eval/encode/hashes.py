@@ -9,7 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from vfm.interfaces import Artifact
+from vfm.interfaces import Artifact, Context
+
+ITEM_BYTES = 32  # of sha256
 
 
 def item_digest(facts: Any, images: Sequence[bytes]) -> bytes:
@@ -19,9 +21,19 @@ def item_digest(facts: Any, images: Sequence[bytes]) -> bytes:
         facts: Key, texts, label, or anything that JSON can hold.
         images: Its image files.
     """
+    return _joined(facts, [hashlib.sha256(image).digest() for image in images])
+
+
+def sample_digest(facts: Any, image: bytes) -> bytes:
+    """Hash a sample like `item_digest`, and append the hash of its image file alone."""
+    hash_of_image = hashlib.sha256(image).digest()
+    return _joined(facts, [hash_of_image]) + hash_of_image
+
+
+def _joined(facts: Any, hashes: Sequence[bytes]) -> bytes:
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for image in images:
-        digest.update(hashlib.sha256(image).digest())
+    for hash_of_image in hashes:
+        digest.update(hash_of_image)
     return digest.digest()
 
 
@@ -31,6 +43,23 @@ def data_hash(dataset: Artifact, digests: Iterable[bytes]) -> str:
     for item in digests:
         digest.update(item)
     return digest.hexdigest()
+
+
+def warn_of_overlap(ctx: Context, train: Iterable[bytes], data: Sequence[bytes]) -> None:
+    """Warn if test images are also training images, whatever their keys and classes.
+
+    Args:
+        ctx: The stage's context.
+        train: Hash of each training image.
+        data: Hash of each test image.
+    """
+    known = set(train)
+    shared = sum(item in known for item in data)
+    if shared:
+        ctx.warn(
+            f"{shared:,} of the {len(data):,} test images are also training images: the score says little about new"
+            " images"
+        )
 
 
 def checkpoint_hash(checkpoint: Artifact) -> str:

@@ -9,6 +9,7 @@ is predicted by a head that was not trained on it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from vfm.eval.dense.checks import check_semantic
 from vfm.eval.dense.dense_panels import NUM_IMAGES, add_map_panels
 from vfm.eval.dense.stages import DenseProbe
 from vfm.eval.encode.finite import check_finite
-from vfm.eval.encode.hashes import data_hash, item_digest
+from vfm.eval.encode.hashes import ITEM_BYTES, data_hash, item_digest, warn_of_overlap
 from vfm.eval.encode.row_files import RowFile, row_files
 from vfm.eval.segmentation.patch_head import HeadTraining, predict_map, train_head
 from vfm.eval.segmentation.patch_neighbours import remember_patches
@@ -50,6 +51,7 @@ class DenseImages:
     source: AnnotatedSource
     numbers: list[int]  # in the dataset
     digests: list[bytes]
+    image_digests: list[bytes]
     files: dict[str, RowFile]  # by model
     labels: LabelReader
 
@@ -119,6 +121,8 @@ def evaluate_dense_probe(config: DenseProbe, ctx: Context, encoders: Mapping[str
         else:
             known = None
         leave_to_first()
+        if known:
+            warn_of_overlap(ctx, known.image_digests, test.image_digests)
         results: dict[str, ModelResult] = {}
         scored: dict[str, MeanIou] = {}
         predict: dict[str, Callable[[int], NDArray[np.int64]]] = {}
@@ -248,7 +252,9 @@ def _read(
 
     def read(number: int) -> tuple[Image.Image, bytes]:
         image = source.image(number)
-        return image, item_digest(source.keys[number], [image.tobytes(), source.semantic(number).tobytes()])
+        pixels = image.tobytes()
+        of_item = item_digest(source.keys[number], [pixels, source.semantic(number).tobytes()])
+        return image, of_item + hashlib.sha256(pixels).digest()
 
     def encode(batch: list[tuple[int, tuple[Image.Image, bytes]]]) -> list[_EncodedImage]:
         images = [image for _, (image, _) in batch]
@@ -273,7 +279,9 @@ def _read(
         digests.append(image.digest)
         for name, row in image.maps.items():
             files[name].append(row)
-    return DenseImages(source, numbers, digests, files, LabelReader(source, numbers))
+    of_items = [digest[:ITEM_BYTES] for digest in digests]
+    of_images = [digest[ITEM_BYTES:] for digest in digests]
+    return DenseImages(source, numbers, of_items, of_images, files, LabelReader(source, numbers))
 
 
 @dataclass(frozen=True)
