@@ -174,6 +174,7 @@ COMMANDS = {
     " --set 'choose.texts={en: json.en}' --set 'val.texts={en: json.en}'": "for name in pool few choose; do cp"
     f" flickr8k-train.tar $name.tar; done && {CLAIM}",
     "uv run vfm run eva_teachers": RUN_THERE,
+    "uv run vfm run radio_tiny": RUN_THERE,
     "uv run vfm run teacher.yaml": NOT_HERE,  # needs the images; packages/eva/tests/test_distill.py runs others
     "uv run vfm distill images.parquet --teacher store/runs/teacher/artifacts/clip --student convnext_atto"
     " --image-size 64 --steps 160 --batch-size 32 --probe val.parquet --train train.parquet"

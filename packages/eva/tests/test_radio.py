@@ -173,6 +173,7 @@ def test_three_teachers_on_two_sizes_train_one_student(tmp_path: Path, pool, tea
     assert all(map(math.isfinite, curve))
     assert model != STUDENT or sum(curve[-4:]) < sum(curve[:4])
     assert made.image_size == 64
+    assert (made.path / "pictures" / "cosine-0.png").is_file()
     student = load_vision(made).eval()
     with torch.no_grad():
         assert all(student(torch.zeros(1, 3, size, size)).isfinite().all() for size in (32, 64))
