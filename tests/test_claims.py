@@ -39,6 +39,8 @@ TRAININGS = {
         "teacher", "eva", "unmasked", "of_blank", "scratch", "from_eva", "from_unmasked", "from_blank",
         *(f"{start}masked_{percent}" for start in ("", "from_") for percent in (25, 75)),
     ],
+    "radio_tiny": ["clip", "position", "patches", "radio"],
+    "naflex_tiny": ["teacher", "square", "packed"],
     "dense_claim": ["teacher", "eva", "tuned_eva", "tuned_teacher", "tuned_untrained"],
     "vocabulary_claim": [
         "teacher", "eva", *(f"{start}_{count}" for start in ("eva", "random") for count in (12, 120)),
@@ -93,15 +95,18 @@ SHORT = [*MADE, "plain.num_samples=300", "pairs.pairs_per_pattern=4", "prior_pai
 SHORT += ["taught.global_batch_size=16", "clip.global_batch_size=16"]
 ENDS = [f"line_{arm}.evaluation.alphas=[0, 1]" for arm in TRAININGS["diva_retention"][3:]]
 CLAIM = [*MADE, "pairs.num_samples=150", "choose.num_samples=36"]
+OF_TEACHERS = [
+    "pool.num_samples=150", "dense.steps=4",
+    *(f"{name}{part}.num_samples=60" for name in ("classes", "places") for part in ("_train", "")),
+    *(f"scenes{part}.num_samples=16" for part in ("_train", "")),
+]  # fmt: skip
 DATA = {  # the others': MADE
     "eva_claim": CLAIM,
     "eva_claim_more": [*CLAIM, "pairs_2400.num_samples=150"],
     "eva_claim_rates": CLAIM,
-    "eva_teachers": [
-        "pool.num_samples=150", "dense.steps=4",
-        *(f"{name}{part}.num_samples=60" for name in ("classes", "places") for part in ("_train", "")),
-        *(f"scenes{part}.num_samples=16" for part in ("_train", "")),
-    ],
+    "eva_teachers": OF_TEACHERS,
+    "radio_tiny": OF_TEACHERS,
+    "naflex_tiny": ["pool.num_samples=150", "classes_train.num_samples=72", "classes.num_samples=72"],
     "metaclip_claim": [
         *MADE, "curated_words.target_size=60", *(f"{arm}.global_batch_size=16" for arm in TRAININGS["metaclip_claim"]),
     ],
@@ -180,6 +185,8 @@ SCORES = {
     "eva_teachers": "dense_miou",
     "eva_teachers_pairs": "image_retrieval_recall@10",
     "mask_claim": "samples_to_reach",
+    "radio_tiny": "dense_miou",
+    "naflex_tiny": "knn_acc1",
     "dense_claim": "dense_miou",
     "vocabulary_claim": "box_ap",
     "video_claim": "pair_accuracy",

@@ -80,3 +80,13 @@ def test_the_step_of_a_video_and_the_bare_loop_have_equal_losses(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "found.json").read_text())["mean losses apart"] < 1e-5
+
+
+def test_rows_have_the_losses_of_padded_batches_with_fewer_tokens(tmp_path):
+    found = run("padded", tmp_path, "--rounds", "1", "--row", "3")
+    for tokens, row in zip(found["tokens"].values(), found["measured"].values(), strict=True):
+        assert tokens["packed"] <= tokens["padded to the longest"] <= tokens["squares"]
+        assert row["losses apart"] < 1e-6
+        assert row["gradients apart"] < 1e-4
+    assert tokens["packed"] < 0.8 * tokens["padded to the longest"]  # of several resolutions
+    assert row["packed, bytes"] < 0.9 * row["padded, bytes"]

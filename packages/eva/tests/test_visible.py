@@ -15,7 +15,7 @@ from eva_toy import STUDENT, losses, random_inputs, run, stage
 from vfm.models import build_vision, load_clip, load_vision
 from vfm.plugin import AdamW
 from vfm.train import build_optimizer
-from vfm_eva.pretrain.decoder import MaskDecoder
+from vfm_eva.pretrain.students.decoder import MaskDecoder
 from vfm_eva.pretrain.task import EvaTask
 from vfm_eva.targets.teacher import Teacher
 from vfm_kernels import block_mask_exact, random_mask

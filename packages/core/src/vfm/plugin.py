@@ -3,6 +3,7 @@
 from vfm.base import (
     INCIDENTAL,
     Config,
+    Incidental,
     Part,
     UserError,
     connected_ray,
@@ -139,6 +140,7 @@ __all__ = [
     "GeneratorCheckpoint",
     "ImageDataset",
     "ImagesPanel",
+    "Incidental",
     "LabeledDataset",
     "LambConfig",
     "LastBlocks",

@@ -34,7 +34,7 @@ def build_student(config: EvaPretrain, start: VisionCheckpoint | None = None) ->
     with torch.device("meta"):
         default = build_vision(mapping)
     if has_patch_tokens(default):
-        if config.image_sizes:
+        if config.image_sizes or config.naflex:
             mapping = {**mapping, "dynamic_img_size": True}
         model = _transformer(config, mapping, image_size)
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -53,6 +55,10 @@ def eva_pretrain_cost(config: EvaPretrain, ctx: Preflight) -> Cost:
         bool_mask = torch.zeros(number, grid[0] * grid[1], dtype=torch.bool)
         return EvaInputs(images, bool_mask, *first, others=tuple(TeacherInputs(*tensors) for tensors in others))
 
+    if config.naflex:  # rows are estimated as square images of the student's size, as many as a row has room for
+        encoder: Any = task.student
+        num_tokens = grid[0] * grid[1] + encoder.num_prefix_tokens
+        config = config.model_copy(update={"micro_batch_size": max(1, config.naflex.row_tokens // num_tokens)})
     return estimate_training(task, inputs, config)
 
 

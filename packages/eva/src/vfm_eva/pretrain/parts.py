@@ -1,8 +1,8 @@
-"""Parts of EVA's configurations: masks, the student's initialization and regularization, and the decoder."""
+"""Parts of EVA's configurations: masks, the student's initialization and regularization, decoder, and packing."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -70,3 +70,17 @@ class Decoder(Config):
         if self.width % self.num_heads:
             raise ValueError(f"width must be a multiple of num_heads, {self.num_heads}; got {self.width}")
         return self
+
+
+class NaFlex(Config):
+    """Images of their own aspect ratio and resolution, packed into rows of tokens without padding."""
+
+    seq_lens: list[Annotated[int, Field(ge=4)]] = Field(
+        [256],
+        min_length=1,
+        description="most patches of an image, which is made smaller if it has more; of several numbers, each image"
+        " draws one",
+    )
+    row_tokens: int = Field(
+        4096, ge=4, description="tokens of a row, which is a forward pass, at most; with the class token of each image"
+    )

@@ -9,6 +9,7 @@ from vfm.models import has_patch_tokens
 from vfm.plugin import Preflight, Ref, SampleCache, UserError
 from vfm_eva.pretrain.building import build_student, num_masked
 from vfm_eva.pretrain.held_out_checks import check_held_out
+from vfm_eva.pretrain.naflex.student import check_row_student
 from vfm_eva.pretrain.pretrain import build_task, preprocesses_by_size
 from vfm_eva.pretrain.stages import EvaPretrain
 from vfm_eva.pretrain.students.masking import student_grid
@@ -37,6 +38,8 @@ def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
         student = build_student(config, start)
     grid = _grid(config, student)
     check_init(student, config.student.init)
+    if config.naflex:
+        check_row_student(student, max(config.naflex.seq_lens), config.naflex.row_tokens)
     targets = [entry.targets for entry in config.taught_by if entry.targets]
     for ref in targets:
         _check_targets(config, ctx, ref, grid)

@@ -21,15 +21,16 @@ from vfm.models import (
     transfer_weights,
 )
 from vfm.plugin import Context, ImageDataset, UserError, VisionCheckpoint
-from vfm.train import exporting, fit, is_main, resolve_device, show_panels, weights_from_first
+from vfm.train import Data, exporting, fit, is_main, resolve_device, show_panels, weights_from_first
 from vfm_eva.pretrain.alarm import PretrainAlarm
 from vfm_eva.pretrain.building import build_student, left_out, num_masked
-from vfm_eva.pretrain.decoder import MaskDecoder
 from vfm_eva.pretrain.held_out_checks import check_held_out
 from vfm_eva.pretrain.masks import MaskedData, Masks
 from vfm_eva.pretrain.objective import Objective
 from vfm_eva.pretrain.panels import cosine_sheet
+from vfm_eva.pretrain.row_task import RowTask, row_data
 from vfm_eva.pretrain.stages import EvaPretrain
+from vfm_eva.pretrain.students.decoder import MaskDecoder
 from vfm_eva.pretrain.students.masking import student_grid
 from vfm_eva.pretrain.task import EvaTask
 from vfm_eva.pretrain.weight_init import init_weights
@@ -52,7 +53,10 @@ def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
         task, make = task_from_teacher(config, ctx)
     check_held_out(config, ctx.load)
     masks = Masks(config.mask, task.grid, task.num_masked)
-    batches = MaskedData(TrainingData.of(config, open_samples(data, config, ctx), make), masks)
+    samples = open_samples(data, config, ctx)
+    batches: Data[Any] = MaskedData(TrainingData.of(config, samples, make), masks)
+    if isinstance(task, RowTask):
+        batches = row_data(config, task, samples)
     fit_statistics(task, batches, config, ctx)  # before `start`, whose heads are standardised with them
     with weights_from_first(config.runtime):
         init_weights(task, config.student.init, config.seed)
@@ -65,7 +69,8 @@ def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
     panels = [lambda: pca_sheet(task.encoder(), source, ctx.directory)] if task.has_patches else []
     # Other targets have no cosine that could be drawn for each patch.
     if task.teacher.is_cosine:
-        panels.insert(0, lambda: cosine_sheet(task, source, make, masks, ctx.directory))
+        views = make.sizes[-1] if isinstance(make, MakeSizes) else make  # the size of the masks
+        panels.insert(0, lambda: cosine_sheet(task, source, views, masks, ctx.directory))
     show_panels(ctx, *panels)
     return checkpoint
 
@@ -152,7 +157,8 @@ def build_task(config: EvaPretrain, student: nn.Module, *teachers: PatchTarget) 
         unique_name = name if names.count(name) == 1 else f"{name}_{number}"
         objectives.append(Objective(teacher, entry.weight, entry.class_weight, phi_s, unique_name, entry.gram_weight))
     decoder = _decoder(config, student) if config.encode == "visible" else None
-    return EvaTask(
+    task_type = RowTask if config.naflex else EvaTask
+    return task_type(
         student,
         objectives,
         num_masked=num_masked(config, student),
@@ -168,7 +174,7 @@ def _short_name(ref: str) -> str:
     return ref.rstrip("/").rsplit("/", 1)[-1].split("@", 1)[0]
 
 
-def fit_statistics(task: EvaTask, data: MaskedData, config: EvaPretrain, ctx: Context) -> None:
+def fit_statistics(task: EvaTask, data: Data[Any], config: EvaPretrain, ctx: Context) -> None:
     """Fit statistics of targets to the first training images, or load the statistics of an interrupted run."""
     for number, (objective, entry) in enumerate(zip(task.objectives, config.taught_by, strict=True)):
         if objective.statistics is None:
@@ -185,7 +191,7 @@ def fit_statistics(task: EvaTask, data: MaskedData, config: EvaPretrain, ctx: Co
 
 
 def _first_features(
-    task: EvaTask, number: int, data: MaskedData, config: EvaPretrain, num_steps: int
+    task: EvaTask, number: int, data: Data[Any], config: EvaPretrain, num_steps: int
 ) -> Iterator[Tensor]:
     """Yield a teacher's features for the images of the first steps, (B, N, T)."""
     device = resolve_device(config.runtime)
@@ -194,7 +200,7 @@ def _first_features(
     batch_size = config.micro_batch_size or config.global_batch_size
     for step in data.steps(0, min(num_steps, config.num_steps), micro_batch_size=batch_size):
         for inputs in (batch.to(device).inputs for batch in step if batch):
-            yield teacher.features_to_fit(inputs.of_teacher(number), task.grid_of(inputs.images))
+            yield task.features_to_fit(inputs, number)
 
 
 def _decoder(config: EvaPretrain, student: Any) -> MaskDecoder:

@@ -12,6 +12,7 @@ from vfm.plugin import (
     Artifact,
     ClipCheckpoint,
     CosineSchedule,
+    Incidental,
     Optimizer,
     Ref,
     SampleCache,
@@ -20,7 +21,7 @@ from vfm.plugin import (
     VisionCheckpoint,
     VisionPretraining,
 )
-from vfm_eva.pretrain.parts import BlockMask, Decoder, Mask, Student
+from vfm_eva.pretrain.parts import BlockMask, Decoder, Mask, NaFlex, Student
 from vfm_eva.targets.parts import EvaTeacher, Features, Target, TargetAugmentation
 
 
@@ -51,6 +52,12 @@ class EvaPretrain(VisionPretraining):
         [],
         description="several sizes in turn, one for each step (RADIO), in place of image_size; the encoder takes all of"
         " them, and is saved at the last; needs mask.ratio: 0",
+    )
+    # In the identity of a stage only if it is set, so that earlier artifacts keep theirs.
+    naflex: Annotated[NaFlex | None, Incidental(unless="naflex")] = Field(
+        None,
+        description="images of their own aspect ratio and resolution, packed into rows without padding (NaViT); a"
+        " teacher sees the same patches, at its own patch size; default: square images",
     )
     teacher: Ref[ClipCheckpoint | VisionCheckpoint] | None = Field(
         None, description="encoder that makes the target; give this, targets or teachers, unless the target needs none"
@@ -130,6 +137,30 @@ class EvaPretrain(VisionPretraining):
             raise ValueError("image_sizes needs a training without masks: set mask.ratio: 0")
         if self.image_sizes and any(entry.targets for entry in self.taught_by):
             raise ValueError("image_sizes needs the teacher itself: stored targets have one grid")
+        return self
+
+    @model_validator(mode="after")
+    def _packable(self) -> EvaPretrain:
+        if not self.naflex:
+            return self
+        if self.image_sizes:
+            raise ValueError("naflex and image_sizes exclude each other: set naflex.seq_lens")
+        for entry in self.taught_by:
+            if not isinstance(entry.target, Features) or entry.targets or entry.target.mosaic:
+                raise ValueError("naflex needs the features of a teacher that runs, without mosaics")
+            if entry.class_weight or entry.gram_weight:
+                raise ValueError("naflex is for losses of patches: leave out class_weight and gram_weight")
+        # Layers of a row see several images at once, and backward passes need the row's attention.
+        without = {
+            "student.drop_path": self.student.drop_path > 0,
+            "grad_checkpointing": self.grad_checkpointing,
+            "micro_batch_size": self.micro_batch_size is not None,
+            "runtime.compile": self.runtime.compile is not None,
+            "runtime.parallel: fsdp": self.runtime.parallel == "fsdp",
+        }
+        for setting, is_set in without.items():
+            if is_set:
+                raise ValueError(f"naflex does not support {setting}; naflex.row_tokens bounds the memory")
         return self
 
     @model_validator(mode="after")

@@ -20,9 +20,9 @@ from vfm.models import PooledVision, has_patch_tokens, save_vision, vision_prepr
 from vfm.plugin import UserError, VisionCheckpoint
 from vfm.train import Metrics, Task, relative_weights
 from vfm_eva.pretrain.alarm import HeldOutAlarm
-from vfm_eva.pretrain.decoder import MaskDecoder
-from vfm_eva.pretrain.objective import Objective
+from vfm_eva.pretrain.objective import Objective, TeacherFeatures
 from vfm_eva.pretrain.saved_heads import heads_of, load_added, saved_added
+from vfm_eva.pretrain.students.decoder import MaskDecoder
 from vfm_eva.pretrain.students.masking import check_class_token, masked, student_grid, visible_only
 from vfm_eva.pretrain.students.networks import freeze_unused, map_tokens, target_grid
 from vfm_eva.targets.images import EvaInputs
@@ -147,7 +147,17 @@ class EvaTask(Task[EvaInputs]):
         for number, objective in enumerate(self.objectives):
             targets.append(objective.targets(inputs.of_teacher(number), grid, index))
         class_token, tokens = self.encode(inputs.images, bool_mask)
-        tokens = gather_tokens(tokens, index)  # (B, K, D)
+        return self.compared(gather_tokens(tokens, index), class_token, targets, counted, bool_mask)
+
+    def compared(
+        self,
+        tokens: Tensor,
+        class_token: Tensor | None,
+        targets: Sequence[TeacherFeatures],
+        counted: Tensor,
+        bool_mask: Tensor,
+    ) -> tuple[Tensor, Metrics]:
+        """Compute the loss and metrics of `forward` from the student's tokens, (B, K, D), and the targets."""
         metrics: Metrics = {"masked_share": bool_mask.float().mean()}
         losses = []
         for objective, target in zip(self.objectives, targets, strict=True):
@@ -172,6 +182,11 @@ class EvaTask(Task[EvaInputs]):
             return self.grid
         rows, columns = (images.shape[-1] * patches // self.preprocess.image_size for patches in self.grid)
         return rows, columns
+
+    def features_to_fit(self, inputs: EvaInputs, number: int) -> Tensor:
+        """Compute a teacher's features of a batch to which statistics are fitted, (B, N, T)."""
+        teacher: PatchTarget = self.objectives[number].teacher
+        return teacher.features_to_fit(inputs.of_teacher(number), self.grid_of(inputs.images))
 
     def _predicted(self, bool_mask: Tensor, grid: tuple[int, int]) -> Tensor:
         """Select the patches that are predicted, (B, N): the masked ones, or all without masks."""

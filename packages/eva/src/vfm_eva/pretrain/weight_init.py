@@ -12,8 +12,8 @@ from torch.nn.init import normal_, trunc_normal_, xavier_normal_, xavier_uniform
 
 from vfm.models import has_patch_tokens
 from vfm.plugin import UserError
-from vfm_eva.pretrain.decoder import sincos_positions
 from vfm_eva.pretrain.parts import Init
+from vfm_eva.pretrain.students.decoder import sincos_positions
 from vfm_eva.pretrain.task import EvaTask
 
 __all__ = ["check_init", "init_weights"]

@@ -195,16 +195,19 @@ class Teacher(PatchTarget):
         """
         side = tiles_per_side(images.shape[-1], self.preprocess.image_size) if self.mosaic else 1
         with torch.inference_mode(), self._precision(images.device):
-            features = patch_features(
-                self.model,
-                self._pixels(join_mosaics(images, side)),
-                layer=self.layer,
-                projected=self.projected,
-                normalize=self.normalize,
-            )
+            features = self._features(self._pixels(join_mosaics(images, side)))
             features, own_grid = cut_mosaics(features, self.grid, side, len(images))
             target = resample_grid(features, own_grid, grid)
         return target.clone()  # a normal tensor: a backward pass cannot use tensors made in inference mode
+
+    def features_at_size(self, images: Tensor) -> Tensor:
+        """Compute features of images of any size, (B, N, T), with positions resampled to their patches."""
+        with torch.inference_mode(), self._precision(images.device):
+            features = self._features(self.preprocess.pixels(images))
+        return features.clone()
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        return patch_features(self.model, pixels, layer=self.layer, projected=self.projected, normalize=self.normalize)
 
     def _pixels(self, images: Tensor) -> Tensor:
         size = self.preprocess.image_size
