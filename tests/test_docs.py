@@ -222,6 +222,9 @@ COMMANDS = {
     'uv run vfm search "a red star" photo.jpg --index embeddings.parquet': AS_IT_STANDS,
     "uv run vfm view store/runs/quickstart/artifacts/eva photo.jpg --out maps": AS_IT_STANDS,
     "uv run vfm export store/runs/quickstart/artifacts/clip --format onnx --out clip-onnx": AS_IT_STANDS,
+    "uv run vfm run coco128.yaml": NOT_HERE,  # needs the images
+    "uv run vfm export store/runs/coco128/artifacts/detector --format onnx --out detector-onnx": NOT_HERE,
+    "python examples/dense_onnx.py detector-onnx photo.jpg --out drawn.png --min-score 0.2": NOT_HERE,
     # packages/eva/tests/test_dense_onnx.py runs both.
     "uv run vfm export DETECTOR --format onnx --out detector-onnx": NOT_HERE,
     "python examples/dense_onnx.py detector-onnx photo.jpg --out drawn.png": NOT_HERE,

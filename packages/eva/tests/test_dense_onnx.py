@@ -50,7 +50,7 @@ def detector(folder: Path, **settings: Any) -> DenseCheckpoint:
     return save_detector(model.eval(), folder, NAMES)
 
 
-def segmenter(folder: Path, head: str) -> DenseCheckpoint:
+def segmenter(folder: Path, head: str, task: str = "panoptic") -> DenseCheckpoint:
     encoder = build_vision("eva02_pico_patch8_32", num_classes=0, seed=0)
     if head == "queries":
         settings: Any = QueriesSegmentation(num_queries=5, num_blocks=1)
@@ -58,7 +58,7 @@ def segmenter(folder: Path, head: str) -> DenseCheckpoint:
     else:
         settings = LinearSegmentation(layers=[0, 1])
         model = build_linear(settings, encoder, 3, frozen=False)
-    task = "panoptic" if head == "queries" else "semantic"
+    task = task if head == "queries" else "semantic"
     record = HeadRecord(settings.model_dump(mode="json"), task, frozen=False, things=[True] * 3)
     return save_segmenter(moved(model), record, folder, NAMES)
 
@@ -107,6 +107,23 @@ def test_a_detector_has_suppression_inside_and_finds_what_torch_finds(tmp_path: 
     np.testing.assert_allclose(found["scores"], expected.scores, atol=1e-5)
     np.testing.assert_allclose(found["boxes"], expected.boxes, atol=1e-2)
     assert found["masks"].shape == (len(expected.labels), 28, 28)
+    without_torch(tmp_path / "onnx", tmp_path / "image.png", tmp_path / "drawn.png")
+
+
+def test_the_example_finds_the_objects_of_queries_that_torch_finds(tmp_path: Path) -> None:
+    checkpoint = segmenter(tmp_path / "model", "queries", "instance")
+    vfm.export(tmp_path / "model", "onnx", tmp_path / "onnx")
+    image = image_of(48)
+    image.save(tmp_path / "image.png")
+    (expected,) = load_predictor(checkpoint, CPU).detect([image])
+    found = runpy.run_path(str(ROOT / "examples/dense_onnx.py"))["run"](tmp_path / "onnx", image)
+    assert len(found["scores"]) == len(expected.scores) > 3
+    assert expected.masks is not None
+    order = np.argsort(-expected.scores, kind="stable")
+    np.testing.assert_allclose(found["scores"], expected.scores[order], atol=0.02)
+    best = order[0]
+    assert found["labels"][0] == expected.labels[best]
+    assert (found["inside"][0] == expected.masks[best]).mean() > 0.95
     without_torch(tmp_path / "onnx", tmp_path / "image.png", tmp_path / "drawn.png")
 
 
