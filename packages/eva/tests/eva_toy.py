@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -114,19 +114,24 @@ def run(folder: Path, settings: dict[str, Any], **inputs: Artifact) -> VisionChe
 
 def run_in_processes(root: Path, settings: dict[str, Any], pool: Artifact, teacher: Artifact) -> Path:
     """Run the stage in two processes, whose folders differ but for the work, as in the flow; return the first one."""
+    run_group(__file__, *([f"{root}-{rank}", pool.path, teacher.path, json.dumps(settings)] for rank in range(2)))
+    return Path(f"{root}-0")
+
+
+def run_group(file: str, *words: Sequence[str | Path]) -> None:
+    """Run a module in processes of a group, each with its words."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(len(words)), "OMP_NUM_THREADS": "1"}
     children = []
-    for rank in range(2):
-        command = [sys.executable, __file__, f"{root}-{rank}", str(pool.path), str(teacher.path), json.dumps(settings)]
+    for rank, of_rank in enumerate(words):
+        command = [sys.executable, file, *map(str, of_rank)]
         environment = {**os.environ, **shared, "RANK": str(rank)}
         children.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     for child in children:
         _, stderr = child.communicate(timeout=1800)
         assert child.returncode == 0, stderr
-    return Path(f"{root}-0")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -59,6 +59,7 @@ def map_weights(module: nn.Module, file: Path) -> bool:
     if not _stays.get() or file.suffix != ".safetensors" or not _fits(module, file):
         return False
     mapped = load_file(file)
+    map_tensors(module, {name: StoredWeight(file, name, tensor) for name, tensor in mapped.items()})
     with torch.no_grad():
         for name, buffer in module.named_buffers():
             if name in mapped:
@@ -66,11 +67,26 @@ def map_weights(module: nn.Module, file: Path) -> bool:
         for name, param in module.named_parameters():
             if param.numel() == 1:
                 param.copy_(mapped[name])
-                continue
-            if not param.is_meta:
-                param.data = mapped[name]
-            mark(param, StoredWeight(file, name, mapped[name]))
     return True
+
+
+def map_tensors(module: nn.Module, stored: Mapping[str, StoredWeight]) -> set[str]:
+    """Map tensors of files into the weights of a module, and list the names of these weights.
+
+    Args:
+        module: the module. Its weights on the meta device stay there.
+        stored: tensors by the name of the weight. Those of another type, and single numbers, are not mapped.
+    """
+    names = set()
+    if _stays.get():
+        for name, param in module.named_parameters():
+            where = stored.get(name)
+            if where and param.numel() > 1 and where.mapped.dtype == param.dtype:
+                if not param.is_meta:
+                    param.data = where.mapped
+                mark(param, where)
+                names.add(name)
+    return names
 
 
 def mark(param: nn.Parameter, stored: StoredWeight | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from vfm.base import UserError
 from vfm.interfaces import TablePanel
+from vfm.models.stored_weights import StoredWeight, map_tensors
 
 PatchResize = Literal["bicubic", "pinv"]
 TRUNK = "visual.trunk."  # prefix of a timm encoder inside an open_clip model
@@ -74,7 +76,9 @@ class TransferRules:
     target: str = "its vision tower"  # name of the module in errors
 
 
-def transfer_weights(state_dict: Mapping[str, Tensor], module: Any, rules: TransferRules, report: KeyReport) -> None:
+def transfer_weights(
+    state_dict: Mapping[str, Tensor], module: Any, rules: TransferRules, report: KeyReport, *, file: Path | None = None
+) -> None:
     """Load a state dict into a module in place and fill the report.
 
     Besides the renaming by the rules, the final norm before pooling (`norm`) and the norm after pooling (`fc_norm`)
@@ -85,6 +89,8 @@ def transfer_weights(state_dict: Mapping[str, Tensor], module: Any, rules: Trans
         module: a timm encoder, or the module of an open_clip model.
         rules: allowed differences.
         report: filled in place with what happened to every key.
+        file: safetensors file with the state dict. Weights that are not resized may stay there
+            (`vfm.train.weights_from_first`).
 
     Raises:
         UserError: If a key is missing, unknown or of another shape. Nothing is loaded then.
@@ -100,6 +106,7 @@ def transfer_weights(state_dict: Mapping[str, Tensor], module: Any, rules: Trans
             report.dropped[key] = reason
     renamed = {key: rules.rename(key) for key in state_dict if key not in report.dropped}
     loaded: dict[str, Tensor] = {}
+    stored: dict[str, StoredWeight] = {}
     for key, name in renamed.items():
         target = name if name in expected else _other_norm(name)
         # A state dict with both norms must not fill one norm of the module twice.
@@ -112,6 +119,8 @@ def transfer_weights(state_dict: Mapping[str, Tensor], module: Any, rules: Trans
         if loaded[target].shape != expected[target].shape:
             shapes = f"{tuple(tensor.shape)}, {rules.target} expects {tuple(expected[target].shape)}"
             raise UserError(f"{rules.where}: {key} of {rules.source} is {shapes}")
+        if file and loaded[target] is tensor:
+            stored[target] = StoredWeight(file, key, tensor)
         if target != key:
             report.renamed[key] = target
         if tensor.shape != loaded[target].shape:
@@ -127,7 +136,9 @@ def transfer_weights(state_dict: Mapping[str, Tensor], module: Any, rules: Trans
                 f"{rules.where}: {rules.target} has {key}, {rules.source} does not; do depth and block type agree?"
             )
         report.new[key] = reason
-    module.load_state_dict(loaded, strict=False)  # the loops above are the strict check
+    mapped = map_tensors(module, stored)
+    # The loops above are the strict check.
+    module.load_state_dict({name: value for name, value in loaded.items() if name not in mapped}, strict=False)
 
 
 def _resize(key: str, tensor: Tensor, expected: Tensor, trunk: Any, method: PatchResize) -> Tensor:

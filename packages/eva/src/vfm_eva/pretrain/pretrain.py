@@ -217,10 +217,11 @@ def start_from(task: EvaTask, start: VisionCheckpoint, ctx: Context) -> None:
     Raises:
         UserError: if a key is missing, unknown or has another shape.
     """
-    weights = load_state_dict(start.path / VISION_WEIGHTS_FILE)
+    file = start.path / VISION_WEIGHTS_FILE
+    weights = load_state_dict(file)
     report = KeyReport()
     rules = TransferRules(left_out(task.student, weights), _NEW, where="start", target="the student")
-    transfer_weights(weights, task.student, rules, report)
+    transfer_weights(weights, task.student, rules, report, file=file)
     fits = task.load_masked_modelling(read_masked_modelling(start.path))
     if is_main():
         whose = "its" if fits else "new"

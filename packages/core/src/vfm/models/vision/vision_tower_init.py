@@ -76,7 +76,8 @@ def init_vision_tower(
             clip.preprocess = clip.preprocess.model_copy(update={"mean": preprocess.mean, "std": preprocess.std})
         check_normalization(vision.architecture, preprocess, clip)
     rules = TransferRules(_DROPPED, _NEW, patch_resize=patch_resize, where=clip.name)
-    transfer_weights(_read(vision), visual.trunk, rules, report)
+    file = vision.path / VISION_WEIGHTS_FILE if isinstance(vision, VisionCheckpoint) else None
+    transfer_weights(_read(vision), visual.trunk, rules, report, file=file)
     report.new.update({f"visual.head.{key}": "the CLIP projection" for key in visual.head.state_dict()})
     return report
 
