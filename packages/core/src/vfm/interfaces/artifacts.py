@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, PrivateAttr, ValidationError
 
 from vfm.base import Config, UserError, did_you_mean, error_lines, load_function
-from vfm.storage.integrity import check_folder
+from vfm.storage.folder_checks import check_folder
 from vfm.storage.store_files import read_json
 
 FACTS_FILE = "artifact.json"

@@ -71,11 +71,14 @@ def map_weights(module: nn.Module, file: Path) -> bool:
 
 
 def map_tensors(module: nn.Module, stored: Mapping[str, StoredWeight]) -> set[str]:
-    """Map tensors of files into the weights of a module, and list the names of these weights.
+    """Map tensors of files into the weights of a module, if weights stay in files.
 
     Args:
         module: the module. Its weights on the meta device stay there.
         stored: tensors by the name of the weight. Those of another type, and single numbers, are not mapped.
+
+    Returns:
+        The names of the mapped weights.
     """
     names = set()
     if _stays.get():

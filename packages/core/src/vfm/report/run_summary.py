@@ -17,7 +17,8 @@ from vfm.flow.records.runs import EVENTS_FILE, RUN_FILE, hash_of_record
 from vfm.interfaces import MANIFEST_FILE, Event, Panel
 from vfm.report.results import SeedSummary, over_seeds, reports
 from vfm.report.speed_charts import speed_charts
-from vfm.storage.integrity import check_folder, read_sealed
+from vfm.storage.folder_checks import check_folder
+from vfm.storage.integrity import read_sealed
 from vfm.storage.store_files import reading
 
 # Keys of a manifest that the page shows in other places.

@@ -18,7 +18,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import parent_process
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,6 @@ MUCH = 1 << 32  # bytes that take long enough to read to be announced
 _SEAL_AT_END = re.compile(rb'"(?P<key>[^"]*)": "(?P<hash>[0-9a-f]{64})"\s*\}\s*\Z')
 _PAGE_SEAL = re.compile(rb"\n<!-- sha256: (?P<hash>[0-9a-f]{64}) -->\n\Z")
 _ZEROS = b"0" * 64
-_checked: dict[str, int] = {}  # folder -> hash of the state of its files when their hashes were last compared
 
 Known = Mapping[str, tuple[int, str]]
 """Size and SHA-256 of each file, by its path relative to the folder."""
@@ -159,61 +157,6 @@ def damage(folder: Path, known: Known, on_bytes: Callable[[int], None] = lambda 
 
     total = sum(size for size, _ in known.values())
     return [line for line in _map(problem, list(known), total) if line]
-
-
-def check_folder(
-    folder: Path, record_file: str, below: str = "", on_much: Callable[[int], None] = lambda count: None
-) -> None:
-    """Compare the hashes of a folder's files, unless this process already did so and the files have not changed.
-
-    Nothing is compared for a folder without a record, nor in worker processes (`multiprocessing`), since the process
-    that started them has checked the files.
-
-    Args:
-        folder: the folder.
-        record_file: name of the file with the sizes and hashes.
-        below: only files whose path begins with this.
-        on_much: called with the number of bytes to read if there are many.
-
-    Raises:
-        UserError: If files are missing or damaged, one line each.
-    """
-    if not (folder / record_file).is_file() or parent_process() is not None:
-        return
-    known = known_files(read_sealed(folder / record_file), folder / record_file)
-    if not known:
-        return
-    chosen = {name: entry for name, entry in known.items() if name.startswith(below)}
-    key = f"{folder.resolve()} {below}"
-    state = _state(folder, chosen)
-    if state is not None and _checked.get(key) == state:
-        return
-    total = sum(size for size, _ in chosen.values())
-    if total >= MUCH:
-        on_much(total)
-    lines = damage(folder, chosen)
-    if lines:
-        # The run's folder has links to artifacts, and removing a link does not make the artifact again.
-        artifact = os.path.realpath(folder)
-        raise UserError("\n".join(f"{line}; remove {artifact} to make it again" for line in lines))
-    if state is not None:
-        _checked[key] = state
-
-
-def _state(folder: Path, known: Known) -> int | None:
-    """Hash the sizes, times and inodes of files. They change when a file is written.
-
-    Returns:
-        None if a file is missing.
-    """
-    states = []
-    try:
-        for name in known:
-            status = os.stat(folder / name)
-            states.append((status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino))
-    except OSError:
-        return None
-    return hash((*known.items(), *states))
 
 
 def unlisted(folder: Path, known: Known, without: Iterable[str]) -> list[str]:

@@ -17,7 +17,7 @@ from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 
-from vfm.base import UserError
+from vfm.base import UserError, load_function
 from vfm.flow.execution.job_sizes import spans_machines
 from vfm.flow.execution.subprocesses import (
     Job,
@@ -32,7 +32,8 @@ from vfm.flow.plan.plan import Step, check_identity
 from vfm.flow.plan.roots import ROOTS
 from vfm.flow.plan.store import STEP_FILE, Slot
 from vfm.flow.records.manifest import EventNotes, build_manifest
-from vfm.interfaces import Context, Event, LeftToFirst, Stage, unknown_kind
+from vfm.interfaces import MANIFEST_FILE, Context, Event, LeftToFirst, Stage, unknown_kind
+from vfm.storage.folder_checks import check_together
 from vfm.storage.integrity import read_sealed, seal
 from vfm.storage.publishing import naming_full_disks, write_file
 from vfm.storage.store_files import reading
@@ -198,10 +199,29 @@ def _torchrun(step: Step, *where: str) -> list[str]:
     return ["torch.distributed.run", *where, f"--nproc-per-node={step.stage.runtime.processes}"]
 
 
+def _check_inputs(step: Step, rank: int, send: Send) -> None:
+    """Compare the hashes of all inputs once, each process a share of the files."""
+
+    def log(count: int) -> None:
+        if not rank:
+            message = f"comparing the hashes of the inputs: {count / 1e9:,.1f} GB to read"
+            send(Event("log", step.stage.name, {"message": message}))
+
+    def gather(lines: list[str]) -> list[str]:
+        exchanged = load_function("vfm.train.parallel.dist:exchanged")
+        return [line for line in "\n".join(exchanged("\n".join(lines))).splitlines() if line]
+
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size > 1:
+        check_together(step.folders.values(), MANIFEST_FILE, rank, size, gather, log)
+
+
 def run_step(step: Step, send: Send) -> None:
     """Run a stage in this process. Of several processes, the first publishes the artifact."""
     stage, slot = step.stage, step.slot
     rank = int(os.environ.get("RANK", "0"))
+    if runs_in_several(stage):
+        _check_inputs(step, rank, send)
     if rank:  # only the first process publishes; the others write to a scratch folder
         with tempfile.TemporaryDirectory(prefix=f"vfm-rank-{rank}-") as scratch, suppress(LeftToFirst):
             stage.run(Context(stage.name, Path(scratch), slot.work, step.folders))

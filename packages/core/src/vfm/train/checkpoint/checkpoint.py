@@ -32,6 +32,7 @@ from torch.distributed.tensor import DTensor
 from vfm.base import UserError
 from vfm.interfaces import CheckpointPolicy, TrainingState
 from vfm.models import save_state_dict
+from vfm.storage.folder_checks import share_of
 from vfm.storage.integrity import (
     FILES,
     Known,
@@ -177,16 +178,11 @@ class Checkpoints:
                 " the order of their ranks; the folder must be shared by all machines"
             )
         for step in sorted(set.intersection(*map(set, steps)), reverse=True):
-            snapshot, problem = None, ""
-            try:
-                snapshot = self._read(self._folder_of(step))
-            except DAMAGED as error:
-                problem = str(error) or type(error).__name__
-            problems = [message for message in self.world.gather(problem) if message]
-            if not problems:
-                return snapshot
             folder = self._folder_of(step)
-            self.warn(f"{folder}: the checkpoint cannot be read ({problems[0]}); using the one before it")
+            snapshot, problem = self._try_to_read(folder)
+            if snapshot:
+                return snapshot
+            self.warn(f"{folder}: the checkpoint cannot be read ({problem}); using the one before it")
         return None
 
     def read(self, folder: Path) -> Snapshot:
@@ -195,10 +191,20 @@ class Checkpoints:
         Raises:
             UserError: If the checkpoint is missing or damaged.
         """
+        snapshot, problem = self._try_to_read(folder)
+        if not snapshot:
+            raise UserError(f"{folder}: the checkpoint cannot be read ({problem})")
+        return snapshot
+
+    def _try_to_read(self, folder: Path) -> tuple[Snapshot | None, str]:
+        """Read a checkpoint in all processes, or in none and with the first problem, since each checks some files."""
+        snapshot, problem = None, ""
         try:
-            return self._read(folder)
+            snapshot = self._read(folder)
         except DAMAGED as error:
-            raise UserError(f"{folder}: the checkpoint cannot be read ({error})") from None
+            problem = str(error) or type(error).__name__
+        problems = [message for message in self.world.gather(problem) if message]
+        return (None, problems[0]) if problems else (snapshot, "")
 
     def _folder_of(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
@@ -288,7 +294,8 @@ class Checkpoints:
         facts.pop(FILES, None)
         if step_of(folder) != step:
             raise ValueError(f"{META_FILE} belongs to step {step}")
-        problems = wrong_sizes(folder, known) or damage(folder, self._checked_here(known))
+        share = share_of(known, self.world.rank, self.world.size)
+        problems = wrong_sizes(folder, known) or damage(folder, share)
         if problems:
             raise ValueError("; ".join(problems))
         tensors = read_shards(folder / SHARDS, self.sharded) if (folder / SHARDS).is_dir() else {}
@@ -299,15 +306,6 @@ class Checkpoints:
         if missing:
             raise ValueError(f"{' and '.join(sorted(missing))} missing")
         return Snapshot(step, tensors, facts, folder=folder)
-
-    def _checked_here(self, known: Known) -> Known:
-        """Select the files whose hashes this process compares.
-
-        They are its share of the shards, and all other files.
-        """
-        shards = sorted(name for name in known if name.startswith(f"{SHARDS}/"))
-        others = set(shards) - set(shards[self.world.rank :: self.world.size])
-        return {name: facts for name, facts in known.items() if name not in others}
 
     def _discard_unfinished(self) -> None:
         for leftover in self.folder.glob("unfinished-*"):

@@ -22,6 +22,7 @@ from vfm.base import UserError
 from vfm.interfaces import Runtime, Training, TrainingRuntime
 
 _uses = count()
+_exchanges: list[Store] = []
 CLOSING = 20.0  # seconds to close the process group after an error
 # The processes that wait would fail after gloo's 30 minutes or NCCL's 10.
 TIMEOUT = timedelta(hours=2)  # the others wait for rank 0 while it scores an evaluation
@@ -123,6 +124,19 @@ def prepare_device(runtime: Runtime) -> torch.device:
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     return resolve_device(runtime)
+
+
+def exchanged(text: str) -> list[str]:
+    """Exchange a text with torchrun's other processes, before there is a process group.
+
+    Returns:
+        The texts of all processes, in the order of their ranks.
+    """
+    store, rank, size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    _exchanges.append(store)  # others may still read what rank 0 serves
+    texts = PrefixStore(f"texts-{len(_exchanges)}", store)
+    texts.set(str(rank), text)
+    return [texts.get(str(other)).decode() for other in range(size)]
 
 
 @contextmanager
