@@ -272,7 +272,7 @@ def test_settings_that_are_no_paths_stay_in_the_identity(tmp_path, monkeypatch):
 
 
 def test_comparing_many_bytes_is_announced_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(vfm.storage.integrity, "MUCH", 1)
+    monkeypatch.setattr("vfm.storage.folder_checks.MUCH", 1)
     step = run(TEXT, tmp_path)[0]
     logged: list[str] = []
     ctx = vfm.Context(

@@ -23,7 +23,9 @@ from vfm_eva.pretrain.pretrain import build_task, start_from
 from vfm_eva.pretrain.task import EvaTask
 from vfm_eva.targets.teacher import StoredTargets
 
-ENCODER: dict[str, Any] = {"architecture": "vit_small_patch16_224", "patch_size": 8, "img_size": 32, "depth": 4}
+ENCODER: dict[str, Any] = {
+    "architecture": "vit_large_patch16_224", "patch_size": 8, "img_size": 32, "depth": 1, "mlp_ratio": 8.0,
+}  # fmt: skip
 FSDP = {"device": "cpu", "parallel": "fsdp"}
 
 
