@@ -1,4 +1,8 @@
-"""Compare a training step of queries with transformers' EoMT, and an encoder with windows to global attention."""
+"""Compare a training step of queries with transformers' EoMT, and an encoder with windows to global attention.
+
+Images and masks are drawn, or come from a folder of `data.annotated` with masks: `--data coco128seg` measures the
+larger step alone.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import argparse
 import json
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,8 +19,13 @@ from typing import Any
 import torch
 from eomt_peer import Sizes, our_model, their_model
 from torch import Tensor
+from torch.nn import functional as F
 
+from vfm.data import to_tensor
+from vfm.data.annotated import AnnotatedSource
+from vfm.data.annotated.stages import Annotated
 from vfm.models import build_vision
+from vfm.plugin import AnnotatedImages, Context
 from vfm_eva.dense.encoder import DenseEncoder
 from vfm_eva.dense.segment.matching import LossWeights
 from vfm_eva.dense.segment.set_loss import PointSettings, Totals, set_loss
@@ -53,18 +63,40 @@ def alternately(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> di
     return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
-def steps(sizes: Sizes, batch: int, rounds: int) -> dict[str, float]:
+Sample = tuple[Tensor, list[Tensor], list[Tensor]]
+
+
+def drawn(sizes: Sizes, batch: int) -> Sample:
+    """Draw random images, (B, 3, S, S), and the labels and square masks of their objects."""
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randn(batch, 3, sizes.side, sizes.side, generator=generator)
+    labels = [torch.randint(sizes.classes, (OBJECTS,), generator=generator) for _ in range(batch)]
+    corners = torch.rand(batch, OBJECTS, 2, generator=generator) * sizes.side / 2
+    line = torch.arange(sizes.side)
+    return pixels, labels, [_squares(one, line, sizes.side // 3) for one in corners]
+
+
+def read(folder: Path, sizes: Sizes, batch: int) -> Sample:
+    """Read the first images with objects of a dataset, squashed to the model's size, as `drawn` draws them."""
+    with tempfile.TemporaryDirectory() as name:
+        Annotated(name="data", path=str(folder)).run(Context("data", Path(name), Path(name), {}))
+        source = AnnotatedSource(AnnotatedImages.load(name))
+        numbers = [number for number in range(len(source)) if len(source.objects(number))][:batch]
+        side = (sizes.side, sizes.side)
+        pixels = torch.stack([to_tensor(source.image(number).resize(side)).float() / 255 - 0.5 for number in numbers])
+        labels = [torch.tensor(source.objects(number).labels, dtype=torch.int64) for number in numbers]
+        masks = [F.interpolate(torch.tensor(source.masks(number))[None].float(), size=side)[0] for number in numbers]
+    return pixels, labels, masks
+
+
+def steps(sizes: Sizes, sample: Sample, rounds: int) -> dict[str, float]:
     """Measure a training step: forward with masked attention for all queries, matching, loss, backward, AdamW."""
     theirs = their_model(sizes, std=0.05).to(DEVICE).train()
     ours = our_model(theirs, sizes).to(DEVICE).train()
     theirs.attn_mask_probs.fill_(1.0)
-    generator = torch.Generator().manual_seed(1)
-    pixels = torch.randn(batch, 3, sizes.side, sizes.side, generator=generator).to(DEVICE)
-    labels = [torch.randint(sizes.classes, (OBJECTS,), generator=generator).to(DEVICE) for _ in range(batch)]
-    corners = torch.rand(batch, OBJECTS, 2, generator=generator) * sizes.side / 2
-    line = torch.arange(sizes.side)
-    masks = [_squares(one, line, sizes.side // 3).to(DEVICE) for one in corners]
-    totals = Totals.of(torch.tensor([OBJECTS] * batch, device=DEVICE), sizes.queries, 0.1)
+    pixels = sample[0].to(DEVICE)
+    labels, masks = ([part.to(DEVICE) for part in parts] for parts in sample[1:])
+    totals = Totals.of(torch.tensor([len(part) for part in labels], device=DEVICE), sizes.queries, 0.1)
     updates = {name: torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True) for name, model in
                (("ours", ours), ("theirs", theirs))}  # fmt: skip
 
@@ -113,6 +145,8 @@ def table(result: Mapping[str, Any]) -> str:
         f"| {name} | {row['vfm']:.3f} | {row['transformers']:.3f} | {row['ratio']:.2f} |"
         for name, row in result["steps"].items()
     ]
+    if not result["windows"]:
+        return "\n".join(lines)
     lines += ["", "| forward pass | windows, s | global, s | ratio |", "|---|---|---|---|"]
     lines += [
         f"| {name} | {row['windows']:.2f} | {row['global']:.2f} | {row['ratio']:.2f} |"
@@ -124,6 +158,7 @@ def table(result: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes; the numbers mean nothing")
+    parser.add_argument("--data", type=Path, help="folder of annotated images with masks; default: drawn images")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if not CUDA:
@@ -133,12 +168,18 @@ def main() -> None:
         "six of EVA-02 L's blocks, 1024 px, windows of 16, one global", LARGE, 16
     )  # fmt: skip
     where = torch.cuda.get_device_name() if CUDA else f"{platform.machine()} CPU, one thread, process times"
+    cases = QUICK if options.quick else CASES
+    if options.data:
+        cases = {"S, 224 px": CASES["S, 224 px"]}
+    measured = {}
+    for name, (sizes, batch) in cases.items():
+        sample = read(options.data, sizes, batch) if options.data else drawn(sizes, batch)
+        measured[name] = steps(sizes, sample, rounds)
+    encoders = {} if options.data else {large[0]: windows(large[1], large[2], rounds if CUDA else 2)}
     result = {
         "machine": f"{where}; fp32, medians of {rounds} alternate rounds, torch {torch.__version__}",
-        "steps": {
-            name: steps(sizes, batch, rounds) for name, (sizes, batch) in (QUICK if options.quick else CASES).items()
-        },
-        "windows": {large[0]: windows(large[1], large[2], 2 if not CUDA else rounds)},
+        "steps": measured,
+        "windows": encoders,
     }
     print(table(result))
     if options.out:
