@@ -137,6 +137,12 @@ def test_probes_use_the_training_split_beside_the_data_or_the_given_one(here: Pa
     assert (learnt["path"], learnt["split"]) == ("root/wds_imagenetv2", "train")  # never the test split
 
 
+def test_training_images_are_indexed_only_for_tasks_that_read_them(here: Path) -> None:
+    words = ("old", "--suite", "diva29", "--root", "root", "--tasks")
+    assert "imagenetv2-train" in recipe_of(*words, "zero_shot,knn")
+    assert not [name for name in recipe_of(*words, "zero_shot") if name.endswith("-train")]
+
+
 def test_a_task_beside_those_of_the_suite_has_a_mean_of_its_own(here: Path) -> None:
     stages = recipe_of(
         "old", "--suite", "diva29", "--root", "root", "--tasks", "zero_shot,knn", "--resize", "model,squash"

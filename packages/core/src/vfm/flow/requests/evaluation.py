@@ -91,10 +91,13 @@ def evaluation_recipe(
             raise UserError(f"tasks: no task {task!r}{did_you_mean(task, kinds)}")
     dense = [model for model in plan.models if model.stage and model.stage["kind"] == IMPORT_DENSE]
     inputs = [model for model in plan.models if model not in dense]
-    for dataset in datasets:
-        inputs += [part for part in (dataset.data, dataset.train) if part]
     _check_names(plan.models, datasets)
     chosen = [tasks or tuple(dataset.scores) or _default_tasks(plan, dataset) for dataset in datasets]
+    for dataset, of_dataset in zip(datasets, chosen, strict=True):
+        inputs.append(dataset.data)
+        # Indexing the training images of COCO takes minutes, and most tasks do not read them.
+        if dataset.train and any("train" in plan.known[f"eval.{task}"].model_fields for task in of_dataset):
+            inputs.append(dataset.train)
     for model in dense:  # after the data, whose classes they get
         assert model.stage is not None
         model.stage.update(import_settings(model, [dataset.data for dataset in datasets], set(chain(*chosen))))
