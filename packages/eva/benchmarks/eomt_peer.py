@@ -71,8 +71,8 @@ def our_model(theirs: Any, sizes: Sizes) -> QuerySegmenter:
     weights["pos_embed"] = weights.pop("embeddings.position_embeddings.weight")[None]
     for block in range(sizes.depth):
         for part in ("weight", "bias"):
-            names = [f"blocks.{block}.attention.{letter}_proj.{part}" for letter in "qkv"]
-            weights[f"blocks.{block}.attn.qkv.{part}"] = torch.cat([weights.pop(name) for name in names])
+            projections = [f"blocks.{block}.attention.{letter}_proj.{part}" for letter in "qkv"]
+            weights[f"blocks.{block}.attn.qkv.{part}"] = torch.cat([weights.pop(name) for name in projections])
     vit.load_state_dict({key: weights[key] for key in vit.state_dict()})
     head = QueriesHead(sizes.width, sizes.classes, sizes.queries, sizes.patch)
     names = dict(_HEAD)

@@ -22,7 +22,8 @@ def scenes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AnnotatedImages:
     monkeypatch.chdir(tmp_path)
     world = {"image_size": 32, "shapes": ["circle", "square"], "colours": ["red", "green"], "attributes": []}
     stage = ShapesScenes(name="scenes", world=world, num_samples=8, max_objects=2)
-    made: AnnotatedImages = stage.run(context(tmp_path / "scenes"))
+    made = stage.run(context(tmp_path / "scenes"))
+    assert isinstance(made, AnnotatedImages)
     return made
 
 

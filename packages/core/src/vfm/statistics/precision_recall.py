@@ -83,7 +83,10 @@ class Hits:
         pair = np.full(right.shape[:2], -1, dtype=np.int64)
         sets: dict[bytes, int] = {}  # thresholds mostly ignore the same rows, and many match the same
         pairs: dict[tuple[int, int, bytes], int] = {}
-        counts, areas, of_pairs, set_of_pairs = [], [], [], []
+        counts: list[NDArray[np.bool_]] = []
+        areas: list[int] = []
+        of_pairs: list[NDArray[np.int64]] = []
+        set_of_pairs: list[int] = []
         for area, level in zip(*np.nonzero(right.any(axis=2)), strict=True):
             counting, hits = ~rows.ignored[area, level, :last], right[area, level, :last]
             number = sets.setdefault(counting.tobytes(), len(sets))
@@ -91,7 +94,7 @@ class Hits:
                 counts.append(counting)
             pair[area, level] = pairs.setdefault((int(area), number, hits.tobytes()), len(pairs))
             if pair[area, level] == len(of_pairs):
-                areas.append(area)
+                areas.append(int(area))
                 of_pairs.append(np.flatnonzero(hits))
                 set_of_pairs.append(number)
         lengths = np.array([len(of_pair) for of_pair in of_pairs], dtype=np.int64)

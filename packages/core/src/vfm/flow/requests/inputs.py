@@ -95,8 +95,8 @@ def model_input(word: str) -> Input:
     if isinstance(artifact, heads) and name:
         raise UserError(f"{word}: a {type(artifact).__name__} is evaluated under its folder's name; leave {name}= out")
     if artifact is not None and name is None:
-        predicts = tuple(artifact.tasks) if isinstance(artifact, DenseCheckpoint) else ()
-        return Input(rest, type(artifact), predicts=predicts)
+        tasks = artifact.tasks if isinstance(artifact, DenseCheckpoint) else ()
+        return Input(rest, type(artifact), predicts=tuple(tasks))
     predicts = () if artifact else _predictions(rest)
     if predicts:
         name = name or stage_name(_short_name(rest))
