@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from eva_toy import losses, make_teacher, run, stage
+from eva_toy import losses, make_teacher, run, run_in_processes, stage
 from vfm.base import decisive_settings
 from vfm.data import Batch, SampleDraw, to_tensor
 from vfm.models import build_vision, load_clip, load_vision
@@ -245,6 +245,13 @@ def test_trainings_with_any_budget_have_the_same_losses_and_export_an_encoder(
     assert losses(tmp_path / "rows") == pytest.approx(losses(tmp_path / "row"), abs=1e-4)
     assert len(losses(tmp_path / "rows")) == 6
     assert torch.isfinite(load_vision(checkpoint)(torch.zeros(1, 3, 32, 32))).all()
+
+
+def test_two_processes_with_different_numbers_of_rows_have_the_losses_of_one(tmp_path: Path, pool, teacher) -> None:
+    settings = {"steps": 3, **NAFLEX, "naflex": {"seq_lens": [4, 20], "row_tokens": 21}}
+    run(tmp_path / "one", settings, pool=pool, teacher=teacher)
+    both = run_in_processes(tmp_path / "two", settings, pool, teacher)
+    assert losses(both) == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
 
 
 def test_teachers_of_different_losses_train_a_student_on_rows(tmp_path: Path, pool, teacher) -> None:
