@@ -1,5 +1,7 @@
 """Characters and words of texts are counted in their bytes as Python counts them."""
 
+import random
+
 import pyarrow as pa
 from hypothesis import given, strategies as st
 
@@ -27,3 +29,11 @@ def test_counts_are_python_s(texts: list[str], start: int) -> None:
 def test_every_character_separates_words_exactly_where_python_says() -> None:
     texts = [f"a{chr(code)}b" for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     assert counted(pa.array(texts)) == expected(texts)
+
+
+def test_texts_of_every_length_with_words_that_cross_64_bytes() -> None:
+    draw = random.Random(0)
+    texts = ["".join(draw.choices("abc \t\x1c\x1f", k=length)) for length in range(200) for _ in range(5)]
+    texts += ["a" * length + end for length in range(200) for end in ("", " ", " b", "é", "\x85b")]
+    assert counted(pa.array([*texts, "x" * 64])) == expected([*texts, "x" * 64])
+    assert counted(pa.array(texts[:1000:7])) == expected(texts[:1000:7])  # the last ones are at the end of the bytes

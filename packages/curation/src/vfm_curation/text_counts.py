@@ -6,9 +6,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vfm_curation.simd import compiled
+from vfm_curation.simd import byte_masks, compiled, load8, num_bits
 
 Counts = NDArray[np.int32]
+U = np.uint64
+ZERO, ONE = U(0), U(1)
+HIGH_BITS = U(0x8080808080808080)  # set in bytes beyond ASCII
+
+ascii_spaces = byte_masks(b" \t\n\v\f\r\x1c\x1d\x1e\x1f")
 
 
 def character_and_word_counts(texts: pa.ChunkedArray) -> tuple[Counts, Counts]:
@@ -40,25 +45,54 @@ def _counts(data: NDArray[np.uint8], ends: NDArray[np.int64]) -> tuple[Counts, C
     characters = np.empty(len(ends) - 1, np.int32)
     words = np.empty(len(ends) - 1, np.int32)
     for text in range(len(characters)):
-        at = ends[text]
-        end = ends[text + 1]
-        num_characters = 0
-        num_words = 0
-        in_word = False
-        while at < end:
-            byte = data[at]
-            size = 1 if byte < 0xC0 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            if size == 1:
-                space = byte == 32 or 9 <= byte <= 13 or 28 <= byte <= 31
-            else:
-                space = size < 4 and _is_wide_space(data, at, size)
-            num_characters += 1
-            num_words += not space and not in_word
-            in_word = not space
-            at += size
-        characters[text] = num_characters
-        words[text] = num_words
+        num_words = _ascii_words(data, ends[text], ends[text + 1])
+        if num_words >= 0:
+            characters[text] = ends[text + 1] - ends[text]
+            words[text] = num_words
+        else:
+            characters[text], words[text] = _characters_and_words(data, ends[text], ends[text + 1])
     return characters, words
+
+
+@compiled
+def _ascii_words(data: NDArray[np.uint8], start: int, end: int) -> int:
+    """Count the words of a text of ASCII, 64 bytes at a time. Return -1 for another text, or at the data's end."""
+    num_words = ZERO
+    before = ZERO  # 1 if the last byte belongs to a word
+    for at in range(start, end, 64):
+        if at + 64 > len(data):
+            return -1
+        (spaces,) = ascii_spaces(data, U(at))
+        here = ~ZERO if end - at >= 64 else (ONE << U(end - at)) - ONE
+        beyond = ZERO
+        for place in range(at, min(end, at + 64), 8):
+            word = load8(data, U(place))
+            beyond |= word if end - place >= 8 else word & ((ONE << U(8 * (end - place))) - ONE)
+        if beyond & HIGH_BITS:
+            return -1
+        in_words = ~spaces & here
+        num_words += num_bits(in_words & ~(in_words << ONE | before))
+        before = in_words >> U(63)
+    return np.int64(num_words)
+
+
+@compiled
+def _characters_and_words(data: NDArray[np.uint8], at: int, end: int) -> tuple[int, int]:
+    num_characters = 0
+    num_words = 0
+    in_word = False
+    while at < end:
+        byte = data[at]
+        size = 1 if byte < 0xC0 else 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
+        if size == 1:
+            space = byte == 32 or 9 <= byte <= 13 or 28 <= byte <= 31
+        else:
+            space = size < 4 and _is_wide_space(data, at, size)
+        num_characters += 1
+        num_words += not space and not in_word
+        in_word = not space
+        at += size
+    return num_characters, num_words
 
 
 @compiled
