@@ -49,7 +49,7 @@ class Tower(Config):
 
 
 class VisionTowerTraining(Tower):
-    """How the vision tower is trained, with its regularization and normalization."""
+    """Training of the vision tower, with its regularization and normalization."""
 
     patch_dropout: float | None = Field(
         None, ge=0, lt=1, description="fraction of the patches dropped in training (default: the model's value)"

@@ -70,7 +70,10 @@ def write_comparison(runs: Mapping[str, RunSummary], path: Path) -> None:
 
 
 def result_table(name: str, entries: Entries) -> ResultTable | None:
-    """Build the metrics of an evaluation in all runs. Each model is compared with the same model in the first run."""
+    """Build the metrics of an evaluation across all runs.
+
+    Each model is compared with the same model in the first run.
+    """
     reports: dict[str, Report] = {}
     for run, entry in entries.items():
         report = _report(entry)

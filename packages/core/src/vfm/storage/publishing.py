@@ -25,7 +25,7 @@ def publish_file(part: Path, target: Path) -> None:
 
 
 def publish_folder(part: Path, target: Path) -> None:
-    """Rename a complete folder to its final name. There must be no folder of this name, or an empty one."""
+    """Rename a complete folder to its final name. That folder must be empty or missing."""
     share_as_umask_says(part)
     for folder, _, files in os.walk(part, topdown=False):
         for name in files:

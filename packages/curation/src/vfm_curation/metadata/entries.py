@@ -138,7 +138,7 @@ def load_entries(metadata: Metadata) -> pa.Table:
 
 
 def ids_for(entries: pa.Table, language: str) -> NDArray[np.int64]:
-    """Find the ids of the entries that apply to texts of a language.
+    """Find the ids of the entries that apply to texts in a language.
 
     They are entries of that language and shared entries.
     """

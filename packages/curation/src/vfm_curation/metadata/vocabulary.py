@@ -92,7 +92,7 @@ class Vocabulary:
             part.write_text(json.dumps({"num_words": self.num_words, "progress": progress, **files}), encoding="utf-8")
 
     def top_words(self, min_count: int = 1, *, share: float = 1.0, limit: int | None = None) -> list[str]:
-        """Select words counted at least `min_count` times, most frequent first. See `SpillingCounter.top`."""
+        """Select the words with at least `min_count` occurrences, most frequent first. See `SpillingCounter.top`."""
         return self.words.top(min_count, share=share, limit=limit)
 
     def top_pairs(

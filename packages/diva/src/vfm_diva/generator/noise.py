@@ -46,7 +46,7 @@ def uniform_times(config: Uniform, num_times: int, generator: torch.Generator) -
 
 
 def logit_normal_times(config: LogitNormal, num_times: int, generator: torch.Generator) -> Tensor:
-    """Draw times that are the sigmoid of a normal variable, (num_times,)."""
+    """Draw logit-normal times, (num_times,)."""
     return sample_times("logit_normal", num_times, generator, mean=config.mean, std=config.std, shift=config.shift)
 
 

@@ -168,10 +168,10 @@ class LogitNormal(Timesteps):
 
 
 class Stratified(Timesteps):
-    """Uniform, with one of the image's times in each of equal parts of [0, 1)."""
+    """Stratified times: [0, 1) is cut into equal parts, and each time of an image is uniform in one of them."""
 
     type: Literal["stratified"] = Field(
-        "stratified", description="uniform, with one of the image's times in each of equal parts of [0, 1)"
+        "stratified", description="each time of an image is uniform in an equal part of [0, 1)"
     )
     work: ClassVar[str] = "vfm_diva.generator.noise:stratified_times"
     spreads_times: ClassVar[bool] = True

@@ -18,7 +18,7 @@ MAX_LOSS = 0.02  # largest drop of the held-out cosine below the best so far
 
 
 class HeldOutAlarm:
-    """Warns once per training run if the masked cosine of held-out images has fallen below its best."""
+    """Warns, once per training run, that the masked cosine of held-out images fell below its best."""
 
     def __init__(self) -> None:
         self.best = -1.0

@@ -38,7 +38,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class DatasetSamples:
-    """The items of a Dataset by number, in the form for `TrainingData`. `ReadItem` reads them."""
+    """The items of a Dataset by index, in the form that `TrainingData` expects. `ReadItem` reads them."""
 
     def __init__(self, name: str, size: int) -> None:
         self.name, self.size = name, size

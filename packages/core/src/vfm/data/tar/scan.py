@@ -73,7 +73,7 @@ def scan_tar(
         slots: Parts of a sample. The first slot is for images, the other slots are named by their extension.
         image_extensions: Extensions of images.
         limit: The scan ends after that many samples.
-        size: Size of a remote tar. Giving it saves a request.
+        size: Size of a remote tar. If it is known, a request is saved.
 
     Raises:
         UserError: If the file is not an uncompressed tar.

@@ -307,7 +307,7 @@ def scan_shard(path: str, spec: DatasetSpec, size: int | None = None, limit: int
     Args:
         path: Path or address of the tar.
         spec: Locations of the parts of a sample.
-        size: Size of a remote tar. Giving it saves a request.
+        size: Size of a remote tar. If it is known, a request is saved.
         limit: The scan ends after that many samples.
     """
     extensions = spec.image_key.split(",") if spec.image_key else IMAGE_EXTENSIONS

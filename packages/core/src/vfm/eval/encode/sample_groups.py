@@ -18,7 +18,7 @@ TITLE = "By"  # of the table, before the column
 
 
 def open_groups(ctx: Context, data: object, column: str) -> Source:
-    """Open the dataset of an evaluation whose scores are reported by a column.
+    """Open the dataset of an evaluation that breaks its scores down by a column.
 
     Args:
         ctx: Context of the stage.

@@ -75,7 +75,7 @@ _Dumper.add_representer(str, _Dumper.represent_str)
 
 
 def parse(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
-    """Parse a YAML text, and find the line (from 1) of each key path.
+    """Parse YAML, and find the 1-based line of each key path.
 
     Args:
         text: The YAML.

@@ -140,14 +140,14 @@ def summarize_dataset(
     options: Mapping[str, Any] | None = None,
     num_samples: int | None = None,
 ) -> DatasetSummary:
-    """Import a dataset into a folder, however many of its samples are bad, and summarize it.
+    """Import a dataset into a folder and summarize it, with any number of bad samples.
 
     Args:
         path: The user's files, or the folder of a saved artifact. An artifact is not imported again.
         known: Stage types by kind.
         folder: An empty folder for the index and the images.
         send: Receives progress.
-        kind: Kind of the stage that imports it. Default: the one that fits the files.
+        kind: Kind of the stage that imports the dataset. Default: chosen by the files.
         options: Further fields of that stage.
         num_samples: Number of samples to read. Default: all.
 
@@ -196,7 +196,7 @@ def _fields(path: str) -> Fields:
 def import_summary(
     fields: Fields, known: Mapping[str, type[Stage]], folder: Path, send: Callable[[Event], None], limit: int | None
 ) -> DatasetSummary:
-    """Run the stage with these fields in a folder, however many of its samples are bad.
+    """Run the stage with these fields in a folder, with any number of bad samples.
 
     Args:
         fields: Fields of the stage.
