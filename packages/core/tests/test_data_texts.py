@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from vfm.data import DatasetSpec
@@ -79,15 +80,47 @@ def test_texts_by_parquet_columns_equal_texts_by_sample(tmp_path: Path, made: An
     assert bad == bad_by_sample
 
 
-def test_columns_of_structs_are_read_by_sample(tmp_path: Path) -> None:
-    columns = {"image": [b"\xff"] * 3, "meta": [{"en": "a dog"}, {"en": None}, None]}
+STRUCTS = {
+    "a field": [{"en": "a dog"}, {"en": None}, None],
+    "a field of a field": [{"page": {"en": " a dog"}}, {"page": None}, None],
+    "lists": [{"en": ["a dog", "a cat"]}, {"en": []}, {"en": [None]}],
+}
+
+
+@pytest.mark.parametrize("name", STRUCTS)
+def test_fields_of_structs_are_read_by_columns(tmp_path: Path, name: str) -> None:
     path = tmp_path / "shard.parquet"
-    pq.write_table(pa.table(columns), path)
+    pq.write_table(pa.table({"image": [b"\xff"] * 3, "meta": STRUCTS[name]}), path)
+    shard = ParquetShard(str(path), DatasetSpec(texts={"en": "meta.page.en" if "of" in name else "meta.en"}))
+    bad: list[str] = []
+    bad_by_sample: list[str] = []
+    texts = shard.texts(np.arange(3), lambda why, _: bad.append(why))
+    assert shard._has_plain(["meta"])
+    by_sample = texts_by_sample(
+        lambda row: shard.read(row, with_image=False), np.arange(3), lambda why, _: bad_by_sample.append(why)
+    )
+    assert texts.equals(by_sample)
+    assert texts["text"][0].as_py() == "a dog"
+    assert bad == bad_by_sample == ["missing_caption"] * 2
+
+
+def test_text_that_is_not_utf8_in_another_field_of_a_struct_is_found(tmp_path: Path) -> None:
+    values = [column([b"one", b"two"], pa.string()), column([b"x", b"\xff"], pa.string())]
+    meta = pa.StructArray.from_arrays(values, ["en", "other"])
+    path = tmp_path / "shard.parquet"
+    pq.write_table(pa.table({"image": [b"\xff"] * 2, "meta": meta}), path)
     bad: list[str] = []
     shard = ParquetShard(str(path), DatasetSpec(texts={"en": "meta.en"}))
-    found = shard.texts(np.arange(3), lambda why, _: bad.append(why))
-    assert found["text"].to_pylist() == ["a dog"]
-    assert bad == ["missing_caption"] * 2
+    assert shard.texts(np.arange(2), lambda why, _: bad.append(why))["text"].to_pylist() == ["one"]
+    assert bad == ["wrong_encoding"]
+
+
+@pytest.mark.parametrize("fields", [["a.b"], ["en", "en"]], ids=["a dot in a name", "a name twice"])
+def test_fields_with_unclear_names_are_read_by_sample(tmp_path: Path, fields: list[str]) -> None:
+    meta = pa.StructArray.from_arrays([pa.array(["a dog"])] * len(fields), fields)
+    path = tmp_path / "shard.parquet"
+    pq.write_table(pa.table({"image": [b"\xff"], "meta": meta}), path)
+    assert not ParquetShard(str(path), DatasetSpec(texts={"en": f"meta.{fields[0]}"}))._has_plain(["meta"])
 
 
 def test_dictionaries_and_binary_uids_are_read_by_columns(tmp_path: Path) -> None:

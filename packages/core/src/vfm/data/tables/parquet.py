@@ -219,7 +219,9 @@ class ParquetShard(ShardReader):
             for first in range(0, len(inside), ROWS_AT_A_TIME):
                 some = inside[first : first + ROWS_AT_A_TIME]
                 part = table.take(some - begin) if len(some) < len(table) else table
-                columns = {name: part[name].combine_chunks() for name in needed}
+                columns: dict[str, Any] = {}
+                for name in needed:
+                    columns.update(_leaves(name, part[name].combine_chunks()))
                 texts = {language: columns[source] for language, source in self.spec.texts.items()}
                 parts.append(texts_by_column(read, some, texts, columns, partial(self._uids, columns, some), on_bad))
         # An empty table would be a chunk of its own, and readers copy a column of several chunks.
@@ -234,10 +236,16 @@ class ParquetShard(ShardReader):
                 yield group, begin, inside
 
     def _has_plain(self, names: Sequence[str]) -> bool:
-        schema = self.file.schema_arrow
-        kinds = {name: schema.field(name).type for name in names}
-        are_plain = (is_plain(kind) or _is_bytes_of_uid(name, kind) for name, kind in kinds.items())
-        return set(self.spec.texts.values()) <= kinds.keys() and all(are_plain)
+        """Check whether `texts_by_column` supports these columns and fields of structs, and has all captions."""
+        kinds: list[tuple[str, pa.DataType]] = []
+        for name in names:
+            kind = self.file.schema_arrow.field(name).type
+            if pa.types.is_struct(kind) and name in ("key", "uid"):  # no name of a sample
+                return False
+            kinds += [(location, leaf.type) for location, leaf in _leaves(name, pa.array([], kind))]
+        locations = {location for location, _ in kinds}
+        are_plain = all(is_plain(kind) or _is_bytes_of_uid(location, kind) for location, kind in kinds)
+        return are_plain and len(locations) == len(kinds) and set(self.spec.texts.values()) <= locations
 
     def _uids(self, columns: Mapping[str, Any], rows: Rows, good: NDArray[np.bool_]) -> Any:
         """Compute the uids of the rows in a mask from the column `uid`, or from the keys."""
@@ -287,6 +295,16 @@ class ParquetShard(ShardReader):
         except DAMAGE:
             self._damaged.add((group, with_image))
             raise BadSample("unreadable_row", where) from None
+
+
+def _leaves(location: str, column: pa.Array) -> Iterator[tuple[str, pa.Array]]:
+    """Yield a column with its location, or each field of a column of structs. Fields of a missing struct are null."""
+    if not pa.types.is_struct(column.type):
+        yield location, column
+        return
+    for index, field in enumerate(column.type):
+        inner = field.name.replace(".", "\0")  # a location with a dot refers to a field of a struct
+        yield from _leaves(f"{location}.{inner}", pc.struct_field(column, [index]))
 
 
 def _is_bytes_of_uid(name: str, kind: pa.DataType) -> bool:
