@@ -288,4 +288,5 @@ def test_students_and_rows_that_do_not_fit_are_one_line(teacher) -> None:
 
 def test_settings_without_rows_keep_the_identity_of_earlier_artifacts() -> None:
     assert "naflex" not in decisive_settings(stage())
-    assert decisive_settings(stage(**NAFLEX))["naflex"]["row_tokens"] == 64
+    # Like `micro_batch_size`, the length of rows changes no result, so a run goes on with another one.
+    assert decisive_settings(stage(**NAFLEX))["naflex"] == {"seq_lens": [12, 20]}

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.plugin import Config, Part
+from vfm.plugin import INCIDENTAL, Config, Part
 
 Init = Literal["timm", "eva01", "eva02", "mae"]
 
@@ -81,6 +81,6 @@ class NaFlex(Config):
         description="most patches of an image, which is made smaller if it has more; of several numbers, each image"
         " draws one",
     )
-    row_tokens: int = Field(
+    row_tokens: Annotated[int, INCIDENTAL] = Field(
         4096, ge=4, description="tokens of a row, which is a forward pass, at most; with the class token of each image"
     )

@@ -26,6 +26,7 @@ from vfm_eva.pretrain.alarm import PretrainAlarm
 from vfm_eva.pretrain.building import build_student, left_out, num_masked
 from vfm_eva.pretrain.held_out_checks import check_held_out
 from vfm_eva.pretrain.masks import MaskedData, Masks
+from vfm_eva.pretrain.naflex.student import check_row_student
 from vfm_eva.pretrain.objective import Objective
 from vfm_eva.pretrain.panels import cosine_sheet
 from vfm_eva.pretrain.row_task import RowTask, row_data
@@ -91,6 +92,8 @@ def task_from_teacher(config: EvaPretrain, ctx: Context) -> tuple[EvaTask, Make[
     """Build the task with the teachers of the stage, and the loader of its inputs."""
     with weights_from_first(config.runtime):
         student = build_student(config, _start(config, ctx))
+    if config.naflex:  # again, as `start` may not have existed when the recipe was checked
+        check_row_student(student, max(config.naflex.seq_lens), config.naflex.row_tokens)
     bf16 = teacher_in_bf16(config)
     teachers = []
     for entry in config.taught_by:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from vfm.base import UserError
+from vfm.base import UserError, error_lines
 from vfm.interfaces import Context, Training
 from vfm.train.loop.curves import memory_gib
 from vfm.train.optim.ema import Ema
@@ -93,24 +94,37 @@ def remedy(plan: Training, parts: dict[str, float], micro_batch_size: int, proce
     """
     activations = parts["activations"]
     ways: list[tuple[float, str]] = []
-    if micro_batch_size > 1:
-        smaller = micro_batch_size // 2
+    smaller = micro_batch_size // 2
+    refusal = _refusal(plan, micro_batch_size=smaller) if smaller else ""
+    if smaller and not refusal:
         # Activations are proportional to the micro-batch, everything else does not depend on it.
         freed = activations * (1 - smaller / micro_batch_size)
         ways.append((freed, f"--set {plan.name}.micro_batch_size={smaller} frees about {freed:.2f} GiB"))
-    if processes > 1 and plan.can_shard and plan.runtime.parallel == "ddp":
+    sharded = plan.runtime.model_copy(update={"parallel": "fsdp"})
+    can_shard = processes > 1 and plan.can_shard and plan.runtime.parallel == "ddp"
+    if can_shard and not _refusal(plan, runtime=sharded):
         # FSDP divides weights, gradients, averages and optimizer state by the number of processes, but no activations.
         freed = sum(size for name, size in parts.items() if name != "activations") * (1 - 1 / processes)
         ways.append((freed, f"--set {plan.name}.runtime.parallel=fsdp frees about {freed:.2f} GiB"))
     lines = [line for _, line in sorted(ways, reverse=True)]
-    if not plan.grad_checkpointing:
+    if not plan.grad_checkpointing and not _refusal(plan, grad_checkpointing=True):
         # A backward pass costs two forward passes, so recomputing the forward pass adds one to three.
         lines.append(
             f"--set {plan.name}.grad_checkpointing=true frees most of the {activations:.2f} GiB of activations"
             " for a third more computation"
         )
-    advice = ", ".join(lines) or "a model or an image size that is smaller is needed"
+    advice = ", ".join(lines) or refusal or "a model or an image size that is smaller is needed"
     return f"{advice}; the same run then goes on from its last checkpoint"
+
+
+def _refusal(plan: Training, **changes: object) -> str:
+    """Explain why a training does not support a change of its settings. Empty if it does."""
+    settings = {name: getattr(plan, name) for name in plan.model_fields_set}
+    try:
+        type(plan).model_validate({**settings, **changes})
+    except ValidationError as error:
+        return error_lines(error, type(plan))[0][1]
+    return ""
 
 
 def _gib(tensors: Iterable[Tensor]) -> float:

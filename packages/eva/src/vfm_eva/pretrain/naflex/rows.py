@@ -15,6 +15,7 @@ from vfm.data import Batch, Ragged, prefetch
 from vfm.train import Data
 from vfm_eva.pretrain.naflex.images import SampleStrips
 from vfm_eva.pretrain.naflex.packing import Grid, by_grid, pack_rows
+from vfm_kernels import random_mask
 
 __all__ = ["RowData", "RowInputs", "Rows"]
 
@@ -80,7 +81,10 @@ class Rows:
         return rows
 
     def masks(self, seeds: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
-        """Draw the mask of each image, (N,), with the same fraction of its patches."""
+        """Draw the mask of each image, (N,), with the same fraction of its patches.
+
+        Single patches are masked where no block fits, as in images of two rows, which would have no loss.
+        """
         masks = [torch.empty(0)] * len(grids)
         for grid, numbers in by_grid(grids).items():
             num_patches = grid[0] * grid[1]
@@ -88,6 +92,8 @@ class Rows:
             if self.masked_ratio:
                 num_masked = min(max(1, round(self.masked_ratio * num_patches)), num_patches - 1)
                 drawn = self.draw_masks(seeds[numbers], grid, num_masked)
+                empty = ~drawn.any(dim=1)
+                drawn[empty] = random_mask(seeds[numbers][empty], grid, num_masked)
             for number, mask in zip(numbers, drawn, strict=True):
                 masks[number] = mask
         return masks

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from timm.layers import PatchEmbed
 from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -22,10 +23,10 @@ __all__ = ["check_row_student", "decode_row", "encode_row"]
 
 
 def check_row_student(student: nn.Module, seq_len: int, row_tokens: int) -> None:
-    """Check that a student on the meta device can encode rows of images of different sizes.
+    """Check that a student can encode rows of images of different sizes.
 
     Args:
-        student: The student.
+        student: The student, also on the meta device.
         seq_len: Most patches of an image.
         row_tokens: Most tokens of a row.
 
@@ -34,12 +35,17 @@ def check_row_student(student: nn.Module, seq_len: int, row_tokens: int) -> None
     """
     if not isinstance(student, Eva | VisionTransformer):
         raise UserError(f"naflex: expected a VisionTransformer or Eva of timm, got {type(student).__name__}")
+    embed = student.patch_embed
+    if not isinstance(embed, PatchEmbed):  # a convolutional stem sees the neighbours in the strip
+        raise UserError(f"naflex: expected a plain patch embedding, got {type(embed).__name__}")
+    size, width = embed.patch_size
+    if size != width:
+        raise UserError(f"naflex: expected square patches, got {size} x {width} pixels")
     longest = seq_len + student.num_prefix_tokens
     if longest > row_tokens:
         raise UserError(f"naflex.row_tokens: expected at least {longest}, the tokens of an image, got {row_tokens}")
-    size = student.patch_embed.patch_size[0]
     grids = [(2, 3), (3, 2)]
-    pixels = torch.zeros(1, 3, size, 12 * size, device="meta")
+    pixels = torch.zeros(1, 3, size, 12 * size, device=embed.proj.weight.device)
     try:
         with torch.no_grad():
             encode_row(student, pixels, grids)
