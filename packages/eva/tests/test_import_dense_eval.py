@@ -11,6 +11,8 @@ import torch
 import vfm
 from eva_toy import context
 from vfm.data.synthetic.stages import ShapesScenes
+from vfm.flow.requests.dense_tasks import import_settings
+from vfm.flow.requests.inputs import Input
 from vfm.plugin import AnnotatedImages, Artifact, DenseCheckpoint, Report, UserError
 
 transformers = pytest.importorskip("transformers")
@@ -121,3 +123,10 @@ def test_a_model_of_the_hub_is_evaluated_from_the_cache_without_a_network(
     values = {metric.model: metric.value for metric in report.metrics if metric.name == "miou"}
     assert list(values) == ["org-segformer", "org-segformer-v2", "local"]
     assert values["org-segformer-v2"] == values["local"] != values["org-segformer"]
+
+
+def test_queries_scored_on_objects_and_maps_are_taken_for_panoptic() -> None:
+    model = Input("queries", DenseCheckpoint, predicts=("boxes", "masks", "semantic", "panoptic"))
+    expected = {"detection": "instance", "segmentation": None, "panoptic": "panoptic"}
+    assert {task: import_settings(model, [], {task}).get("task") for task in expected} == expected
+    assert import_settings(model, [], {"detection", "segmentation"}) == {"task": "panoptic"}

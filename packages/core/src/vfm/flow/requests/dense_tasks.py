@@ -64,10 +64,11 @@ def import_settings(model: Input, datasets: Sequence[Input], tasks: Collection[s
         fields["data"] = annotated[0]
     if "panoptic" not in model.predicts:  # no queries
         return fields
-    trained_for = {"panoptic": "panoptic", "detection": "instance"}
-    chosen = [trained_for[task] for task in trained_for if task in tasks]
-    if chosen:
-        fields["task"] = chosen[0]
+    # A panoptic model alone predicts both objects and semantic maps.
+    if "panoptic" in tasks or {"detection", "segmentation"} <= set(tasks):
+        fields["task"] = "panoptic"
+    elif "detection" in tasks:
+        fields["task"] = "instance"
     return fields
 
 
