@@ -201,7 +201,8 @@ def _first_features(
     teacher = task.objectives[number].teacher
     teacher.module.to(device)
     batch_size = config.micro_batch_size or config.global_batch_size
-    for step in data.steps(0, min(num_steps, config.num_steps), micro_batch_size=batch_size):
+    last_step = min(num_steps, config.num_steps)
+    for step in data.steps(0, last_step, rank=0, world_size=1, micro_batch_size=batch_size):
         for inputs in (batch.to(device).inputs for batch in step if batch):
             yield task.features_to_fit(inputs, number)
 

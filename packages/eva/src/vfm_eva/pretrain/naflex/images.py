@@ -42,7 +42,7 @@ def patch_strip(image: Tensor, patch_size: int) -> Tensor:
 def images_by_grid(strip: Tensor, grids: Sequence[Grid]) -> dict[Grid, Tensor]:
     """Cut a strip of several images, (3, p, T p), into batches of the images of each grid, (B, 3, r p, c p)."""
     channels, size, _ = strip.shape
-    parts = strip.split([rows * columns * size for rows, columns in grids], dim=2)
+    parts = torch.split(strip, [rows * columns * size for rows, columns in grids], dim=2)
     batches = {}
     for (rows, columns), numbers in by_grid(grids).items():
         images = torch.stack([parts[number] for number in numbers]).view(-1, channels, size, rows, columns, size)

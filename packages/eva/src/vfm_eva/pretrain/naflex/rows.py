@@ -66,7 +66,7 @@ class Rows:
         bad = list(chain.from_iterable(batch.bad for batch in batches))
         visible = [(~mask).nonzero().flatten() for mask in masks] if self.visible_only else None
         lengths = [self.num_prefix_tokens + len(encoded) for encoded in visible or masks]
-        rows = []
+        rows: list[Batch[RowInputs]] = []
         for numbers in pack_rows(lengths, self.budget):
             bool_mask = torch.cat([masks[number] for number in numbers])
             predicted = bool_mask if self.masked_ratio else torch.ones_like(bool_mask)

@@ -84,7 +84,7 @@ def encode_row(
             else:
                 row = block(row, rope=rope[number] if student.rope_mixed else rope)
     normed: Tensor = student.norm(row)
-    return normed[0].split(lengths)
+    return torch.split(normed[0], lengths)
 
 
 def decode_row(
@@ -104,7 +104,7 @@ def decode_row(
         mask_token: (W,).
     """
     prefix = decoder.num_prefix_tokens
-    embedded = decoder.embed(torch.cat(tuple(tokens))).split([len(image) for image in tokens])
+    embedded = torch.split(decoder.embed(torch.cat(tuple(tokens))), [len(image) for image in tokens])
     positions = {grid: sincos_positions(grid, decoder.width, prefix)[0].to(mask_token.device) for grid in set(grids)}
     images = []
     for image, grid, index in zip(embedded, grids, visible, strict=True):
@@ -115,7 +115,7 @@ def decode_row(
     with packed_row(decoder, lengths):
         for block in decoder.blocks:
             row = block(row)
-    patches = torch.cat([image[prefix:] for image in row[0].split(lengths)])
+    patches = torch.cat([image[prefix:] for image in torch.split(row[0], lengths)])
     normed: Tensor = decoder.norm(patches[None])
     return normed
 
@@ -128,11 +128,11 @@ def _with_positions(student: Any, patches: Tensor, grids: Sequence[Grid]) -> tup
     Returns:
         The tokens of each image, (P + N, D), and timm's rotary positions of each, empty if there are none.
     """
-    parts = patches.split([rows * columns for rows, columns in grids])
+    parts = torch.split(patches, [rows * columns for rows, columns in grids])
     tokens: dict[int, Tensor] = {}
     tables: dict[int, Tensor] = {}
     for grid, numbers in by_grid(grids).items():
-        images = torch.stack([parts[number] for number in numbers]).unflatten(1, grid)  # (B, rows, columns, D)
+        images = torch.stack([parts[number] for number in numbers]).view(len(numbers), *grid, -1)
         placed = student._pos_embed(images)
         together, table = placed if isinstance(student, Eva) else (placed, None)
         for number, image in zip(numbers, together, strict=True):
