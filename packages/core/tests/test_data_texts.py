@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from vfm.data import DatasetSpec
 from vfm.data.samples.sample import BadSample
-from vfm.data.samples.texts import texts_by_sample
+from vfm.data.samples.texts import _is_ascii, texts_by_sample
 from vfm.data.tables.image_list import ImageEntry, ImageListShard, write_image_lists
 from vfm.data.tables.parquet import ParquetShard
 
@@ -155,3 +155,8 @@ def test_texts_of_an_image_list_equal_texts_by_sample(tmp_path: Path) -> None:
     assert found.equals(expected)
     assert found["text_index"].to_pylist() == [0, 1, 0, 0]
     assert bad == [("unsafe_path", "b.jpg"), ("missing_caption", "d.jpg")]
+
+
+def test_a_slice_is_ascii_if_its_own_bytes_are() -> None:
+    column = pa.array(["é", "a dog", "", "a cat", "é"])
+    assert [_is_ascii(column[first : first + 3]) for first in range(3)] == [False, True, False]

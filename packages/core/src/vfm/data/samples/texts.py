@@ -232,7 +232,8 @@ def _is_ascii(values: pa.Array) -> bool:
     ends, data = _ends_and_bytes(values)
     if ends[0] < 0 or ends[-1] > len(data) or (ends[1:] < ends[:-1]).any():
         return False
-    return data.max(initial=0) < FIRST_BEYOND_ASCII
+    # Of a slice only its own bytes, since bisection checks many slices of a large buffer.
+    return data[ends[0] : ends[-1]].max(initial=0) < FIRST_BEYOND_ASCII
 
 
 def _not_utf8(values: pa.Array) -> list[int]:
