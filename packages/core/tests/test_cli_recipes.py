@@ -256,3 +256,12 @@ def test_a_stage_of_a_seed_has_the_place_of_the_stage_that_it_repeats(tmp_path: 
     recipe = load_recipe(str(tmp_path / "r.yaml"), KNOWN)
     places = {stage.name: recipe.stage_place(stage) for stage in recipe.stages}
     assert places["a@0"] == places["a@1"] == "r.yaml:3"
+
+
+def test_a_base_of_the_same_name_is_named_by_its_path(tmp_path: Path) -> None:
+    base, recipe = tmp_path / "shared" / "my r.yaml", tmp_path / "my r.yaml"
+    base.parent.mkdir()
+    base.write_text("\n\n" + RECIPE)
+    recipe.write_text("base: shared/my r.yaml\nstages:\n- {name: a}\n")
+    loaded = load_recipe(str(recipe), KNOWN)
+    assert loaded.stage_place(loaded.stages[0]) == f"my r.yaml:3 and {base}:4"

@@ -126,7 +126,9 @@ def read_source(text: str, where: str, folder: Path, chain: Sequence[Path] = ())
     if file in chain:
         cycle = " -> ".join(path.name for path in (*chain[chain.index(file) :], file))
         raise UserError(f"{line}: a recipe cannot be its own base: {cycle}")
-    base = read_source(read_text(file), file.name, file.parent, (*chain, file))
+    # Places name a file by its name, or by its path if a recipe and its base have the same name.
+    base_where = str(file) if file.name in {path.name for path in chain} else file.name
+    base = read_source(read_text(file), base_where, file.parent, (*chain, file))
     _lay_over(base, source)
     return RecipeSource(where, base.value, base.places, bases=[base.where, *base.bases])
 
