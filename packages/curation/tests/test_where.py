@@ -140,6 +140,34 @@ def test_quantiles_and_shares_of_all_values() -> None:
     assert second.to_pylist() == [*(values >= datacomp).tolist(), None]
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["n > 1", "~(n > n)", "n in ['en']", "~(n not in [1, 2])", "len(n) > 1", "contains(lower(n), 'a')", "max(n, u) < 9",
+     "n + n > 1", "-n / u < 1", "n > q70", "top(n, 0.3)", "n"],
+)  # fmt: skip
+def test_a_column_of_type_null_is_missing_as_one_of_another_type_is(text: str) -> None:
+    expression, table = Expression(text), pa.table({"n": pa.nulls(2), "u": pa.array([1, 2])})
+    bounds = {name: bound_of(cut, values_of(cut, table)) for name, cut in expression.cuts.items()}
+    assert masks(expression, table, 2, bounds)[0].to_pylist() == [None, None]
+
+
+def test_narrow_integers_do_not_overflow_and_wide_ones_are_refused() -> None:
+    table = pa.table({"w": pa.array([70_000, 2], pa.int32()), "u": pa.array([1, 200], pa.uint8())})
+    expression = Expression("w * w > 4e9 & -u < 0 & u + u > 255 & u - w < 0 & abs(-u) > 1")
+    expected = [[True, False], [True, True], [False, True], [True, False], [False, True]]
+    assert [mask.to_pylist() for mask in masks(expression, table, 2, {})] == expected
+    with pytest.raises(ValueError, match=r"w \* w \* w \* w: overflow"):
+        masks(Expression("w * w * w * w > 1"), table, 2, {})
+
+
+def test_zero_by_zero_is_missing_and_changes_no_quantile() -> None:
+    table = pa.table({"a": [0, 1, 3], "b": [0, 1, 1]})
+    expression = Expression("a / b > q50 | ~(a / b < 9)")
+    bounds = {name: bound_of(cut, values_of(cut, table)) for name, cut in expression.cuts.items()}
+    assert bounds == {"quantile 0.5 of a / b": 2.0}
+    assert masks(expression, table, 3, bounds)[0].to_pylist() == [None, False, True]
+
+
 @pytest.mark.parametrize("text", ["a > 0.28", "a <= 0.28", "0.28 < a", "a == 0.28", "a >= q50"])
 def test_columns_of_32_bits_compare_as_numpys_do(text: str) -> None:
     values = np.array([0.28, 0.27, 0.29], dtype=np.float32)
@@ -161,6 +189,7 @@ WRONG = {
     "(a := 1) > 0": "not allowed",
     "a if b else c": "not allowed",
     "a ** 9 > 1": "not allowed",
+    "a % 2 == 0": "mod: not allowed",
     "a == None": "is_null",
     "a in b": "expected a list of texts or numbers",
     "eval('1')": "not a function of conditions; choose from abs, bottom",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -27,13 +27,13 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.NotEq: pc.not_equal,
 }
 ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
-    ast.Add: pc.add,
-    ast.Sub: pc.subtract,
-    ast.Mult: pc.multiply,
-    ast.Div: lambda left, right: pc.divide(pc.cast(left, pa.float64()), pc.cast(right, pa.float64())),
+    ast.Add: pc.add_checked,
+    ast.Sub: pc.subtract_checked,
+    ast.Mult: pc.multiply_checked,
+    ast.Div: lambda left, right: _quotient(pc.cast(left, pa.float64()), pc.cast(right, pa.float64())),
 }
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "abs": pc.abs,
+    "abs": lambda number: pc.abs_checked(_wide(number)),
     "contains": lambda text, part: pc.match_substring(text, part.as_py()),
     "is_null": pc.is_null,
     "len": pc.utf8_length,
@@ -131,9 +131,10 @@ class Evaluation:
             case ast.UnaryOp(op=ast.Not()):
                 return pc.invert(self.condition(node.operand))
             case ast.UnaryOp():
-                return pc.negate(self.value(node.operand))
+                return pc.negate_checked(_wide(self.value(node.operand)))
             case ast.BinOp():
-                return ARITHMETIC[type(node.op)](self.value(node.left), self.value(node.right))
+                sides = [_wide(self.value(side)) for side in (node.left, node.right)]
+                return _applied(ARITHMETIC[type(node.op)], sides)
             case ast.BoolOp():
                 join = pc.and_kleene if isinstance(node.op, ast.And) else pc.or_kleene
                 return reduce(join, map(self.condition, node.values))
@@ -144,13 +145,16 @@ class Evaluation:
                 compare = COMPARISONS[ast.GtE if name == "top" else ast.LtE]
                 return compare(self.value(cut.node), self.bounds[cut.name])
             case ast.Call(func=ast.Name(id=name)):
-                return FUNCTIONS[name](*map(self.value, node.args))
+                values = [self.value(argument) for argument in node.args]
+                return pc.is_null(*values) if name == "is_null" else _applied(FUNCTIONS[name], values)
         raise ValueError(f"{ast.unparse(node)}: expected a value")
 
     def _comparison(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Any:
         if isinstance(op, ast.In | ast.NotIn):
             assert isinstance(right, ast.Tuple | ast.List)
             value = self.value(left)
+            if pa.types.is_null(value.type):
+                return pc.cast(value, pa.bool_())
             options = pa.array([option.value for option in right.elts if isinstance(option, ast.Constant)])
             inside = pc.if_else(pc.is_null(value), None, pc.is_in(value, pc.cast(options, value.type)))
             return pc.invert(inside) if isinstance(op, ast.NotIn) else inside
@@ -158,7 +162,26 @@ class Evaluation:
         for side, other in ((left, right), (right, left)):
             cut = quantile_of(side, other)
             values.append(pa.scalar(self.bounds[cut.name]) if cut else self.value(side))
-        return COMPARISONS[type(op)](*_of_one_width(*values))
+        return pc.cast(_applied(COMPARISONS[type(op)], _of_one_width(*values)), pa.bool_())
+
+
+def _applied(function: Callable[..., Any], values: Sequence[Any]) -> Any:
+    """Apply a function to values. If one is a column of type null, which has no value, so is the result."""
+    for value in values:
+        if pa.types.is_null(value.type):
+            return value
+    return function(*values)
+
+
+def _wide(value: Any) -> Any:
+    """Widen integers to 64 bits before arithmetic. `width * height` of 32 bits would overflow."""
+    return pc.cast(value, pa.int64()) if pa.types.is_integer(value.type) else value
+
+
+def _quotient(left: Any, right: Any) -> Any:
+    """Divide. 0 / 0 is missing, since NaN is in columns too."""
+    quotient = pc.divide(left, right)
+    return pc.if_else(pc.is_nan(quotient), None, quotient)
 
 
 def _of_one_width(left: Any, right: Any) -> tuple[Any, Any]:

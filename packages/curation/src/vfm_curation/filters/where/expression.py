@@ -210,6 +210,7 @@ def _names(node: ast.AST) -> list[str]:
 
 def _shown(node: ast.AST) -> str:
     try:
-        return f"`{ast.unparse(node)}`"
+        text = ast.unparse(node)  # empty for an operator
+        return f"`{text}`" if text else type(node).__name__.lower()
     except (AttributeError, ValueError, RecursionError):
         return type(node).__name__.lower()
