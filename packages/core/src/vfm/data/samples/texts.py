@@ -233,7 +233,7 @@ def _is_ascii(values: pa.Array) -> bool:
     if ends[0] < 0 or ends[-1] > len(data) or (ends[1:] < ends[:-1]).any():
         return False
     # Of a slice only its own bytes, since bisection checks many slices of a large buffer.
-    return data[ends[0] : ends[-1]].max(initial=0) < FIRST_BEYOND_ASCII
+    return bool(data[ends[0] : ends[-1]].max(initial=0) < FIRST_BEYOND_ASCII)
 
 
 def _not_utf8(values: pa.Array) -> list[int]:
