@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +38,7 @@ from vfm_clip import ClipTrain
 from vfm_clip.train import train_clip
 
 STEPS, EVERY = 40, 4
+LONGEST = 90.0  # seconds until the processes that are left are killed
 COMPARED = ("metrics.jsonl", "open_clip_model.safetensors")
 SERVER = Path(__file__).parents[2] / "core/tests/range_server.py"
 CASES: dict[str, tuple[dict[str, Any], str]] = {
@@ -110,15 +112,35 @@ def wait(pids: list[int]) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
 
 
+def kill(pids: list[int]) -> None:
+    """Kill processes that may have ended."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def end(pids: list[int]) -> list[int]:
+    """Wait for processes that should end by themselves, and kill any that wait for one that never came.
+
+    If one is killed before the processes are connected, the first waits. torchrun would end it, and this benchmark runs
+    without torchrun.
+    """
+    timer = threading.Timer(LONGEST, kill, [pids])
+    timer.start()
+    codes = wait(pids)
+    timer.cancel()
+    timer.join()
+    return codes
+
+
 def interrupt(training: Training, draw: random.Random, seconds: float, *, only_last: bool) -> bool:
     """Kill a training after its first checkpoint, within some seconds. Tell whether it was still running."""
     pids = training.start()
     while not training.has_checkpoint():
         time.sleep(0.01)
     time.sleep(draw.uniform(0, seconds))
-    for pid in pids[-1:] if only_last else pids:
-        os.kill(pid, signal.SIGKILL)
-    return any(wait(pids))
+    kill(pids[-1:] if only_last else pids)
+    return any(end(pids))
 
 
 def contents(training: Training) -> list[bytes]:

@@ -165,7 +165,7 @@ def test_a_full_disk_in_matching_ends_the_command_with_one_line_and_exit_code_2(
     full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100_000, 100_000))
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, preexec_fn=full)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: shard 0: ")
+    assert done.stderr.startswith("error: recipe.yaml:4: matches: shard 0: ")
     assert "File too large" in done.stderr
     assert done.stderr.count("\n") == 1
 
