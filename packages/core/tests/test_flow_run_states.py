@@ -65,7 +65,7 @@ def test_the_curves_of_a_training_that_stopped_are_drawn_and_overlaid(world: Wor
     (world.here / "go").touch()
     assert ended(world.start_run(fails=True)).code == 2
     done = run_here("report", "r@1")
-    words = "the page has its finished stages and the curves so far (the loss is not finite)"
+    words = "the page has its finished stages and the curves so far (r.yaml:4: second: the loss is not finite)"
     assert (done.code, done.err) == (0, f"r@1 has failed; {words}\n")
     assert "<h4>Training loss</h4>" in world.page
     assert '<span class="pill stopped">stopped</span>' in world.page

@@ -157,7 +157,7 @@ def test_a_failed_run_ends_the_watch_with_its_reason(world: World) -> None:
     (world.here / "go").touch()
     assert ended(world.start_run(fails=True)).code == 2
     done = run_here("report", "r", "--watch")
-    assert (done.code, done.errors) == (2, ["error: the run has stopped: the loss is not finite"])
+    assert (done.code, done.errors) == (2, ["error: the run has stopped: r.yaml:4: second: the loss is not finite"])
     assert '<span class="pill stopped">stopped</span>' in world.page
     assert "data-reload" not in world.page.partition("<body>")[0]
 
