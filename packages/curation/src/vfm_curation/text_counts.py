@@ -55,13 +55,13 @@ def _counts(data: NDArray[np.uint8], ends: NDArray[np.int64]) -> tuple[Counts, C
 
 
 @compiled
-def _ascii_words(data: NDArray[np.uint8], start: int, end: int) -> int:
+def _ascii_words(data: NDArray[np.uint8], start: int, end: int) -> np.int64:
     """Count the words of a text of ASCII, 64 bytes at a time. Return -1 for another text, or at the data's end."""
     num_words = ZERO
     before = ZERO  # 1 if the last byte belongs to a word
     for at in range(start, end, 64):
         if at + 64 > len(data):
-            return -1
+            return np.int64(-1)
         (spaces,) = ascii_spaces(data, U(at))
         here = ~ZERO if end - at >= 64 else (ONE << U(end - at)) - ONE
         beyond = ZERO
@@ -69,7 +69,7 @@ def _ascii_words(data: NDArray[np.uint8], start: int, end: int) -> int:
             word = load8(data, U(place))
             beyond |= word if end - place >= 8 else word & ((ONE << U(8 * (end - place))) - ONE)
         if beyond & HIGH_BITS:
-            return -1
+            return np.int64(-1)
         in_words = ~spaces & here
         num_words += num_bits(in_words & ~(in_words << ONE | before))
         before = in_words >> U(63)

@@ -6,6 +6,7 @@ Source: DataComp's subset files and resharder, github.com/mlfoundations/datacomp
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +26,7 @@ ONES = U(0x0101010101010101)  # 1 in each byte
 Halves = NDArray[np.void]
 Words = NDArray[np.uint64]
 
-_mixed = compiled(splitmix64)  # of a single number
+_mixed: Any = compiled(splitmix64)  # of a single number, while splitmix64 takes arrays
 
 
 def uid_halves(uids: pa.ChunkedArray) -> Halves:

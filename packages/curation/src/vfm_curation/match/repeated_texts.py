@@ -32,7 +32,7 @@ def smallest_keys(keys: Keys) -> list[int]:
 
 def keys_of(texts: pa.Table) -> Keys:
     """Compute the key of each text, (num_texts,)."""
-    return text_keys(*(texts[column] for column in ("uid", "language", "text_index")), hash_uids)
+    return text_keys(texts["uid"], texts["language"], texts["text_index"], hash_uids)
 
 
 class RepeatedTexts:

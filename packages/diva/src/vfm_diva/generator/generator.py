@@ -168,13 +168,13 @@ def load_generator(checkpoint: GeneratorCheckpoint, *, weights: bool = True) -> 
     network = _load_network(folder, weights=weights)
     space = load_space(folder, weights=weights)
     condition = folder / CONDITION
-    denoiser = folder / denoiser_folder(folder) / "config.json"
+    config_file = folder / denoiser_folder(folder) / "config.json"
     try:
         channels = network_inputs(network).channels
     except UserError as error:
-        raise UserError(f"{denoiser}: {error}") from None
+        raise UserError(f"{config_file}: {error}") from None
     if channels != space.channels:
-        raise UserError(f"{denoiser}: the denoiser expects {channels} channels, {space.name} have {space.channels}")
+        raise UserError(f"{config_file}: the denoiser expects {channels} channels, {space.name} have {space.channels}")
     if not condition.is_dir():  # a prior trained here may denoise the latents of any VAE
         check_scale(space, network, folder)
     config = store_files.read_record(folder / "scheduler" / "scheduler_config.json")

@@ -85,10 +85,11 @@ def run_sdpa(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, visible: Tensor 
 def _each_sequence(q: Tensor, k: Tensor, v: Tensor, pattern: Pattern, cu_seqlens: Tensor) -> Tensor:
     """Run torch's attention for each sequence of a row, where a mask would compute the scores between all of them."""
     lengths = cu_seqlens.diff().tolist()
-    rows = [heads.transpose(1, 2).split(lengths, dim=2) for heads in (q, k, v)]
+    rows = [torch.split(heads.transpose(1, 2), lengths, dim=2) for heads in (q, k, v)]
     parts = []
-    for sequence in zip(*rows, strict=True):
-        parts.append(F.scaled_dot_product_attention(*sequence, is_causal=pattern.causal, scale=pattern.scale))
+    for q_part, k_part, v_part in zip(*rows, strict=True):
+        mixed = F.scaled_dot_product_attention(q_part, k_part, v_part, is_causal=pattern.causal, scale=pattern.scale)
+        parts.append(mixed)
     return torch.cat(parts, dim=2).transpose(1, 2)
 
 
