@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -55,6 +56,10 @@ def test_a_process_without_progress_ends_all_and_is_named(tmp_path: Path, parall
     message, stacks, function = HANGS[hang]
     assert message in errors
     assert function in (tmp_path / "hung" / "work" / stacks).read_text()
+    for rank in range(2):
+        record = json.loads((tmp_path / "hung" / "work" / f"collectives-{rank}.json").read_text())["gloo"]
+        assert 0 < len(record["entries"]) <= 50
+        assert "gloo:all_reduce" in {entry["profiling_name"] for entry in record["entries"]}
     print(f"{parallel} {hang}: named after {time.monotonic() - begun:.0f} s, with the start of both processes")
 
 

@@ -30,8 +30,8 @@ from vfm.plugin import (
     Event,
     Ref,
     Report,
-    Runtime,
     Training,
+    TrainingRuntime,
     UserError,
 )
 from vfm.train import Frozen, Task, distributed, fit
@@ -316,7 +316,7 @@ def child(jobs: list[dict[str, Any]]) -> None:
     """Run several trainings in one process group; the error of one is written to `stopped-RANK.txt`."""
     if any("ending" in job for job in jobs):
         heartbeat.SILENCE = 5.0
-    with distributed(Runtime(device="cpu")) as world:
+    with distributed(TrainingRuntime(device="cpu", flight_recorder=50)) as world:
         for job in jobs:
             folder = Path(job["folder"])
             loop.reading_is_free = READS[bool(job.get("reads_wait"))]  # type: ignore[assignment]

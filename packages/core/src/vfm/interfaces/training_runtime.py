@@ -62,6 +62,12 @@ class TrainingRuntime(Runtime):
         description="with several processes: seconds without progress after which the training ends and names the"
         " process that hangs. A start, an evaluation or a checkpoint may take ten times as long",
     )
+    flight_recorder: int = Field(
+        0,
+        ge=0,
+        description="with several processes: number of collective operations that each process remembers, and writes"
+        " next to its stacks if a process hangs (torch's flight recorder)",
+    )
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp",
         description="ddp: each process stores the whole model; fsdp: each process stores a part of the weights,"

@@ -20,6 +20,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store, _get_default_
 
 from vfm.base import UserError
 from vfm.interfaces import Runtime, Training, TrainingRuntime
+from vfm.train.parallel.flight_recorder import record_collectives
 
 _uses = count()
 _exchanges: list[Store] = []
@@ -154,6 +155,8 @@ def distributed(runtime: Runtime) -> Iterator[DistributedWorld]:
     opened = size > 1 and not dist.is_initialized()
     if opened:
         bound = device if device.type == "cuda" else None
+        if isinstance(runtime, TrainingRuntime):
+            record_collectives(runtime.flight_recorder)
         dist.init_process_group(_backend(runtime, device), rank=rank, world_size=size, device_id=bound, timeout=TIMEOUT)
     # Each use has separate keys, since torchrun's store outlives the process group.
     store: Store | None = None

@@ -17,6 +17,7 @@ from torch.distributed.distributed_c10d import Store
 from vfm.base import UserError
 from vfm.train.parallel.deadline import dump_stacks
 from vfm.train.parallel.dist import DistributedWorld
+from vfm.train.parallel.flight_recorder import dump_collectives
 from vfm.train.parallel.progress import ENDED, Position, Sighting, hanging
 
 INTERVAL = 2.0  # seconds between heartbeats
@@ -110,6 +111,7 @@ class Heartbeat:
         if self.message and not self._ended.is_set():
             self._found.set()
             dump_stacks(self.stacks)
+            dump_collectives(self.stacks.with_name(f"collectives-{self.stacks.stem.rpartition('-')[2]}.json"))
             if not self._ended.wait(self.grace):
                 self.on_lost(self.message)
 
