@@ -35,32 +35,12 @@ def block_masks(mask: Mask, seeds: Tensor, grid: tuple[int, int], num_masked: in
 
 
 def block_exact_masks(mask: Mask, seeds: Tensor, grid: tuple[int, int], num_masked: int) -> Tensor:
-    """Draw masks of rectangles with exactly `num_masked` patches.
-
-    Args:
-        mask: Settings of the masks.
-        seeds: Seed of each mask, (B,).
-        grid: Rows and columns of the patches.
-        num_masked: Number of masked patches.
-
-    Returns:
-        (B, N), True = masked.
-    """
+    """Draw masks of rectangles with exactly `num_masked` patches, as `block_masks` does."""
     return block_mask_exact(seeds, grid, num_masked)
 
 
 def random_masks(mask: Mask, seeds: Tensor, grid: tuple[int, int], num_masked: int) -> Tensor:
-    """Draw masks of single patches with exactly `num_masked` patches.
-
-    Args:
-        mask: Settings of the masks.
-        seeds: Seed of each mask, (B,).
-        grid: Rows and columns of the patches.
-        num_masked: Number of masked patches.
-
-    Returns:
-        (B, N), True = masked.
-    """
+    """Draw masks of single patches with exactly `num_masked` patches, as `block_masks` does."""
     return random_mask(seeds, grid, num_masked)
 
 
