@@ -9,7 +9,6 @@ counted numbers come from tensors without contents (`counted.py`). The papers' r
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from bench import TEACHER, context, make_pool, pretrain
+from bench import TEACHER, context, make_pool, pretrain, report
 from counted import RECIPES, counted
 
 from vfm.models import build_clip, save_clip
@@ -108,11 +107,7 @@ def main() -> None:
         "measured": measured(QUICK if options.quick else list(CASES), quick=options.quick),
         "counted": {name: counted(name) for name in (RECIPES[:1] if options.quick else RECIPES)},
     }
-    print(tables(result))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        options.out.with_suffix(".md").write_text(tables(result) + "\n", encoding="utf-8")
+    report(result, tables(result), options.out)
 
 
 if __name__ == "__main__":

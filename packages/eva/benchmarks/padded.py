@@ -9,7 +9,6 @@ the longest. Tokens are counted for all images of the tar, memory and time for t
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import random
 import statistics
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench import clock
+from bench import clock, report
 from PIL import Image
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
@@ -221,11 +220,7 @@ def main() -> None:
         "tokens": {name: counted_tokens(images, crop) for name, crop in CROPS.items()},
         "measured": {name: measured(images[: options.row], crop, options.rounds) for name, crop in CROPS.items()},
     }
-    print(tables(result))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        options.out.with_suffix(".md").write_text(tables(result) + "\n", encoding="utf-8")
+    report(result, tables(result), options.out)
 
 
 if __name__ == "__main__":

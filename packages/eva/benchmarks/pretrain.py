@@ -9,7 +9,6 @@ Contestants run alternately, round after round. Ratios are medians over the roun
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import resource
 from pathlib import Path
@@ -17,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from bench import CUDA, STUDENT, TEACHER, make_pool
+from bench import CUDA, STUDENT, TEACHER, make_pool, report
 from cached import Cached
 from step import Step
 
@@ -70,11 +69,7 @@ def main() -> None:
             "cached": cached.measure(),
         }
     result["gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(tables(result))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        options.out.with_suffix(".md").write_text(tables(result) + "\n", encoding="utf-8")
+    report(result, tables(result), options.out)
 
 
 if __name__ == "__main__":
