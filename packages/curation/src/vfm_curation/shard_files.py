@@ -30,7 +30,7 @@ def made_from(*parts: Any) -> str:
     """Hash the inputs of a shard's file.
 
     Args:
-        *parts: fingerprint of its input, hashes and versions, as JSON values.
+        *parts: Fingerprint of its input, hashes and versions, as JSON values.
     """
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 

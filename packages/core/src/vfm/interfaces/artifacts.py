@@ -58,8 +58,8 @@ class Artifact(Config):
         """Load an artifact of this type or a subtype.
 
         Args:
-            directory: its folder.
-            verify: compare the hashes of its files with its manifest.
+            directory: Its folder.
+            verify: Compare the hashes of its files with its manifest.
 
         Raises:
             UserError: If the folder has no artifact, has one of another type or of a package that is not installed, or
@@ -93,7 +93,7 @@ class Artifact(Config):
         """Compare the hashes of the files with the manifest, unless this process has done so.
 
         Args:
-            on_much: called with the number of bytes to read if there are many.
+            on_much: Called with the number of bytes to read if there are many.
 
         Raises:
             UserError: If a file is missing or damaged.
@@ -131,8 +131,8 @@ class PairDataset(ImageDataset):
         """Check that each language has captions. None is the default language.
 
         Args:
-            languages: languages to check.
-            name: name of this dataset, for the error.
+            languages: Languages to check.
+            name: Name of this dataset, for the error.
 
         Raises:
             UserError: If a language has no captions.

@@ -26,9 +26,9 @@ class StoredWeight:
     """A weight in a safetensors file.
 
     Attributes:
-        file: the file.
-        name: the weight's name there.
-        mapped: the weight's values. They are read from the file when they are used.
+        file: The file.
+        name: The weight's name there.
+        mapped: The weight's values. They are read from the file when they are used.
     """
 
     file: Path
@@ -74,8 +74,8 @@ def map_tensors(module: nn.Module, stored: Mapping[str, StoredWeight]) -> set[st
     """Map tensors of files into the weights of a module, if weights stay in files.
 
     Args:
-        module: the module. Its weights on the meta device stay there.
-        stored: tensors by the name of the weight. Those of another type, and single numbers, are not mapped.
+        module: The module. Its weights on the meta device stay there.
+        stored: Tensors by the name of the weight. Those of another type, and single numbers, are not mapped.
 
     Returns:
         The names of the mapped weights.

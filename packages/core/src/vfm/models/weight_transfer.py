@@ -85,10 +85,10 @@ def transfer_weights(
     are exchanged where the module has only the other one.
 
     Args:
-        state_dict: tensors by key.
-        module: a timm encoder, or the module of an open_clip model.
-        rules: allowed differences.
-        report: filled in place with what happened to every key.
+        state_dict: Tensors by key.
+        module: A timm encoder, or the module of an open_clip model.
+        rules: Allowed differences.
+        report: Filled in place with what happened to every key.
         file: safetensors file with the state dict. Weights that are not resized may stay there
             (`vfm.train.weights_from_first`).
 
@@ -163,7 +163,7 @@ def resize_patch_kernel(kernel: Tensor, size: tuple[int, int], method: PatchResi
 
     Args:
         kernel: (D, 3, P, P).
-        size: height and width of the new patches.
+        size: Height and width of the new patches.
         method: `pinv` (FlexiViT, arXiv:2212.08013, as in timm) or `bicubic` (EVA's `interpolate_patch_14to16.py`).
 
     Returns:

@@ -137,9 +137,9 @@ class EventLog:
     of the run.
 
     Attributes:
-        status: status by stage.
-        seconds: seconds by stage.
-        metrics: logged metrics by stage.
+        status: Status by stage.
+        seconds: Seconds by stage.
+        metrics: Logged metrics by stage.
     """
 
     status: dict[str, Any] = field(default_factory=dict)

@@ -17,9 +17,9 @@ def share_of(known: Known, rank: int, size: int) -> Known:
     """Choose the files that one of several processes reads, so that each reads about as many bytes.
 
     Args:
-        known: sizes and hashes of the files, equal in all processes.
-        rank: number of this process.
-        size: number of processes.
+        known: Sizes and hashes of the files, equal in all processes.
+        rank: Number of this process.
+        size: Number of processes.
     """
     loads = [0] * size
     share = {}
@@ -40,10 +40,10 @@ def check_folder(
     that started them has checked the files.
 
     Args:
-        folder: the folder.
-        record_file: name of the file with the sizes and hashes.
-        below: only files whose path begins with this.
-        on_much: called with the number of bytes to read if there are many.
+        folder: The folder.
+        record_file: Name of the file with the sizes and hashes.
+        below: Only files whose path begins with this.
+        on_much: Called with the number of bytes to read if there are many.
 
     Raises:
         UserError: If files are missing or damaged, one line each.
@@ -79,12 +79,12 @@ def check_together(
     """Compare the hashes of folders' files once in a group of processes, so that no `check_folder` reads them again.
 
     Args:
-        folders: the folders, equal in all processes.
-        record_file: name of the file with the sizes and hashes of each.
-        rank: number of this process, which compares a share of the files.
-        size: number of processes.
-        gather: joins the lines of all processes.
-        on_much: as in `check_folder`.
+        folders: The folders, equal in all processes.
+        record_file: Name of the file with the sizes and hashes of each.
+        rank: Number of this process, which compares a share of the files.
+        size: Number of processes.
+        gather: Joins the lines of all processes.
+        on_much: As in `check_folder`.
 
     Raises:
         UserError: In all processes, if files are missing or damaged, one line each.

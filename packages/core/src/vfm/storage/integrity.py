@@ -49,8 +49,8 @@ def read_sealed(file: Path, *keys: str) -> dict[str, Any]:
     """Read a record that `seal` wrote, and check its hash. Records of older versions have no hash.
 
     Args:
-        file: the file.
-        keys: keys that the record must have.
+        file: The file.
+        keys: Keys that the record must have.
 
     Raises:
         UserError: If the file is missing or damaged, or lacks a key.
@@ -101,8 +101,8 @@ def hash_file(file: Path, on_bytes: Callable[[int], None] = lambda count: None) 
     """Compute the SHA-256 of a file.
 
     Args:
-        file: the file.
-        on_bytes: called with the number of bytes of each block read.
+        file: The file.
+        on_bytes: Called with the number of bytes of each block read.
     """
     digest = hashlib.sha256()
     block = bytearray(BLOCK)
@@ -118,8 +118,8 @@ def hash_folder(folder: Path, *, without: Iterable[str] = ()) -> dict[str, tuple
     """Compute size and SHA-256 of all files below a folder, sorted by name.
 
     Args:
-        folder: the folder.
-        without: files, and folders with all their files, to leave out.
+        folder: The folder.
+        without: Files, and folders with all their files, to leave out.
     """
     left_out = {Path(name) for name in without}
     names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
@@ -139,9 +139,9 @@ def damage(folder: Path, known: Known, on_bytes: Callable[[int], None] = lambda 
     """Describe each file that is not as it was written, in one line each. This reads all files.
 
     Args:
-        folder: the folder.
-        known: sizes and hashes of its files.
-        on_bytes: as in `hash_file`. It is called from several threads.
+        folder: The folder.
+        known: Sizes and hashes of its files.
+        on_bytes: As in `hash_file`. It is called from several threads.
     """
 
     def problem(name: str) -> str:
@@ -163,9 +163,9 @@ def unlisted(folder: Path, known: Known, without: Iterable[str]) -> list[str]:
     """Describe each file or link in a folder that its record does not list, in one line each.
 
     Args:
-        folder: the folder.
-        known: its files.
-        without: files, and folders with all their files, that are not listed.
+        folder: The folder.
+        known: Its files.
+        without: Files, and folders with all their files, that are not listed.
     """
     left_out = {Path(name) for name in without}
     lines = []

@@ -101,11 +101,11 @@ class BalanceJob:
         They may be too many to send with each task.
 
         Args:
-            matches: folder of the matches.
-            folder: folder for the file.
-            probability: probability of each entry.
-            seed: seed of the draws.
-            texts: texts of an image that are kept.
+            matches: Folder of the matches.
+            folder: Folder for the file.
+            probability: Probability of each entry.
+            seed: Seed of the draws.
+            texts: Texts of an image that are kept.
         """
         sha256 = hashlib.sha256(probability.tobytes()).hexdigest()[:16]
         file = folder / f"probability-{sha256}.npy"
@@ -253,12 +253,12 @@ def create_subset(
     """Report the totals of a subset of matched texts, and write its facts.
 
     Args:
-        ctx: context of the stage that made the subset.
-        totals: totals of the subset.
-        matches: matches that it was drawn from.
-        pairs: the dataset that was matched.
-        texts: how texts were drawn, as in `CuratedSubset`.
-        numbers: further numbers to report, by name.
+        ctx: Context of the stage that made the subset.
+        totals: Totals of the subset.
+        matches: Matches that it was drawn from.
+        pairs: The dataset that was matched.
+        texts: How texts were drawn, as in `CuratedSubset`.
+        numbers: Further numbers to report, by name.
     """
     values = {"expected_texts": totals.expected, "kept_texts": totals.num_texts, "kept_samples": totals.num_samples}
     values = {f"curation/{name}": value for name, value in {**values, **(numbers or {})}.items()}

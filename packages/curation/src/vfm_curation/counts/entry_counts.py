@@ -23,9 +23,9 @@ def write_counts(folder: Path, shard: int, ids: Ids) -> None:
     The file has two rows, entries and counts, without zeros.
 
     Args:
-        folder: folder for the file.
-        shard: number of the shard.
-        ids: ids of the matched entries.
+        folder: Folder for the file.
+        shard: Number of the shard.
+        ids: Ids of the matched entries.
     """
     with whole_file(counts_file(folder, shard)) as part, part.open("wb") as stream:
         np.save(stream, _counted(ids, ids.max(initial=-1) + 1))

@@ -119,9 +119,9 @@ def join_columns(source: Source, shard: int, rows: np.ndarray) -> pa.Table:
     They are key, url, shard (its path) and row.
 
     Args:
-        source: the pool or subset.
-        shard: number of the shard.
-        rows: rows of the samples.
+        source: The pool or subset.
+        shard: Number of the shard.
+        rows: Rows of the samples.
     """
     reader = source.index.open(shard)
     return pa.table(

@@ -59,8 +59,8 @@ class RepeatedTexts:
         """Write a line with an example if texts repeat, else return None.
 
         Args:
-            texts_of: returns the texts of a shard.
-            path_of: returns the path of a shard.
+            texts_of: Returns the texts of a shard.
+            path_of: Returns the path of a shard.
         """
         self._sort()
         later = np.flatnonzero(self._keys[1:] == self._keys[:-1]) + 1

@@ -52,8 +52,8 @@ class TokenTable:
         """Build the tables. 500,000 entries take less than a second and 23 MB.
 
         Args:
-            entries: the metadata.
-            ids: id of each entry, from 0 to 2^31 - 1. The default is its index.
+            entries: The metadata.
+            ids: Id of each entry, from 0 to 2^31 - 1. The default is its index.
 
         Raises:
             UserError: If there are no entries, an entry occurs twice, or two entries share a key.
@@ -91,8 +91,8 @@ class TokenTable:
         """Find the ids of the entries in each text, list<int32>, ascending and distinct.
 
         Args:
-            texts: strings, of which null matches nothing.
-            verify: compare the bytes of the entries that the keys match, so that no match is false.
+            texts: Strings, of which null matches nothing.
+            verify: Compare the bytes of the entries that the keys match, so that no match is false.
 
         Raises:
             UserError: If there are more than 2^31 - 1 matches.
@@ -111,9 +111,9 @@ def tables_of(
     """Build the hash tables of entries.
 
     Args:
-        data: all entries, joined.
-        offsets: start of each entry in `data`.
-        ids: id of each entry.
+        data: All entries, joined.
+        offsets: Start of each entry in `data`.
+        ids: Id of each entry.
 
     Returns:
         The tables, and two entries that clash, if there are any. They are equal, or share a key.

@@ -25,7 +25,7 @@ def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
     """Check that the student can be masked, that known teachers have the target, and that targets and evaluations fit.
 
     Raises:
-        UserError: the first mistake.
+        UserError: The first mistake.
     """
     for entry in config.taught_by:
         if entry.teacher:

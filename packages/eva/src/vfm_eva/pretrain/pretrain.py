@@ -116,7 +116,7 @@ def preprocesses_by_size(
     """Yield the preprocessing of the student and of its teachers, for each size of the student's images.
 
     Raises:
-        UserError: if a size is no multiple of the student's patches, or does not fit a teacher's mosaic.
+        UserError: If a size is no multiple of the student's patches, or does not fit a teacher's mosaic.
     """
     own_size = task.preprocess.image_size
     for size in config.image_sizes or [own_size]:
@@ -219,7 +219,7 @@ def start_from(task: EvaTask, start: VisionCheckpoint, ctx: Context) -> None:
     """Load the encoder of `start` into the student, and its mask token, head and decoder if they fit this task.
 
     Raises:
-        UserError: if a key is missing, unknown or has another shape.
+        UserError: If a key is missing, unknown or has another shape.
     """
     file = start.path / VISION_WEIGHTS_FILE
     weights = load_state_dict(file)

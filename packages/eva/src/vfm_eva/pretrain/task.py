@@ -49,18 +49,18 @@ class EvaTask(Task[EvaInputs]):
     and the loss is the weighted sum of their losses.
 
     Args:
-        student: a timm vision transformer (`Eva` or `VisionTransformer`) of fixed image size, without a head. Without
+        student: A timm vision transformer (`Eva` or `VisionTransformer`) of fixed image size, without a head. Without
             masks, any network of timm.
-        teacher: computes the target, and is neither trained nor saved. Or a list with an objective for each teacher.
+        teacher: Computes the target, and is neither trained nor saved. Or a list with an objective for each teacher.
         num_masked: K, the most patches that a mask hides. K patches go through the head, and visible patches among
             them do not count. Patches that a mask hides beyond K are left out of the loss. Default: all patches.
-        decoder: for a student that encodes only visible patches. Masks must then hide exactly `num_masked` patches.
-        patch_embed_grad: factor on the patch embedding's gradient (EVA-02's `stop_grad_conv1`: 0.1).
-        seed: seed of the initial mask token and head.
+        decoder: For a student that encodes only visible patches. Masks must then hide exactly `num_masked` patches.
+        patch_embed_grad: Factor on the patch embedding's gradient (EVA-02's `stop_grad_conv1`: 0.1).
+        seed: Seed of the initial mask token and head.
         is_masked: False: masks are ignored, and every patch is predicted.
 
     Raises:
-        UserError: if the student cannot be masked, `num_masked` leaves nothing, or the teacher has no such target.
+        UserError: If the student cannot be masked, `num_masked` leaves nothing, or the teacher has no such target.
 
     Source: Fang et al. 2022, EVA (arXiv:2211.07636), section 2.1: negative cosine between the prediction and the CLIP
     feature of each masked patch, in fp32. There are two departures: the mask token is not decayed, and the loss of a
@@ -214,7 +214,7 @@ class EvaTask(Task[EvaInputs]):
         Args:
             images: (B, 3, S, S) uint8.
             bool_mask: (B, N), True = masked.
-            num_masked: number of patches that a mask hides, for a decoder. Default: the number used in training.
+            num_masked: Number of patches that a mask hides, for a decoder. Default: the number used in training.
         """
         return self.encode(images, bool_mask, num_masked)[1]
 

@@ -43,11 +43,11 @@ class PatchTarget(Frozen[nn.Module]):
     The default loss is EVA's, the negative cosine.
 
     Attributes:
-        width: number of values that the student's head predicts per patch, T.
-        preprocess: preprocessing of the images that the target is computed from. None: the student's.
-        is_cosine: whether the loss is a negative cosine.
-        statistics: statistics to fit to the target's features of the first images before training starts.
-        grid: rows and columns of the patches, before they are interpolated to a student's. None: there are no patches.
+        width: Number of values that the student's head predicts per patch, T.
+        preprocess: Preprocessing of the images that the target is computed from. None: the student's.
+        is_cosine: Whether the loss is a negative cosine.
+        statistics: Statistics to fit to the target's features of the first images before training starts.
+        grid: Rows and columns of the patches, before they are interpolated to a student's. None: there are no patches.
     """
 
     width: int
@@ -84,9 +84,9 @@ class PatchTarget(Frozen[nn.Module]):
         `constant_loss` is the loss of the best constant prediction, `mutual_cosine` the mean cosine of two predictions.
 
         Args:
-            prediction: as in `patch_loss`.
-            target: as in `patch_loss`.
-            counted: as in `patch_loss`.
+            prediction: As in `patch_loss`.
+            target: As in `patch_loss`.
+            counted: As in `patch_loss`.
         """
         mutual = resultant_length(prediction.detach(), counted) ** 2
         return {"constant_loss": self.constant_loss(target, counted), "mutual_cosine": mutual}
@@ -102,12 +102,12 @@ class Teacher(PatchTarget):
     The defaults are EVA's: the last layer, projected into the joint space, without whitening or averaging of layers.
 
     Args:
-        model: a CLIP model or a timm encoder.
-        preprocess: preprocessing of the model's images.
-        layer: block whose tokens are used, from 0. Negative values count from the end.
-        projected: use the projection into the joint space. False: only the final norm.
-        normalize: scale features to unit length.
-        mosaic: let several smaller images share one of the model's images, as tiles.
+        model: A CLIP model or a timm encoder.
+        preprocess: Preprocessing of the model's images.
+        layer: Block whose tokens are used, from 0. Negative values count from the end.
+        projected: Use the projection into the joint space. False: only the final norm.
+        normalize: Scale features to unit length.
+        mosaic: Let several smaller images share one of the model's images, as tiles.
         bf16: True stores and multiplies its matrices in bf16, as autocast would, but without a cast in every step.
             False computes in fp32 regardless of the student's autocast. None: fp32 weights and the caller's autocast.
     """
@@ -158,7 +158,7 @@ class Teacher(PatchTarget):
         It is the teacher's, or a mosaic's tiles.
 
         Raises:
-            UserError: if its patches cannot be divided among the tiles.
+            UserError: If its patches cannot be divided among the tiles.
         """
         size = self.preprocess.image_size
         side = tiles_per_side(student.image_size, size) if self.mosaic else 1
@@ -191,7 +191,7 @@ class Teacher(PatchTarget):
         """Compute features on the student's grid, (B, N, T), from uint8 images (B, 3, S', S'), or tiles of a mosaic.
 
         Raises:
-            UserError: if the images have another size, or the model lacks the layer or a projection of patches.
+            UserError: If the images have another size, or the model lacks the layer or a projection of patches.
         """
         side = tiles_per_side(images.shape[-1], self.preprocess.image_size) if self.mosaic else 1
         with torch.inference_mode(), self._precision(images.device):
@@ -227,9 +227,9 @@ class StoredTargets(PatchTarget):
     """Targets that are stored and loaded with the batches.
 
     Args:
-        width: channels of the target, T.
-        decode: converts stored values to (B, N, T), such as a `Pca`. Default: the values are the target.
-        grid: rows and columns of the stored patches.
+        width: Channels of the target, T.
+        decode: Converts stored values to (B, N, T), such as a `Pca`. Default: the values are the target.
+        grid: Rows and columns of the stored patches.
     """
 
     def __init__(self, width: int, decode: nn.Module | None = None, grid: tuple[int, ...] | None = None) -> None:
@@ -258,10 +258,10 @@ def features_of(
     """Wrap an encoder as a teacher.
 
     Args:
-        target: features that are predicted.
-        student: the student, for its grid of patches.
+        target: Features that are predicted.
+        student: The student, for its grid of patches.
         encoder: CLIP model or timm encoder.
-        bf16: see `Teacher`.
+        bf16: See `Teacher`.
     """
     preprocess = encoder.preprocess if isinstance(encoder, ClipModel) else vision_preprocess(encoder)
     return Teacher(encoder, preprocess, **target.model_dump(exclude={"type"}), bf16=bf16)
@@ -274,8 +274,8 @@ def load_teacher(
 
     Args:
         checkpoint: CLIP model or encoder.
-        target: features that are predicted.
-        bf16: see `Teacher`.
+        target: Features that are predicted.
+        bf16: See `Teacher`.
     """
     return features_of(target, None, load_encoder(checkpoint), bf16=bf16)
 
@@ -284,7 +284,7 @@ def load_encoder(checkpoint: ClipCheckpoint | VisionCheckpoint) -> ClipModel | n
     """Load a checkpoint's model, whose vision tower serves as a teacher.
 
     Raises:
-        UserError: if the weights do not fit or are not finite.
+        UserError: If the weights do not fit or are not finite.
     """
     model = load_clip(checkpoint) if isinstance(checkpoint, ClipCheckpoint) else load_vision(checkpoint)
     tower: Any = model
@@ -311,8 +311,8 @@ def resample_grid(features: Tensor, source: tuple[int, int], grid: tuple[int, in
 
     Args:
         features: (B, N, T).
-        source: rows and columns of the features.
-        grid: rows and columns of the result. An equal grid leaves them unchanged.
+        source: Rows and columns of the features.
+        grid: Rows and columns of the result. An equal grid leaves them unchanged.
     """
     if source == grid:
         return features

@@ -29,10 +29,10 @@ def text_keys(
     """Compute the keys of many texts, (num_texts,), each equal to its `text_key`.
 
     Args:
-        uids: uids of the samples, strings.
-        languages: languages of the captions, strings.
-        text_index: index among the sample's captions in that language.
-        hash_uids: a faster equal of `hash_strings`, such as a compiled one.
+        uids: Uids of the samples, strings.
+        languages: Languages of the captions, strings.
+        text_index: Index among the sample's captions in that language.
+        hash_uids: A faster equal of `hash_strings`, such as a compiled one.
     """
     codes = _combined(languages).dictionary_encode()
     named = hash_strings(codes.dictionary) * np.uint64(_LANGUAGE)
@@ -50,8 +50,8 @@ def text_key(uid: str, language: str, text_index: int) -> int:
 
     Args:
         uid: uid of the sample.
-        language: language of the text.
-        text_index: index of the text in the language.
+        language: Language of the text.
+        text_index: Index of the text in the language.
     """
     return _mixed(_hash_plain(uid) ^ ((_hash_plain(language) * _LANGUAGE + text_index * _PLACE) & MASK))
 
@@ -143,10 +143,10 @@ def drawn(keys: Keys, probability: NDArray[Any], *seed: int, images: NDArray[Any
     """Draw a mask of the texts to use, (num_texts,). Probability 1 means always, 0 never.
 
     Args:
-        keys: keys of the texts, (num_texts,).
-        probability: probability of each text, (num_texts,).
-        seed: one or more numbers that identify the draw, such as (seed, epoch).
-        images: image of each text, (num_texts,), with the texts of an image adjacent. First one text per image is
+        keys: Keys of the texts, (num_texts,).
+        probability: Probability of each text, (num_texts,).
+        seed: One or more numbers that identify the draw, such as (seed, epoch).
+        images: Image of each text, (num_texts,), with the texts of an image adjacent. First one text per image is
             chosen uniformly, and then it is used by its own probability (MetaCLIP 2). None: every text is drawn
             independently.
     """

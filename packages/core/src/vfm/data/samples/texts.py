@@ -43,9 +43,9 @@ def texts_by_sample(read: ReadTexts, rows: Rows, on_bad: OnBad) -> pa.Table:
     It is ordered by row, language and index.
 
     Args:
-        read: reads the texts of a sample.
-        rows: rows to read.
-        on_bad: called with (reason, where) for samples that cannot be read.
+        read: Reads the texts of a sample.
+        rows: Rows to read.
+        on_bad: Called with (reason, where) for samples that cannot be read.
     """
     records: list[tuple[int, str, str, int, str]] = []
     for row in rows.tolist():
@@ -76,12 +76,12 @@ def texts_by_column(
     """Compute the table of `texts_by_sample(read, rows, on_bad)` from whole columns.
 
     Args:
-        read: reads a row that is not clearly good.
-        rows: numbers of the rows in the columns, (N,).
-        texts: column of each language, of a type that `is_plain`, (N,).
-        columns: all columns that `read` uses, (N,). They must be plain, because text in any of them must be UTF-8.
-        uids: computes the uids of the rows in a mask (N,).
-        on_bad: called for each bad sample.
+        read: Reads a row that is not clearly good.
+        rows: Numbers of the rows in the columns, (N,).
+        texts: Column of each language, of a type that `is_plain`, (N,).
+        columns: All columns that `read` uses, (N,). They must be plain, because text in any of them must be UTF-8.
+        uids: Computes the uids of the rows in a mask (N,).
+        on_bad: Called for each bad sample.
     """
     # 1. Find rows that are clearly good: all text is UTF-8, no caption is too long or has a NUL, and at least one
     # caption is not empty.

@@ -55,9 +55,9 @@ class ParquetShard(ShardReader):
         """Read the file's footer.
 
         Args:
-            path: path of the file.
-            spec: parts to read of a row.
-            name: unique name of the file within its dataset, for keys. Default: its file name.
+            path: Path of the file.
+            spec: Parts to read of a row.
+            name: Unique name of the file within its dataset, for keys. Default: its file name.
 
         Raises:
             UserError: If the file is not parquet, or lacks a column that the spec names.
@@ -174,7 +174,7 @@ class ParquetShard(ShardReader):
         """Read the sample of a row.
 
         Raises:
-            BadSample: the image, the caption or the label is missing or unusable, or the row group is damaged.
+            BadSample: The image, the caption or the label is missing or unusable, or the row group is damaged.
         """
         where = f"{self.path}: row {row}"
         group, offset = self._locate(row)
@@ -351,9 +351,9 @@ def image_column(names: list[str], image_key: str | None, path: str) -> str:
     """Find the name of the image column.
 
     Args:
-        names: columns of the file.
-        image_key: configured name.
-        path: path of the file, for messages.
+        names: Columns of the file.
+        image_key: Configured name.
+        path: Path of the file, for messages.
 
     Raises:
         UserError: If there is no image column.

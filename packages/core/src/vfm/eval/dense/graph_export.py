@@ -31,9 +31,9 @@ def open_graph(checkpoint: DenseCheckpoint, directory: Path, ending: str) -> tup
     """Load the graph of a model, from normalised images to its predictions, and write `model.json` for its user.
 
     Args:
-        checkpoint: the model.
-        directory: folder of the export.
-        ending: ending of the exported file.
+        checkpoint: The model.
+        directory: Folder of the export.
+        ending: Ending of the exported file.
 
     Returns:
         The graph, and the file to write.

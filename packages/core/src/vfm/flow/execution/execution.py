@@ -81,8 +81,8 @@ def read_step(work: Path, known: Mapping[str, type[Stage]]) -> Step:
     """Read the step that a work folder was prepared for.
 
     Args:
-        work: the folder.
-        known: stage types by kind.
+        work: The folder.
+        known: Stage types by kind.
 
     Raises:
         UserError: If the folder holds no prepared step, or its stage kind is not installed.
@@ -109,10 +109,10 @@ def execute(step: Step, send: Send, lock_descriptor: int, job: Job | None = None
     """Run a step whose lock is held, and publish its artifact.
 
     Args:
-        step: the step.
-        send: receives the events of the stage.
-        lock_descriptor: file descriptor of the lock. Subprocesses inherit it.
-        job: run in a subprocess, concurrently with other steps. Default: run in this process. A stage in several
+        step: The step.
+        send: Receives the events of the stage.
+        lock_descriptor: File descriptor of the lock. Subprocesses inherit it.
+        job: Run in a subprocess, concurrently with other steps. Default: run in this process. A stage in several
             processes always runs under torchrun.
     """
     work = write_step(step)

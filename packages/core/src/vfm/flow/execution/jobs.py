@@ -73,7 +73,7 @@ def submit(arguments: Sequence[str], folder: Path, cluster: Cluster, settings: M
     Args:
         arguments: Arguments of the command line.
         folder: Folder for submitit's files and the output, shared by all machines.
-        cluster: Slurm, or local, a background process on this machine.
+        cluster: slurm, or local, a background process on this machine.
         settings: Parameters of submitit, such as `nodes`, `gpus_per_node`, `timeout_min`, `slurm_partition`.
 
     Raises:

@@ -51,12 +51,12 @@ def init_vision_tower(
     checkpoint has them, and they are checked.
 
     Args:
-        vision: a checkpoint in timm's layout, or its state dict.
-        clip: a CLIP model whose vision tower is a timm encoder (`visual.trunk`) of the same widths and depth.
-        patch_resize: how patch kernels and position embeddings are resized. `pinv` is as in timm: FlexiViT's
+        vision: A checkpoint in timm's layout, or its state dict.
+        clip: A CLIP model whose vision tower is a timm encoder (`visual.trunk`) of the same widths and depth.
+        patch_resize: How patch kernels and position embeddings are resized. `pinv` is as in timm: FlexiViT's
             pseudo-inverse keeps the response to a resized image, and positions are antialiased. `bicubic` is as in the
             official EVA scripts.
-        take_normalization: use the mean and std of the checkpoint's images instead of the CLIP model's.
+        take_normalization: Use the mean and std of the checkpoint's images instead of the CLIP model's.
 
     Returns:
         What happened to every key of the checkpoint and of the tower.
@@ -100,9 +100,9 @@ def check_same_computation(architecture: str, encoder: nn.Module, clip: ClipMode
     """Check that encoder and tower compute the same with equal weights, as far as the weights do not show it.
 
     Args:
-        architecture: the encoder's timm name, for the error.
-        encoder: a timm vision transformer. It may be on the meta device.
-        clip: the CLIP model. Its vision tower is a timm encoder.
+        architecture: The encoder's timm name, for the error.
+        encoder: A timm vision transformer. It may be on the meta device.
+        clip: The CLIP model. Its vision tower is a timm encoder.
 
     Raises:
         UserError: If their activations, attention heads, kinds of blocks or rotary positions differ.
@@ -167,9 +167,9 @@ def check_normalization(architecture: str, preprocess: Preprocess, clip: ClipMod
     """Check that encoder and CLIP model normalise images by the same mean and std. Weights cannot show this.
 
     Args:
-        architecture: the encoder's timm name, for the error.
-        preprocess: the encoder's preprocessing.
-        clip: the CLIP model.
+        architecture: The encoder's timm name, for the error.
+        preprocess: The encoder's preprocessing.
+        clip: The CLIP model.
 
     Raises:
         UserError: If mean or std differ.

@@ -77,11 +77,11 @@ class Checkpoints:
     """The `step-*` folders of a training run. Every process has one of these objects.
 
     Args:
-        folder: folder of the checkpoints, shared by all processes.
-        policy: when to save, and which checkpoints to keep.
-        warn: reports a damaged checkpoint.
-        world: this process.
-        sharded: parameters of which each process stores a part, by name; empty without FSDP.
+        folder: Folder of the checkpoints, shared by all processes.
+        policy: When to save, and which checkpoints to keep.
+        warn: Reports a damaged checkpoint.
+        world: This process.
+        sharded: Parameters of which each process stores a part, by name; empty without FSDP.
     """
 
     def __init__(

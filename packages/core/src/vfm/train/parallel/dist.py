@@ -210,10 +210,10 @@ def seed_everything(seed: int, step: int, micro_batch: int, rank: int) -> None:
     an uninterrupted one.
 
     Args:
-        seed: seed of the training.
-        step: number of the step.
-        micro_batch: number of the micro-batch in the step.
-        rank: number of this process.
+        seed: Seed of the training.
+        step: Number of the step.
+        micro_batch: Number of the micro-batch in the step.
+        rank: Number of this process.
     """
     # A seed sequence mixes the numbers, so that neighbouring steps and ranks have unrelated seeds.
     state = np.random.SeedSequence([seed % 2**64, step, micro_batch, rank]).generate_state(1, np.uint64)
