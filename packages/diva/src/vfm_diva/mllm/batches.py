@@ -73,11 +73,16 @@ class QuestionBatches:
     def batch(self, indices: Sequence[int]) -> Batch[MllmInputs]:
         """Load the questions with these indices. A question with an unreadable image is replaced by another one."""
         bad: list[tuple[str, str]] = []
-        loaded = [self._readable(index, bad) for index in indices]
-        items = [question for question, _ in loaded]
-        sequences = self.encoder.sequences([item.turns() for item in items])
-        images = torch.stack([image for _, image in loaded])
-        return Batch(MllmInputs(images, sequences.ids, sequences.answers), [item.key for item in items], bad)
+        keys = []
+        conversations = []
+        images = []
+        for index in indices:
+            question, image = self._readable(index, bad)
+            keys.append(question.key)
+            conversations.append(question.turns())
+            images.append(image)
+        sequences = self.encoder.sequences(conversations)
+        return Batch(MllmInputs(torch.stack(images), sequences.ids, sequences.answers), keys, bad)
 
     def _readable(self, index: int, bad: list[tuple[str, str]]) -> tuple[Question, Tensor]:
         for attempt in range(MAX_TRIES):

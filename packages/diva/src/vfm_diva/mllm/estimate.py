@@ -43,15 +43,20 @@ def mllm_train_cost(config: MllmTrain, ctx: Preflight) -> Cost:
             return Cost(unknown=(model,))
         checkpoint_blocks(model, config)
         task = MllmTask(model, config.trained)
-    sequences = [model.encoder.sequence(turns) for turns in texts.conversations]
-    side, longest = model.preprocess.image_size, max(len(tokens.ids) for tokens in sequences)
+    side = model.preprocess.image_size
+    longest = 0
+    num_answers = 0
+    for turns in texts.conversations:
+        tokens = model.encoder.sequence(turns)
+        longest = max(longest, len(tokens.ids))
+        num_answers += sum(tokens.is_answer)
 
     def inputs(number: int) -> MllmInputs:
         images = torch.zeros(number, 3, side, side, dtype=torch.uint8)
         ids = torch.zeros(number, longest, dtype=torch.int64)
         return MllmInputs(images, ids, torch.zeros(number, longest, dtype=torch.bool))
 
-    answered = sum(sum(tokens.is_answer) for tokens in sequences) / len(sequences)
+    answered = num_answers / len(texts.conversations)
     cost = estimate_training(task, inputs, config, selected=answered / (longest - 1))
     assumed = f"the questions {config.data}, for which {QUESTION + ANSWER} of {WORDS} words are assumed"
     if known:

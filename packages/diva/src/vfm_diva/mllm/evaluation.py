@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -55,14 +56,14 @@ def evaluate_mllm(config: EvalMllm, ctx: Context, models: Mapping[str, Mllm]) ->
     items = _usable(questions, config, ctx)
     if not items:
         raise UserError(f"{config.data}: no question is left without those whose images cannot be read")
-    single = next((item for item in items if len(item.options) < 2), None)
-    if single:
-        raise UserError(f"{config.data}: {single.key} has one option; an evaluation needs two or more")
+    for item in items:
+        if len(item.options) < 2:
+            raise UserError(f"{config.data}: {item.key} has one option; an evaluation needs two or more")
 
     def compare(part: Sequence[Question]) -> dict[str, list[list[float]]]:
         return {name: _read_and_compare(config, model, questions, part, name) for name, model in models.items()}
 
-    likelihoods: dict[str, list[list[float]]] = {name: [] for name in models}
+    likelihoods: defaultdict[str, list[list[float]]] = defaultdict(list)
     done = 0
     for part in of_all(map(compare, own_share(in_batches(items, config.micro_batch_size)))):
         for name, rows in part.items():
@@ -70,14 +71,12 @@ def evaluate_mllm(config: EvalMllm, ctx: Context, models: Mapping[str, Mllm]) ->
         done += len(rows)
         ctx.progress(done, len(items), "questions")
     leave_to_first()
-    correct: dict[str, NDArray[np.bool_]] = {}
-    for name, rows in likelihoods.items():
-        correct[name] = np.array([chosen(row, item.answer) for row, item in zip(rows, items, strict=True)])
     results: dict[str, ModelResult] = {}
-    for name, right in correct.items():
+    for name, rows in likelihoods.items():
+        correct = np.array([chosen(row, item.answer) for row, item in zip(rows, items, strict=True)])
         results[name] = ModelResult(
-            _scores(items, right, likelihoods[name]),
-            {"questions": _table(items, right, likelihoods[name])},
+            _scores(items, correct, rows),
+            {"questions": _table(items, correct, rows)},
             {"blind": config.blind, "prompt": models[name].facts.prompt},
         )
     if len(models) > 1 and not config.blind:
@@ -101,17 +100,19 @@ def option_likelihoods(
         name: Name of the model, for errors.
     """
     texts: list[Sequence[str]] = []
+    num_options = []
     for item in items:
-        texts.extend(item.turns(option) for option in range(len(item.options)))
-    counts = torch.tensor([len(item.options) for item in items])
+        texts.extend(map(item.turns, range(len(item.options))))
+        num_options.append(len(item.options))
     sequences = model.encoder.sequences(texts, last_only=True)
     ids = sequences.ids.to(images.device)
     answers = sequences.answers.to(images.device)
     with torch.inference_mode():
-        states = model.image_states(images).repeat_interleave(counts.to(images.device), dim=0)
+        counts = torch.tensor(num_options, device=images.device)
+        states = model.image_states(images).repeat_interleave(counts, dim=0)
         values = -row_sums(model.answer_losses(states, ids, answers), answers)
     check_finite(values, name, [turns[-2] for turns in texts])
-    return [part.tolist() for part in torch.split(values.cpu(), counts.tolist())]
+    return [part.tolist() for part in torch.split(values.cpu(), num_options)]
 
 
 def _read_and_compare(
@@ -130,6 +131,13 @@ def _read_and_compare(
 
 def _usable(questions: Questions, config: EvalMllm, ctx: Context) -> list[Question]:
     """Select the questions whose image can be read. Of a pair, both are selected or none."""
+    bad = _unreadable(questions, config, ctx)
+    broken = {item.pair for item in questions.items if item.image in bad and item.pair >= 0}
+    return [item for item in questions.items if item.image not in bad and item.pair not in broken]
+
+
+def _unreadable(questions: Questions, config: EvalMllm, ctx: Context) -> set[int]:
+    """Find the numbers of the images that cannot be read. Raises UserError if they are too many."""
 
     def problem(number: int) -> BadSample | None:
         try:
@@ -139,50 +147,71 @@ def _usable(questions: Questions, config: EvalMllm, ctx: Context) -> list[Questi
         return None
 
     numbers = sorted({item.image for item in questions.items})
-    problems = dict(zip(numbers, of_all(map(problem, own_share(numbers))), strict=True))
-    bad = {number: error for number, error in problems.items() if error}
-    for error in bad.values():
-        ctx.skip(error.reason, error.where)
-    config.reading.check_bad(Counter(error.reason for error in bad.values()), questions.dataset.num_images, "images")
-    broken = {item.pair for item in questions.items if item.image in bad and item.pair >= 0}
-    return [item for item in questions.items if item.image not in bad and item.pair not in broken]
+    bad = set()
+    reasons: Counter[str] = Counter()
+    for number, error in zip(numbers, of_all(map(problem, own_share(numbers))), strict=True):
+        if error:
+            bad.add(number)
+            reasons[error.reason] += 1
+            ctx.skip(error.reason, error.where)
+    config.reading.check_bad(reasons, questions.dataset.num_images, "images")
+    return bad
 
 
 def _scores(
     items: Sequence[Question], correct: NDArray[np.bool_], likelihoods: Sequence[Sequence[float]]
 ) -> list[Score]:
     """Compute all scores. If there are pairs, the pairs' score is the first."""
-    families = [item.family for item in items]
+    table = pa.Table.from_pylist(list(map(vars, items)))
+    families = table["family"].to_pylist()
+    num_options = pc.list_value_length(table["options"]).to_numpy()
+    images = table["image"].to_numpy()
+    pair_numbers = table["pair"].to_numpy()
+    # The unit is the largest group of answers that depend on each other: a pair, or an image with its questions. The
+    # number of items is added to an image's number, so that it differs from all pairs.
+    units = np.where(pair_numbers >= 0, pair_numbers, len(items) + images)
     pairs = pairs_of(items)
-    num_options = np.array([len(item.options) for item in items])
-    images = np.array([item.image for item in items])
-    # The unit is the largest group of answers that depend on each other: a pair, or an image with its questions.
-    num_items = len(items)  # added to an image's number, so that it differs from all pairs
-    units = np.array([item.pair if item.pair >= 0 else num_items + item.image for item in items])
     scores: list[Score] = pair_scores(correct, pairs, num_options, families) if pairs else []
     scores += question_scores(correct, units, num_options, [""] * len(items) if pairs else families)
-    options = [[option.strip().lower() for option in item.options] for item in items]
-    if all(sorted(words) == YES_NO for words in options):
-        yes = np.array([words.index("yes") for words in options])
+    yes = _yes_options(items)
+    if yes is not None:
         values = np.array(likelihoods)
         rows = np.arange(len(items))
-        is_yes = np.array([item.answer for item in items]) == yes
-        scores += yes_no_scores(values[rows, yes] > values[rows, 1 - yes], is_yes, images)
+        said_yes = values[rows, yes] > values[rows, 1 - yes]
+        scores += yes_no_scores(said_yes, table["answer"].to_numpy() == yes, images)
     return scores
+
+
+def _yes_options(items: Sequence[Question]) -> NDArray[np.int64] | None:
+    """Find the index of the option "yes" of each question, (Q,), if all have the options yes and no."""
+    indices = []
+    for item in items:
+        words = [option.strip().lower() for option in item.options]
+        if sorted(words) != YES_NO:
+            return None
+        indices.append(words.index("yes"))
+    return np.array(indices)
 
 
 def _table(
     items: Sequence[Question], correct: NDArray[np.bool_], likelihoods: Sequence[Sequence[float]]
 ) -> dict[str, Any]:
-    return {
-        "key": [item.key for item in items],
-        "family": [item.family for item in items],
-        "pair": [item.pair for item in items],
-        "answer": [item.options[item.answer] for item in items],
-        "predicted": [item.options[int(np.argmax(row))] for item, row in zip(items, likelihoods, strict=True)],
-        "log_likelihoods": [list(row) for row in likelihoods],
-        "correct": correct,
-    }
+    """Build the columns of the predictions."""
+    columns: defaultdict[str, Any] = defaultdict(list)
+    for item, row in zip(items, likelihoods, strict=True):
+        columns["key"].append(item.key)
+        columns["family"].append(item.family)
+        columns["pair"].append(item.pair)
+        columns["answer"].append(item.options[item.answer])
+        columns["predicted"].append(_likeliest(item, row))
+        columns["log_likelihoods"].append(list(row))
+    columns["correct"] = correct
+    return columns
+
+
+def _likeliest(item: Question, likelihoods: Sequence[float]) -> str:
+    """Find the option with the highest likelihood."""
+    return item.options[int(np.argmax(likelihoods))]
 
 
 def _add_differing(
@@ -192,15 +221,18 @@ def _add_differing(
     (first, first_rows), (second, second_rows) = list(likelihoods.items())[:2]
     by_family: dict[str, list[CaptionedImage]] = {}
     for item, first_row, second_row in zip(items, first_rows, second_rows, strict=True):
-        picks = item.options[int(np.argmax(first_row))], item.options[int(np.argmax(second_row))]
+        first_option = _likeliest(item, first_row)
+        second_option = _likeliest(item, second_row)
         # Only disagreements show a difference of the models.
-        if picks[0] != picks[1]:
+        if first_option != second_option:
             image = decode_image(questions.image(item.image), item.key)
-            says = f"{item.text} {first}: {picks[0]}; {second}: {picks[1]}; right: {item.options[item.answer]}"
-            shown = CaptionedImage(image, says, picks[1] == item.options[item.answer])
-            by_family.setdefault(item.family, []).append(shown)
+            right = item.options[item.answer]
+            caption = f"{item.text} {first}: {first_option}; {second}: {second_option}; right: {right}"
+            by_family.setdefault(item.family, []).append(CaptionedImage(image, caption, second_option == right))
     per_family = max(1, IMAGES_SHOWN // max(1, len(by_family)))
-    images = list(chain.from_iterable(shown[:per_family] for shown in by_family.values()))
+    images: list[CaptionedImage] = []
+    for shown in by_family.values():
+        images += shown[:per_family]
     if images:
         title = f"Questions that {first} and {second} answer differently"
         ctx.panel(images_panel(ctx.directory, "differing", title, images, order=40))

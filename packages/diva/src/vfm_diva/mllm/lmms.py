@@ -7,7 +7,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +16,7 @@ from typing import Any, cast
 from huggingface_hub import get_token
 
 from vfm.eval import write_report
-from vfm.plugin import Context, Evaluated, ModelResult, Report, Score, UserError
+from vfm.plugin import Context, Evaluated, ModelResult, Report, Score, UserError, short_name
 from vfm.train import resolve_device
 from vfm_diva.mllm.lmms_folders import check_folder
 from vfm_diva.mllm.lmms_logs import Item, check_same_items, find_log, newest_log, read_log
@@ -33,11 +34,14 @@ LONGEST = 400  # characters of a message that are shown
 
 def evaluate_lmms(config: EvalLmms, ctx: Context) -> Report:
     """Run the models without logs, read the logs of all models, and write the report."""
-    checkpoints = {ref.rstrip("/").rsplit("/", 1)[-1]: ctx.load(ref) for ref in config.models}
-    folders = {name: checkpoint.path for name, checkpoint in checkpoints.items()}
-    folders |= {name: Path(folder) for name, folder in config.folders.items()}
-    logs = {name: run_lmms(config, ctx, name, folder) for name, folder in folders.items()}
-    logs |= {name: Path(folder) for name, folder in config.logs.items()}
+    checkpoints = {short_name(ref): ctx.load(ref) for ref in config.models}
+    logs = {}
+    for name, checkpoint in checkpoints.items():
+        logs[name] = run_lmms(config, ctx, name, checkpoint.path)
+    for name, folder in config.folders.items():
+        logs[name] = run_lmms(config, ctx, name, Path(folder))
+    for name, folder in config.logs.items():
+        logs[name] = Path(folder)
     return write_report(config, ctx, score_logs(config, logs), checkpoints)
 
 
@@ -123,16 +127,23 @@ def score_logs(config: EvalLmms, logs: Mapping[str, Path]) -> Evaluated:
             check_same_items(first_items.setdefault(task, items), items, (first, name), task)
             answered = score_replies(task, items, str(file))
             scores += [replace(cast("Any", score), metric=f"{task}_{score.metric}") for score in answered.scores]
-            tables[task] = {
-                "doc_id": [item.doc_id for item in items],
-                "doc_hash": [item.doc_hash for item in items],
-                "reply": [item.reply for item in items],
-                "correct": list(answered.correct),
-            }
+            tables[task] = _table(items, answered.correct)
         results[name] = ModelResult(scores, tables, {"tasks": list(config.tasks), "limit": config.limit})
     for task in config.tasks:
-        digest.update("".join(item.doc_hash for item in first_items[task]).encode())
+        for item in first_items[task]:
+            digest.update(item.doc_hash.encode())
     return Evaluated(digest.hexdigest(), results)
+
+
+def _table(items: Sequence[Item], correct: Sequence[bool]) -> dict[str, Any]:
+    """Build the columns of the predictions."""
+    columns: defaultdict[str, list[Any]] = defaultdict(list)
+    for item, is_correct in zip(items, correct, strict=True):
+        columns["doc_id"].append(item.doc_id)
+        columns["doc_hash"].append(item.doc_hash)
+        columns["reply"].append(item.reply)
+        columns["correct"].append(is_correct)
+    return columns
 
 
 def read_output(file: Path) -> str:
@@ -150,17 +161,23 @@ def read_output(file: Path) -> str:
 
 def last_error(output: str) -> str:
     """Find the last line of the last traceback. Without a traceback, it is the last line."""
-    lines = [line.rstrip() for line in _lines(output)]
+    lines = _lines(output)
     raised = [line for line in lines if _EXCEPTION.match(line) and _NO_CAUSE not in line]
-    last = next((line.strip() for line in reversed(raised or lines) if line.strip()), "no output")
-    return last[:LONGEST]
+    last = (raised or lines or ["no output"])[-1]
+    return last.strip()[:LONGEST]
 
 
 def unanswered(output: str) -> list[str]:
     """Find the errors of items that got an empty reply because the model failed."""
-    matches = (_UNANSWERED.search(line.rstrip()) for line in _lines(output))
-    return [match[1][:LONGEST] for match in matches if match]
+    errors = []
+    for line in _lines(output):
+        match = _UNANSWERED.search(line)
+        if match:
+            errors.append(match[1][:LONGEST])
+    return errors
 
 
 def _lines(output: str) -> list[str]:
-    return _COLOURS.sub("", output).replace("\r", "\n").split("\n")
+    """Split the output into lines without colours and spaces at the end. Empty lines are left out."""
+    lines = _COLOURS.sub("", output).replace("\r", "\n").split("\n")
+    return list(filter(None, map(str.rstrip, lines)))

@@ -91,11 +91,9 @@ def check_same_items(first: Sequence[Item], second: Sequence[Item], names: tuple
         raise UserError(
             f"{task}: only {name} has item {missing[0]} ({len(first_hashes)} and {len(second_hashes)} items)"
         )
-    unlike = [doc for doc in first_hashes if first_hashes[doc] != second_hashes[doc]]
-    if unlike:
-        raise UserError(
-            f"{task}: item {unlike[0]} is another one for {names[0]} than for {names[1]} (doc_hash differs)"
-        )
+    for doc, doc_hash in first_hashes.items():
+        if doc_hash != second_hashes[doc]:
+            raise UserError(f"{task}: item {doc} is another one for {names[0]} than for {names[1]} (doc_hash differs)")
 
 
 def _reply(filtered: Any) -> str:

@@ -73,16 +73,22 @@ def _rule(task: str) -> Callable[[Sequence[Item]], ScoredReplies]:
 
 def _mmvp(items: Sequence[Item]) -> ScoredReplies:
     """Score pairs of MMVP. A pair asks the same question about two images, and both answers must be right."""
-    facts = [item.row["mmvp_pair_accuracy"] for item in items]
-    right = [letter_of(item.reply) == fact["gt"] for item, fact in zip(items, facts, strict=True)]
-    return ScoredReplies(_paired(right, [fact["pair_index"] for fact in facts], [""] * len(items)), right)
+    right = []
+    pairs = []
+    for item in items:
+        fact = item.row["mmvp_pair_accuracy"]
+        right.append(letter_of(item.reply) == fact["gt"])
+        pairs.append(fact["pair_index"])
+    return ScoredReplies(_paired(right, pairs, [""] * len(items)), right)
 
 
 def _pope(items: Sequence[Item]) -> ScoredReplies:
     """Score yes or no by LLaVA's rule. Six successive items are about one image."""
-    is_yes = np.array([item.row["pope_accuracy"]["ground_truth"] == "yes" for item in items])
-    said_yes = np.array([pope_says_yes(item.reply) for item in items])
-    images = np.array([item.doc_id // POPE_QUESTIONS_PER_IMAGE for item in items])
+    answers = []
+    for item in items:
+        answers.append((item.row["pope_accuracy"]["ground_truth"] == "yes", pope_says_yes(item.reply)))
+    is_yes, said_yes = np.array(answers).T
+    images = np.array([item.doc_id for item in items]) // POPE_QUESTIONS_PER_IMAGE
     right = is_yes == said_yes
     scores: list[Score] = [Accuracy("accuracy", right, images, chance=0.5)]
     return ScoredReplies([*scores, *yes_no_scores(said_yes, is_yes, images)], right.tolist())
@@ -90,20 +96,29 @@ def _pope(items: Sequence[Item]) -> ScoredReplies:
 
 def _mme(items: Sequence[Item]) -> ScoredReplies:
     """Score two questions about each image, with the answers yes and no. Pairs are MME's accuracy+."""
-    facts = [item.row.get("mme_perception_score") or item.row["mme_cognition_score"] for item in items]
-    right = [says(item.reply) == str(item.row["target"]).strip(" .").lower() for item in items]
-    units = [f"{fact['category']}/{fact['question_id']}" for fact in facts]
-    return ScoredReplies(_paired(right, units, [fact["category"] for fact in facts]), right)
+    right = []
+    units = []
+    categories = []
+    for item in items:
+        fact = item.row.get("mme_perception_score") or item.row["mme_cognition_score"]
+        right.append(says(item.reply) == str(item.row["target"]).strip(" .").lower())
+        units.append(f"{fact['category']}/{fact['question_id']}")
+        categories.append(fact["category"])
+    return ScoredReplies(_paired(right, units, categories), right)
 
 
 def _mmbench(items: Sequence[Item]) -> ScoredReplies:
     """Score questions whose options come in several orders: all must be right (circular evaluation)."""
-    facts = [item.row.get("gpt_eval_score") or item.row["submission"] for item in items]
-    right = [option_of(item.reply, fact) == fact["answer"] for item, fact in zip(items, facts, strict=True)]
-    questions = np.array([int(fact["index"]) % MMBENCH_COPIES for fact in facts])
-    each = np.array(right)
-    all_right = np.array([each[questions == number].all() for number in np.unique(questions)])
-    scores = [Accuracy("circular_accuracy", all_right), Accuracy("accuracy", each, questions)]
+    right = []
+    indices = []
+    for item in items:
+        fact = item.row.get("gpt_eval_score") or item.row["submission"]
+        right.append(option_of(item.reply, fact) == fact["answer"])
+        indices.append(int(fact["index"]) % MMBENCH_COPIES)
+    correct = np.array(right)
+    _, questions = np.unique(indices, return_inverse=True)
+    num_wrong = np.bincount(questions, weights=~correct)
+    scores = [Accuracy("circular_accuracy", num_wrong == 0), Accuracy("accuracy", correct, np.array(indices))]
     return ScoredReplies(scores, right)
 
 
@@ -113,8 +128,7 @@ def _naturalbench(items: Sequence[Item]) -> ScoredReplies:
     The scores are for each answer, for both answers of a question, for both of an image, and for all four. A group that
     is not complete (`--limit`) counts only by its answers.
     """
-    groups = np.array([item.doc_id // 4 for item in items])
-    places = np.array([item.doc_id % 4 for item in items])
+    groups, places = np.divmod([item.doc_id for item in items], 4)
     right = np.array([_says_first(item) is NATURAL_ANSWERS[item.doc_id % 4] for item in items])
     scores: list[Score] = [Accuracy("accuracy", right, groups, chance=0.5)]
     names, sizes = np.unique(groups, return_counts=True)
@@ -124,7 +138,7 @@ def _naturalbench(items: Sequence[Item]) -> ScoredReplies:
         table = np.zeros((len(complete), 4), dtype=bool)  # the answers of each group, by their place
         table[np.searchsorted(complete, groups[inside]), places[inside]] = right[inside]
         for name, pairs in NATURAL_PAIRS.items():
-            both = np.stack([table[:, first] & table[:, second] for first, second in pairs], axis=1)
+            both = table[:, np.array(pairs)].all(axis=2)
             scores.append(Accuracy(name, both.ravel(), np.repeat(complete, 2), chance=1 / 4))
         scores.insert(0, Accuracy("group_accuracy", np.asarray(table.all(axis=1)), chance=1 / 16))
     return ScoredReplies(scores, right.tolist())
@@ -147,9 +161,15 @@ def _cv_bench(items: Sequence[Item]) -> ScoredReplies:
 
     In the published score, 2D's two sources weigh as much as 3D's one.
     """
-    facts = [item.row["cv_bench_acc"] for item in items]
-    right = np.array([letter_of(item.reply) == fact["gt_content"] for item, fact in zip(items, facts, strict=True)])
-    sources = np.array([CV_SOURCES.index(fact["source"]) for fact in facts])
+    right = []
+    sources = []
+    tasks = []
+    for item in items:
+        fact = item.row["cv_bench_acc"]
+        right.append(letter_of(item.reply) == fact["gt_content"])
+        sources.append(CV_SOURCES.index(fact["source"]))
+        tasks.append(fact["task"])
+    correct = np.array(right)
     scores: list[Score] = []
     if len(np.unique(sources)) == len(CV_SOURCES):
         counts = np.zeros((len(items), len(CV_SOURCES), 2), dtype=np.int64)
@@ -158,10 +178,10 @@ def _cv_bench(items: Sequence[Item]) -> ScoredReplies:
         flat = counts.reshape(len(items), -1)
         value = float(cv_bench_score(flat.sum(axis=0)))
         scores.append(ResampledScore("score", value, len(items), partial(resampled_rule, cv_bench_score, flat)))
-    tasks = np.array([fact["task"] for fact in facts])
-    scores.append(Accuracy("accuracy", right))
-    scores += [Accuracy(f"accuracy/{task}", right[tasks == task]) for task in dict.fromkeys(tasks.tolist())]
-    return ScoredReplies(scores, right.tolist())
+    scores.append(Accuracy("accuracy", correct))
+    for task in dict.fromkeys(tasks):
+        scores.append(Accuracy(f"accuracy/{task}", correct[np.array(tasks) == task]))
+    return ScoredReplies(scores, right)
 
 
 def cv_bench_score(counts: ArrayLike) -> NDArray[np.float64]:
@@ -176,9 +196,13 @@ def _paired(right: Sequence[bool], units: Sequence[Any], families: Sequence[str]
     members: dict[Any, list[int]] = {}
     for index, unit in enumerate(units):
         members.setdefault(unit, []).append(index)
-    pairs = [(both[0], both[1]) for both in members.values() if len(both) == 2]
     # Items of a unit depend on each other, so intervals resample units.
-    numbers = np.array([list(members).index(unit) for unit in units])
+    numbers = np.empty(len(right), dtype=np.int64)
+    pairs = []
+    for number, indices in enumerate(members.values()):
+        numbers[indices] = number
+        if len(indices) == 2:
+            pairs.append((indices[0], indices[1]))
     correct = np.array(right)
     two = np.full(len(right), 2)
     single: Score = Accuracy("accuracy", correct, numbers, chance=0.5)
@@ -203,8 +227,11 @@ def option_of(reply: str, options: Mapping[str, Any]) -> str:
     letter = letter_of(reply)
     if letter:
         return letter
-    texts = {letter: str(options[letter]).strip().lower() for letter in LETTERS if options.get(letter)}
-    named = [letter for letter, text in texts.items() if text not in ("", "nan") and text in reply.lower()]
+    named = []
+    for letter in LETTERS:
+        text = str(options.get(letter) or "").strip().lower()
+        if text not in ("", "nan") and text in reply.lower():
+            named.append(letter)
     return named[0] if len(named) == 1 else ""
 
 

@@ -59,26 +59,24 @@ def make_pope(config: MllmPope, ctx: Context) -> QuestionDataset:
         raise UserError(
             f"{config.data}: no image has {config.per_image} kinds of objects, and lacks as many that others have"
         )
-    used = list(dict.fromkeys(question.image for question in drawn))
-    if len(used) < config.num_images:
-        ctx.warn(f"{len(used)} images have enough objects, {config.num_images} were asked for")
     # Only images with questions are stored, so they get new numbers.
-    new_numbers = {image: number for number, image in enumerate(used)}
-    keys = [source.keys[readable[image]] for image in used]
+    new_numbers: dict[int, int] = {}
     questions = []
     for number, question in enumerate(drawn):
-        image = new_numbers[question.image]
+        key = source.keys[readable[question.image]]
         questions.append(
             Question(
-                key=f"{keys[image]}-{number}",
-                image=image,
+                key=f"{key}-{number}",
+                image=new_numbers.setdefault(question.image, len(new_numbers)),
                 text=question_about(question.name),
                 options=OPTIONS,
                 answer=0 if question.present else 1,
                 family=config.split,
             )
         )
-    images = [source.source[readable[image]].image for image in used]
+    if len(new_numbers) < config.num_images:
+        ctx.warn(f"{len(new_numbers)} images have enough objects, {config.num_images} were asked for")
+    images = [source.source[readable[image]].image for image in new_numbers]
     _add_panel(ctx, images, questions)
     return write_questions(ctx.directory, images, questions)
 
@@ -123,10 +121,11 @@ def draw_pope(
         for present in objects[number][:per_image]:
             # `random` keeps equal counts, so any absent object may be chosen.
             counts = dict.fromkeys(absent, 0)
-            if split == "popular":
-                counts = {name: frequency[name] for name in absent}
-            elif split == "adversarial":
-                counts = {name: together[present, name] for name in absent}
+            for name in absent:
+                if split == "popular":
+                    counts[name] = frequency[name]
+                elif split == "adversarial":
+                    counts[name] = together[present, name]
             likeliest = max(counts, key=lambda name: counts[name])
             if counts[likeliest]:
                 chosen = likeliest

@@ -44,11 +44,13 @@ def import_questions(config: MllmQuestions, ctx: Context) -> QuestionDataset:
     total = len(rows) + ctx.bad.total()
     usable = _with_partner(_readable(rows, ctx.skip), config.path, ctx.skip)
     ReadSettings(max_bad_fraction=config.max_bad_fraction).check_bad(ctx.bad, total, "questions")
-    used = list(dict.fromkeys(row.image for row in usable))
-    image_numbers = {path: number for number, path in enumerate(used)}
-    numbered = [replace(row.question, image=image_numbers[row.image]) for row in usable]
+    image_numbers: dict[Path, int] = {}
+    numbered = []
+    for row in usable:
+        number = image_numbers.setdefault(row.image, len(image_numbers))
+        numbered.append(replace(row.question, image=number))
     try:
-        return write_questions(ctx.directory, (_bytes(path) for path in used), numbered)
+        return write_questions(ctx.directory, map(_bytes, image_numbers), numbered)
     except ValueError as error:
         raise UserError(f"{config.path}: {error}") from None
 

@@ -22,8 +22,7 @@ Floats = NDArray[np.float64]
 
 def chosen(likelihoods: Sequence[float], answer: int) -> bool:
     """Check whether the right option is likelier than each other one. With equal likelihoods nothing is chosen."""
-    others = [value for index, value in enumerate(likelihoods) if index != answer]
-    return all(likelihoods[answer] > value for value in others)
+    return all(likelihoods[answer] > value for index, value in enumerate(likelihoods) if index != answer)
 
 
 def pair_scores(
@@ -160,8 +159,7 @@ def _by_family(
     parts = [(metric, np.ones(len(correct), dtype=bool))]
     if len(names) > 1:
         for name in names:
-            of_family = np.array([family == name for family in families])
-            parts.append((f"{metric}/{name}", of_family))
+            parts.append((f"{metric}/{name}", np.array(families) == name))
     scores: list[Score] = []
     for name, mask in parts:
         groups_of_part = None if groups is None else groups[mask]
