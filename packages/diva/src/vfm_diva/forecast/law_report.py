@@ -41,23 +41,24 @@ def compare_law(config: DivaLaw, ctx: Context) -> Report:
     """
     measured = ctx.load(config.measured)
     accuracies = {(metric.model, metric.name): metric.value for metric in measured.metrics}
-    arms = [_cells(arm, ctx.load(arm.predicted), accuracies, config.measured) for arm in config.arms]
     cells: list[Cell] = []
     in_first_half: list[bool] = []
-    for row, arm_cells in enumerate(arms):
-        cells += arm_cells
-        # Halves alternate like the fields of a chessboard: every arm and every attribute is in both.
-        in_first_half += [(row + column) % 2 == 0 for column in range(len(arm_cells))]
+    for row, arm in enumerate(config.arms):
+        for column, cell in enumerate(_cells(arm, ctx.load(arm.predicted), accuracies, config.measured)):
+            cells.append(cell)
+            # Halves alternate like the fields of a chessboard: every arm and every attribute is in both.
+            in_first_half.append((row + column) % 2 == 0)
     in_first = np.array(in_first_half)
-    x = exposure([cell.preference for cell in cells], [cell.accuracy for cell in cells])
-    gains = np.array([cell.gain for cell in cells])
+    facts = np.array([(cell.preference, cell.accuracy, cell.gain) for cell in cells]).reshape(-1, 3)
+    x = exposure(facts[:, 0], facts[:, 1])
+    gains = facts[:, 2]
     try:
         predicted = predict_held_out(x, gains, in_first)
     except ValueError as error:
         raise UserError(f"arms: {error}") from None
     by_mean = np.where(in_first, gains[~in_first].mean(), gains[in_first].mean())
-    table = pa.Table.from_pylist([{**vars(cell), "exposure": e} for cell, e in zip(cells, x.tolist(), strict=True)])
-    table = table.append_column("predicted", pa.array(predicted))
+    table = pa.Table.from_pylist(list(map(vars, cells)))
+    table = table.append_column("exposure", pa.array(x)).append_column("predicted", pa.array(predicted))
     pq.write_table(table, ctx.directory / "cells.parquet", write_page_checksum=True)
     metrics = [
         _error("mean", by_mean, gains), _error("law", predicted, gains), _explained(predicted, gains), _slope(x, gains),
@@ -71,15 +72,18 @@ def _cells(arm: LawArm, predicted: Report, accuracies: dict[tuple[str, str], flo
     """Collect the cells of an arm, in the order of the prediction's attributes."""
     known = {metric.name: metric.value for metric in predicted.metrics}
     cells = []
-    for pattern in (name.partition("/")[2] for name in known if name.startswith("preference/")):
+    for name, preference in known.items():
+        if not name.startswith("preference/"):
+            continue
+        pattern = name.removeprefix("preference/")
         metric = f"pair_accuracy/{pattern}"
         for model in map(short_name, (arm.before, arm.after)):
             if (model, metric) not in accuracies:
                 raise UserError(
                     f"{measured}: expected {metric} of {model}, got none: evaluate it on pairs with {pattern}"
                 )
-        before, after = accuracies[short_name(arm.before), metric], accuracies[short_name(arm.after), metric]
-        preference = known[f"preference/{pattern}"]
+        before = accuracies[short_name(arm.before), metric]
+        after = accuracies[short_name(arm.after), metric]
         accuracy = known[f"accuracy/{pattern}"]
         cells.append(Cell(short_name(arm.after), pattern, preference, accuracy, after - before))
     return cells
@@ -111,7 +115,8 @@ def _slope(exposures: Floats, gains: Floats) -> Metric:
 
 
 def _chart(predicted: Floats, gains: Floats, curve: str) -> LinesPanel:
-    x, y = (100 * predicted).tolist(), (100 * gains).tolist()
+    x = (100 * predicted).tolist()
+    y = (100 * gains).tolist()
     ends = [100 * end for end in DIAGONAL]
     return LinesPanel(
         title="Predicted and measured gain",

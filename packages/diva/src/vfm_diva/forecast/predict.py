@@ -35,7 +35,7 @@ from vfm_diva.generator.conditioning import Conditioning
 from vfm_diva.generator.generator import Generator, load_generator
 from vfm_diva.generator.noise import NoiseSampler
 from vfm_diva.prior.prior_task import PriorTask
-from vfm_diva.prior.statement_losses import NUM_TIMES, rises, statement_losses, statement_pairs
+from vfm_diva.prior.statement_losses import NUM_TIMES, patterns_and_items, rises, statement_losses, statement_pairs
 from vfm_diva.tune.estimate import diva_tune_cost
 from vfm_diva.tune.prompt import PromptEncoder
 from vfm_diva.tune.stages import DivaTune
@@ -146,8 +146,7 @@ def predict_gains(config: DivaPredict, ctx: Context) -> Report:
     sampler = NoiseSampler(generator.noise_shape, NUM_TIMES, config.timesteps)
     losses = statement_losses(source, pairs, ImageTransform(generator.image_size, "crop"), sampler, seed=config.seed)
     prefers = rises(losses)
-    patterns = np.array([pair.pattern for pair in pairs])
-    items = np.array([pair.item for pair in pairs])
+    patterns, items = patterns_and_items(pairs)
     known = []
     # Each pattern is forecast separately, since a generator knows some attributes better than others.
     for pattern in dict.fromkeys(patterns.tolist()):

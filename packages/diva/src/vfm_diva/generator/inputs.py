@@ -146,20 +146,20 @@ class MakeImageInputs(BatchMake[Image.Image | ImageUse, ImageInputs]):
         noise, times = self.sampler([draw.seed for draw in draws])
         latent_noise = None
         if self.sample_latents and not self.stored:
-            streams = [torch.Generator().manual_seed(draw.seed ^ LATENT_STREAM) for draw in draws]
-            latent_noise = torch.stack([torch.randn(noise.shape[2:], generator=stream) for stream in streams])
+            latent_noise = torch.empty(len(draws), *noise.shape[2:])
+            for row, draw in zip(latent_noise, draws, strict=True):
+                torch.randn(row.shape, generator=torch.Generator().manual_seed(draw.seed ^ LATENT_STREAM), out=row)
         return ImageInputs(**vars(stacked(uses)), latent_noise=latent_noise, noise=noise, times=times)
 
     def _images(self, image: Image.Image, seed: int) -> ImageUse:
         return ImageUse(self._clip_image(image, seed), to_tensor(self.transform.apply(image, seed)))
 
     def _clip_image(self, image: Image.Image, seed: int) -> Tensor:
+        preprocess = self.preprocess
         # Without random crops CLIP sees the image as in evaluation.
         if not self.transform.scale:
-            return to_tensor(self.preprocess.fit(image))
-        transform = replace(
-            self.transform, size=self.preprocess.image_size, interpolation=self.preprocess.interpolation
-        )
+            return to_tensor(preprocess.fit(image))
+        transform = replace(self.transform, size=preprocess.image_size, interpolation=preprocess.interpolation)
         return to_tensor(transform.apply(image, seed))
 
 
@@ -181,10 +181,12 @@ class MakeTuneInputs(BatchMake[Image.Image | ImageUse, TuneInputs]):
 
     def join(self, uses: Sequence[ImageUse], draws: Sequence[SampleDraw]) -> TuneInputs:
         """Draw noise, times, patches and second crops of a batch."""
-        inputs, patch_draws, views = self.images.join(uses, draws), None, None
+        inputs = self.images.join(uses, draws)
+        patch_draws = views = None
         if self.num_draws:
-            streams = [torch.Generator().manual_seed(draw.seed ^ PATCH_STREAM) for draw in draws]
-            patch_draws = torch.stack([torch.rand(self.num_draws, generator=stream) for stream in streams])
+            patch_draws = torch.empty(len(draws), self.num_draws)
+            for row, draw in zip(patch_draws, draws, strict=True):
+                torch.rand(row.shape, generator=torch.Generator().manual_seed(draw.seed ^ PATCH_STREAM), out=row)
         if self.view:
             crops = []
             for image, draw in zip(inputs.images, draws, strict=True):

@@ -244,13 +244,13 @@ def check_scale(space: Space, network: Any, folder: Path) -> None:
         else:
             families = ("Stable Diffusion",)
     # By the scale, which each family has chosen for its own VAE. Names in the files are not reliable.
-    if space.scale in [SCALES[family] for family in families]:
+    family = next((name for name, scale in SCALES.items() if scale == space.scale), "no known family")
+    if family in families:
         return
-    expected = " or ".join(f"{SCALES[family]} of {family}" for family in families)
-    other = [name for name, scale in SCALES.items() if scale == space.scale]
+    expected = " or ".join(f"{SCALES[name]} of {name}" for name in families)
     raise UserError(
         f"{folder / VAE / 'config.json'}: expected scaling_factor {expected}, like the denoiser; got "
-        f"{space.scale}, that of {other[0] if other else 'no known family'}"
+        f"{space.scale}, that of {family}"
     )
 
 

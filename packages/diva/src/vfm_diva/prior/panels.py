@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vfm.data import Batch, TrainingData
+from vfm.data import Batch, TrainingData, stacked
 from vfm.models import eval_mode
 from vfm.plugin import ImagesPanel, PanelImage, TablePanel
 from vfm_diva.generator.generator import Generator, sample_images
@@ -22,14 +21,8 @@ from vfm_diva.prior.prior_task import PriorTask
 
 NUM_BATCHES = 2
 BATCH_SIZE = 128
-
-
 NUM_SAMPLES = 8
-
-
 SHOWN_SIDE = 96  # minimum side of a shown image, in pixels
-
-
 GAP = 4  # pixels between images side by side
 
 
@@ -51,9 +44,10 @@ def condition_panel(task: PriorTask, data: TrainingData[PriorInputs], *, with_te
     batches = list(sample_batches(data, device, num_batches=NUM_BATCHES, batch_size=BATCH_SIZE))
     count = sum(map(len, batches))
     kinds = {"text embedding": True, "image embedding": False} if task.condition_map else {"caption's states": True}
-    kinds = {name: is_text for name, is_text in kinds.items() if with_texts or not is_text}
     rows: list[list[str | float | int | None]] = []
     for name, is_text in kinds.items():
+        if is_text and not with_texts:
+            continue
         with_own, with_other, with_none = condition_losses(task, batches, is_text=is_text)
         rise = round(100 * (with_other / with_own - 1), 1)
         rows.append([name, round(with_own, 4), round(with_other, 4), round(with_none, 4), rise])
@@ -109,22 +103,23 @@ def samples_panel(
         language: Language of the captions.
         directory: Folder to write the images into.
     """
-    usable = usable_samples(data)
-    if language:
-        usable = ((sample, inputs) for sample, inputs in usable if sample.texts.get(language))
-    shown = list(islice(usable, NUM_SAMPLES))
-    images = _target_images(
-        task.generator,
-        _stacked([inputs.target_images for _, inputs in shown]),
-        _stacked([inputs.target_latents for _, inputs in shown]),
-    )
-    captions = [sample.texts[language][0] if language else sample.key for sample, _ in shown]
+    captions: list[str] = []
+    samples: list[PriorInputs] = []
+    for sample, sample_inputs in usable_samples(data):
+        if language and not sample.texts.get(language):
+            continue
+        captions.append(sample.texts[language][0] if language else sample.key)
+        samples.append(sample_inputs)
+        if len(samples) == NUM_SAMPLES:
+            break
+    inputs = stacked(samples)
+    images = _target_images(task.generator, inputs.target_images, inputs.target_latents)
     device = next(task.denoiser.parameters()).device
     with eval_mode(task):
         if language:
             conditioning = task.condition_on_texts(captions)
         else:
-            conditioning = task.condition_on_images(torch.stack([inputs.images for _, inputs in shown]).to(device))
+            conditioning = task.condition_on_images(inputs.images.to(device))
         generated = sample_images(task.generator, conditioning, empty=task.empty(conditioning))
     source = "caption" if language else "embedding"
     return ImagesPanel(
@@ -145,10 +140,6 @@ def _target_images(generator: Generator, target_images: Tensor | None, target_la
     return generator.space.decode(target_latents.to(weight))
 
 
-def _stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
-    return torch.stack([tensor for tensor in tensors if tensor is not None]) if tensors[0] is not None else None
-
-
 def _write_rows(name: str, columns: list[Tensor], captions: list[str], directory: Path) -> list[PanelImage]:
     """Write a PNG for each caption, with the images of the columns, (B, 3, S, S) uint8, side by side."""
     folder = directory / "pictures"
@@ -163,12 +154,11 @@ def _write_rows(name: str, columns: list[Tensor], captions: list[str], directory
 
 def _side_by_side(images: list[Tensor]) -> NDArray[np.uint8]:
     """Join (3, S, S) images in a row, enlarged by a whole factor, with white between them."""
-    arrays = [image.cpu().permute(1, 2, 0).numpy() for image in images]
-    side = arrays[0].shape[0]
+    side = images[0].shape[-1]
     factor = -(-SHOWN_SIDE // side)  # rounded up
-    large = [np.kron(array, np.ones((factor, factor, 1), np.uint8)) for array in arrays]
+    pixel = np.ones((factor, factor, 1), np.uint8)  # an enlarged one
     gap = np.full((side * factor, GAP, 3), 255, np.uint8)
     parts: list[NDArray[np.uint8]] = []
-    for array in large:
-        parts += [array, gap]
+    for image in images:
+        parts += [np.kron(image.cpu().permute(1, 2, 0).numpy(), pixel), gap]
     return np.concatenate(parts[:-1], axis=1)

@@ -83,25 +83,38 @@ def statement_losses(
         sampler: Draws noise and N times for each image.
         seed: Seed of the draws, together with an image's index.
     """
-    device, rows = next(task.denoiser.parameters()).device, []
+    device = next(task.denoiser.parameters()).device
+    rows = []
     with eval_mode(task):
         for start in range(0, len(pairs), BATCH_SIZE):
             chunk = pairs[start : start + BATCH_SIZE]
-            seeds = [SampleDraw.of(seed, 0, index).seed for index in range(start, start + len(chunk))]
+            seeds = []
             images = []
-            for pair, drawn in zip(chunk, seeds, strict=True):
+            right = []
+            wrong = []
+            for index, pair in enumerate(chunk, start=start):
+                seeds.append(SampleDraw.of(seed, 0, index).seed)
                 image = decode_image(pair.image, pair.item)
-                images.append(to_tensor(transform.apply(image, drawn)))
+                images.append(to_tensor(transform.apply(image, seeds[-1])))
+                right.append(pair.right)
+                wrong.append(pair.wrong)
             noise, times = sampler(seeds)
             noise = noise.to(device)
             times = times.to(device)
             x0 = task.space(torch.stack(images).to(device))
             errors = []
-            for texts in ([pair.right for pair in chunk], [pair.wrong for pair in chunk]):
+            for texts in (right, wrong):
                 conditioning = task.condition_on_texts(texts)
                 errors.append(error_over_times(task.denoiser, x0, noise, times, conditioning))
             rows.append(torch.stack(errors, dim=1).cpu().double().numpy())
     return np.concatenate(rows)
+
+
+def patterns_and_items(pairs: Sequence[StatementPair]) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
+    """Collect the pattern and the item of each image, (P,) each."""
+    labels = [(pair.pattern, pair.item) for pair in pairs]
+    patterns, items = np.array(labels).T
+    return patterns, items
 
 
 def rises(losses: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -138,8 +151,7 @@ def statement_panel(
     if not pairs:
         raise ValueError("no image of the choices has both a right and a wrong statement")
     losses = statement_losses(task, pairs, transform, sampler, seed=seed)
-    patterns = np.array([pair.pattern for pair in pairs])
-    items = np.array([pair.item for pair in pairs])
+    patterns, items = patterns_and_items(pairs)
     rows: list[list[str | float | int | None]] = []
     for name in (*dict.fromkeys(patterns.tolist()), "all"):
         here = (patterns == name) | (name == "all")

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -33,7 +34,8 @@ def before_after_panel(task: TuneTask, data: TrainingData[TuneInputs], *, batch_
     device = next(task.parameters()).device
     with eval_mode(task):
         for batch in sample_batches(data, device, num_batches=NUM_BATCHES * BATCH_SIZE // size, batch_size=size):
-            old, new = task.conditioning(batch.inputs, old=True), task.conditioning(batch.inputs, old=False)
+            old = task.conditioning(batch.inputs, old=True)
+            new = task.conditioning(batch.inputs, old=False)
             rows = len(old) // len(batch)  # of an image: several if patches are drawn for each time
             cases = [old, new, old.mismatched(rows), new.mismatched(rows)]
             sums += torch.stack([task.errors(batch.inputs, condition).sum().cpu() for condition in cases])
@@ -61,10 +63,12 @@ def image_samples_panel(task: TuneTask, data: TrainingData[TuneInputs], director
     device = next(task.parameters()).device
     (batch,) = sample_batches(data, device, num_batches=1, batch_size=NUM_SAMPLES)
     with eval_mode(task):
-        both = [task.conditioning(batch.inputs, old=is_old) for is_old in (True, False)]
-        # One conditioning of an image: it has several if patches are drawn for each time.
-        cases = [condition.map(lambda x: x[:: len(x) // len(batch)]) for condition in both]
-        generated = [sample_images(task.generator, condition, image_size=task.image_size) for condition in cases]
+        generated = []
+        for is_old in (True, False):
+            condition = task.conditioning(batch.inputs, old=is_old)
+            # One conditioning of an image: it has several if patches are drawn for each time.
+            first = itemgetter(slice(None, None, len(condition) // len(batch)))
+            generated.append(sample_images(task.generator, condition.map(first), image_size=task.image_size))
     images = _target_images(task.generator, batch.inputs.target_images, batch.inputs.target_latents)
     return ImagesPanel(
         title="Images generated from embeddings",

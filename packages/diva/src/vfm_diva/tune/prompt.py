@@ -80,16 +80,22 @@ class PromptEncoder:
         """Encode B prompts to text states."""
         known = inspect.signature(self.pipeline.encode_prompt).parameters
         arguments = {
-            **{key: list(texts) for key in ("prompt", "prompt_2", "prompt_3")},
+            "prompt": list(texts),
+            "prompt_2": list(texts),
+            "prompt_3": list(texts),
             "device": torch.device("cpu"),
             "num_images_per_prompt": 1,
             "do_classifier_free_guidance": False,
         }
         states, *rest = self.pipeline.encode_prompt(**{key: value for key, value in arguments.items() if key in known})
-        tensors = [value for value in rest if isinstance(value, Tensor)]
-        rows = [value for value in tensors if value.ndim == 2 and len(value) == len(texts)]
-        vectors = [value for value in rows if value.is_floating_point()]
-        masks = [value for value in rows if not value.is_floating_point()]
+        vectors = []
+        masks = []
+        for value in rest:
+            if isinstance(value, Tensor) and value.ndim == 2 and len(value) == len(texts):
+                if value.is_floating_point():
+                    vectors.append(value)
+                else:
+                    masks.append(value)
         if masks:  # PixArt's, of the padding after a prompt
             states = without_padding(states, masks[0], texts)
         return Conditioning(states, vectors[0] if vectors else None).map(Tensor.float)
