@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
@@ -13,19 +13,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vfm_curation.filters.where.expression import SHARES, Cut, Expression, pairs_of, quantile_of, share_of
+from vfm_curation.filters.where.comparison import as_float32, compared, is_in, is_number
+from vfm_curation.filters.where.expression import (
+    SHARES,
+    Cut,
+    Expression,
+    constant_of,
+    pairs_of,
+    quantile_of,
+    share_of,
+)
 
 Columns = Mapping[str, Any]
 """Arrays of pyarrow, all of one length, by the name of the column."""
 
-COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
-    ast.Lt: pc.less,
-    ast.LtE: pc.less_equal,
-    ast.Gt: pc.greater,
-    ast.GtE: pc.greater_equal,
-    ast.Eq: pc.equal,
-    ast.NotEq: pc.not_equal,
-}
 ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: pc.add_checked,
     ast.Sub: pc.subtract_checked,
@@ -39,8 +40,8 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "len": pc.utf8_length,
     "lower": pc.utf8_lower,
     "matches": lambda text, pattern: pc.match_substring_regex(text, pattern.as_py()),  # RE2: in linear time
-    "max": lambda *values: pc.max_element_wise(*values, skip_nulls=False),
-    "min": lambda *values: pc.min_element_wise(*values, skip_nulls=False),
+    "max": lambda *values: pc.max_element_wise(*map(as_float32, values), skip_nulls=False),
+    "min": lambda *values: pc.min_element_wise(*map(as_float32, values), skip_nulls=False),
     "startswith": lambda text, start: pc.starts_with(text, start.as_py()),
 }
 
@@ -75,7 +76,7 @@ def values_of(cut: Cut, columns: Columns) -> NDArray[np.float64]:
         ValueError: If its values are not numbers.
     """
     values = Evaluation(columns, {}).value(cut.node)
-    if not (_is_number(values.type) or pa.types.is_null(values.type)):
+    if not (is_number(values.type) or pa.types.is_null(values.type)):
         raise ValueError(f"{ast.unparse(cut.node)}: expected numbers, got {values.type}")
     numbers: NDArray[np.float64] = pc.cast(pc.drop_null(values), pa.float64()).to_numpy()
     return numbers
@@ -109,8 +110,8 @@ class Evaluation:
         value = self.value(node)
         if pa.types.is_boolean(value.type):
             return value
-        if _is_number(value.type):
-            return pc.not_equal(value, 0)
+        if is_number(value.type):
+            return compared(ast.NotEq, value, pa.scalar(0))
         if pa.types.is_null(value.type):
             return pc.cast(value, pa.bool_())
         raise ValueError(f"{ast.unparse(node)}: expected a condition, got {value.type}")
@@ -119,13 +120,14 @@ class Evaluation:
         """Evaluate to values of any type."""
         try:
             return self._value(node)
-        except (pa.ArrowNotImplementedError, pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        except (pa.ArrowNotImplementedError, pa.ArrowInvalid, TypeError, OverflowError) as error:
             raise ValueError(f"{ast.unparse(node)}: {str(error).splitlines()[0]}") from None
 
     def _value(self, node: ast.expr) -> Any:
+        constant = constant_of(node)
+        if constant is not None:
+            return _scalar(constant)
         match node:
-            case ast.Constant(value=constant):
-                return pa.scalar(constant)
             case ast.Name() | ast.Attribute():
                 return self.columns[ast.unparse(node)]
             case ast.UnaryOp(op=ast.Not()):
@@ -142,8 +144,8 @@ class Evaluation:
                 return reduce(pc.and_kleene, (self._comparison(*pair) for pair in pairs_of(node)))
             case ast.Call(func=ast.Name(id=name)) if name in SHARES:
                 cut = share_of(node)
-                compare = COMPARISONS[ast.GtE if name == "top" else ast.LtE]
-                return compare(self.value(cut.node), self.bounds[cut.name])
+                op = ast.GtE if name == "top" else ast.LtE
+                return _applied(partial(compared, op), [self.value(cut.node), pa.scalar(self.bounds[cut.name])])
             case ast.Call(func=ast.Name(id=name)):
                 values = [self.value(argument) for argument in node.args]
                 return pc.is_null(*values) if name == "is_null" else _applied(FUNCTIONS[name], values)
@@ -155,14 +157,13 @@ class Evaluation:
             value = self.value(left)
             if pa.types.is_null(value.type):
                 return pc.cast(value, pa.bool_())
-            options = pa.array([option.value for option in right.elts if isinstance(option, ast.Constant)])
-            inside = pc.if_else(pc.is_null(value), None, pc.is_in(value, pc.cast(options, value.type)))
+            inside = is_in(value, list(map(constant_of, right.elts)))
             return pc.invert(inside) if isinstance(op, ast.NotIn) else inside
         values = []
         for side, other in ((left, right), (right, left)):
             cut = quantile_of(side, other)
             values.append(pa.scalar(self.bounds[cut.name]) if cut else self.value(side))
-        return pc.cast(_applied(COMPARISONS[type(op)], _of_one_width(*values)), pa.bool_())
+        return pc.cast(_applied(partial(compared, type(op)), values), pa.bool_())
 
 
 def _applied(function: Callable[..., Any], values: Sequence[Any]) -> Any:
@@ -173,25 +174,19 @@ def _applied(function: Callable[..., Any], values: Sequence[Any]) -> Any:
     return function(*values)
 
 
+def _scalar(constant: Any) -> pa.Scalar:
+    """Convert a constant. Integers may be larger than 64 bits with a sign."""
+    if not isinstance(constant, int) or -(2**63) <= constant < 2**63:
+        return pa.scalar(constant)
+    return pa.scalar(constant, pa.uint64()) if 0 < constant < 2**64 else pa.scalar(float(constant))
+
+
 def _wide(value: Any) -> Any:
     """Widen integers to 64 bits before arithmetic. `width * height` of 32 bits would overflow."""
-    return pc.cast(value, pa.int64()) if pa.types.is_integer(value.type) else value
+    return pc.cast(value, pa.int64()) if pa.types.is_integer(value.type) else as_float32(value)
 
 
 def _quotient(left: Any, right: Any) -> Any:
     """Divide. 0 / 0 is missing, since NaN is in columns too."""
     quotient = pc.divide(left, right)
     return pc.if_else(pc.is_nan(quotient), None, quotient)
-
-
-def _of_one_width(left: Any, right: Any) -> tuple[Any, Any]:
-    """Round a number that is compared with a column of 32-bit floats, as NumPy does. 0.28 then equals 0.28."""
-    if left.type == pa.float32() and right.type == pa.float64() and isinstance(right, pa.Scalar):
-        right = right.cast(pa.float32())
-    if right.type == pa.float32() and left.type == pa.float64() and isinstance(left, pa.Scalar):
-        left = left.cast(pa.float32())
-    return left, right
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))

@@ -14,6 +14,7 @@ import tokenize
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
+from typing import Any
 
 WORDS = {"&": "and", "|": "or", "~": "not", "AND": "and", "OR": "or", "NOT": "not", "IN": "in"}
 QUANTILE = re.compile(r"q(\d{1,2})(?:_(\d+))?")  # q70, or q99_5 for 99.5 %
@@ -149,10 +150,20 @@ def _check_comparison(node: ast.Compare) -> None:
     for left, op, right in pairs_of(node):
         if isinstance(op, ast.In | ast.NotIn):
             listed = isinstance(right, ast.Tuple | ast.List) and right.elts
-            if not listed or not all(isinstance(each, ast.Constant) for each in right.elts):  # type: ignore[attr-defined]
+            if not listed or any(constant_of(each) is None for each in right.elts):  # type: ignore[attr-defined]
                 raise ValueError(f"{_shown(node)}: expected a list of texts or numbers after `in`, as in ['en', 'de']")
         elif is_quantile(left) and is_quantile(right):
             raise ValueError(f"{_shown(node)}: expected a column on one side of a quantile")
+
+
+def constant_of(node: ast.expr) -> Any:
+    """Read a constant, or a constant with a minus. Return None for other nodes."""
+    match node:
+        case ast.Constant(value=constant):
+            return constant
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as number)):
+            return -number
+    return None
 
 
 def pairs_of(node: ast.Compare) -> list[tuple[ast.expr, ast.cmpop, ast.expr]]:
