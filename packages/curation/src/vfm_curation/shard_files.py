@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +18,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vfm.plugin import store_files
+from vfm.plugin import UserError, store_files
 
 # Columns with few distinct values; a dictionary for uids and texts would only cost time.
 FEW_VALUES = ["shard", "language", "detected", "text_index", "field"]
 ARROW = ".arrow"  # suffix of Arrow files; all others are parquet
 SUMMARY_KEY = b"vfm.summary"
 MADE_FROM_KEY = b"vfm.made_from"
+CHECKSUM_KEY = b"vfm.checksum"  # of an Arrow file's values, since Arrow has no checksums of its own
 
 
 def made_from(*parts: Any) -> str:
@@ -42,11 +44,15 @@ def write_shard_file(
 
     An Arrow file is one batch without compression, and `rows_a_group` is for parquet alone.
     """
-    table = table.replace_schema_metadata(_facts(source, summary))
+    facts = _facts(source, summary)
+    if file.suffix == ARROW:
+        table = table.combine_chunks()
+        facts[CHECKSUM_KEY] = _checksum(table)
+    table = table.replace_schema_metadata(facts)
     with whole_file(file) as part:
         if file.suffix == ARROW:
             with pa.ipc.new_file(part, table.schema) as writer:
-                writer.write_table(table.combine_chunks())
+                writer.write_table(table)
             return
         pq.write_table(
             table,
@@ -113,8 +119,11 @@ def _facts(source: str, summary: Mapping[str, Any]) -> dict[bytes | str, bytes |
 def finished_summary(file: Path, source: str | None = None) -> dict[str, Any] | None:
     """Read the summary in a shard's file.
 
+    With a source, the values of an Arrow file are read too, because the stage that resumes from the file publishes them
+    with new hashes.
+
     Returns:
-        The summary. None if the file is unreadable or made from another source.
+        The summary. None if the file is damaged or made from another source.
     """
     try:
         schema = _schema(file)
@@ -123,11 +132,46 @@ def finished_summary(file: Path, source: str | None = None) -> dict[str, Any] | 
     facts = schema.metadata or {}
     if source is not None and facts.get(MADE_FROM_KEY) != source.encode():
         return None
+    if source is not None and CHECKSUM_KEY in facts and not _is_intact(file, facts[CHECKSUM_KEY]):
+        return None
     try:
         summary: dict[str, Any] = json.loads(facts[SUMMARY_KEY])
     except (KeyError, ValueError):  # flipped bits in the footer
         return None
     return summary
+
+
+class _Checksum:
+    """A file that keeps only the CRC-32 of what is written to it."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def write(self, data: bytes) -> int:
+        self.value = zlib.crc32(data, self.value)
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def _checksum(table: pa.Table) -> bytes:
+    checksum = _Checksum()
+    with pa.ipc.new_stream(pa.PythonFile(checksum, "w"), table.schema.remove_metadata()) as writer:
+        writer.write_table(table)
+    return b"%08x" % checksum.value
+
+
+def _is_intact(file: Path, checksum: bytes) -> bool:
+    try:
+        return _checksum(read_arrow_file(file)) == checksum
+    except UserError:
+        return False
 
 
 def hash_of_source(file: Path) -> str:
