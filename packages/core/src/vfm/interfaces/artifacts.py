@@ -278,6 +278,7 @@ class Matches(Artifact):
     metadata: str = Field(description="address of the Metadata")
     num_texts: int = Field(ge=0, description="number of texts")
     num_matched: int = Field(ge=0, description="number of texts that match an entry")
+    languages: list[str] = Field([], description="languages of the matched texts; empty: not recorded")
 
 
 class VisionCheckpoint(Artifact):

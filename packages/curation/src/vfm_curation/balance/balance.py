@@ -38,7 +38,7 @@ from vfm_curation.balance.subset import (
 )
 from vfm_curation.balance.thresholds import EntryLanguages, by_reference, by_tail_share, check_languages, t_by_language
 from vfm_curation.counts.entry_counts import total_counts
-from vfm_curation.counts.matches import COUNTS_FILE, num_shards, read_shards, texts_by_language
+from vfm_curation.counts.matches import COUNTS_FILE, check_files, num_shards, read_shards, texts_by_language
 from vfm_curation.counts.probabilities import Floats, Integers, keep_probability, t_for_target_size, tail_share
 from vfm_curation.counts.sampled_texts import SAMPLE_FILE, SampledTexts
 from vfm_curation.engine import kept_workers
@@ -60,6 +60,7 @@ def check_balance(config: MetaclipBalance, ctx: Preflight) -> None:
     matches = ctx.artifact(config.matches)
     if not matches:
         return
+    check_files(matches.path)
     if config.target_size and config.target_size > matches.num_matched:
         raise UserError(f"target_size {config.target_size} is not possible: {matches.num_matched} texts matched")
     languages = Metadata.load(matches.linked(matches.metadata)).languages

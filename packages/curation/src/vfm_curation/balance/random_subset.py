@@ -8,11 +8,14 @@ from vfm.data import read_subset_index
 from vfm.plugin import Context, CuratedSubset, PairDataset, Preflight, UserError
 from vfm_curation.balance.stages import RandomSubset
 from vfm_curation.balance.subset import BalanceJob, create_subset, write_subset_files
+from vfm_curation.counts.matches import check_files
 
 
 def check_random(config: RandomSubset, ctx: Preflight) -> None:
-    """Check that enough texts matched."""
+    """Check that enough texts matched, in files of this version."""
     matches = ctx.artifact(config.matches)
+    if matches:
+        check_files(matches.path)
     like = config.like and ctx.artifact(config.like)
     if matches and (like or config.target_size):
         _size(config, matches.num_matched, like or None)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from vfm.plugin import UserError
 from vfm_curation.shard_files import ARROW, finished_summary, read_arrow_file
 
 FOLDER = "shards"
@@ -54,7 +55,21 @@ def num_shards(directory: Path) -> int:
 
 def _files(directory: Path) -> list[Path]:
     """List the files of the shards in their order."""
+    check_files(directory)
     return sorted((directory / FOLDER).glob(f"*{ARROW}"))
+
+
+def check_files(directory: Path) -> None:
+    """Check that the files of a `Matches` artifact have this version's format.
+
+    Raises:
+        UserError: If an earlier version wrote them, or there are none.
+    """
+    folder = directory / FOLDER
+    if any(folder.glob(f"*{ARROW}")):
+        return
+    found = "Parquet files of an earlier version" if any(folder.glob("*.parquet")) else "none"
+    raise UserError(f"{folder}: expected Arrow files of matches, got {found}; run curation.match again")
 
 
 def texts_by_language(directory: Path) -> Counter[str]:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from vfm.data import Source, open_dataset, read_subset_shard
 from vfm.plugin import CuratedSubset, Matches, Metadata, Pool
-from vfm_curation.counts.matches import matches_file
+from vfm_curation.counts.matches import check_files, matches_file
 from vfm_curation.filters.survivors import VERDICTS_FOLDER, shard_file
 from vfm_curation.metadata import load_entries
 from vfm_curation.pool_texts import texts_of
@@ -57,6 +57,7 @@ def _opened(path: Path) -> tuple[CuratedSubset, Source, Path | None, pa.Array | 
     if not subset.matches:
         return subset, source, None, None
     matches = Matches.load(subset.linked(subset.matches))
+    check_files(matches.path)
     entries = load_entries(Metadata.load(matches.linked(matches.metadata)))["entry"].combine_chunks()
     return subset, source, matches.path, entries
 

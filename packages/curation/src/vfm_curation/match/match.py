@@ -103,6 +103,7 @@ def match_texts(config: MatchTexts, ctx: Context) -> Matches:
         metadata=metadata.reference(ctx.directory),
         num_texts=total.num_texts,
         num_matched=total.num_matched,
+        languages=list(languages),
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from vfm.plugin import Matches, Ref
+from vfm.plugin import Matches, Preflight, Ref, UserError
 from vfm_curation.filters.stages import Filter, Measure
 from vfm_curation.filters.where.expression import Expression, parsed
 
@@ -44,6 +45,17 @@ class Where(Filter):
     def _is_a_condition(cls, text: str) -> str:
         parsed(text)
         return text
+
+    def errors(self, ctx: Preflight, pool: Ref[Any]) -> Iterator[str]:
+        """Yield a line if the matches are of an earlier version."""
+        from vfm_curation.counts.matches import check_files  # imports pyarrow, which reading a recipe does not need
+
+        matches = ctx.artifact(self.matches) if self.matches else None
+        try:
+            if matches:
+                check_files(matches.path)
+        except UserError as error:
+            yield str(error)
 
     @property
     def expression(self) -> Expression:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -11,17 +10,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vfm.plugin import Matches, PairDataset, TablePanel, UserError, store_files
-from vfm_curation.balance.subset import pool_of
-from vfm_curation.counts.matches import COUNTS_FILE, matches_file, read_matches
+from vfm.plugin import TablePanel, UserError
 from vfm_curation.filters.run import FilterRun
+from vfm_curation.filters.where.entry_pairs import EntryPairs, PoolMatches
 from vfm_curation.filters.where.evaluation import bound_of, masks, values_of
 from vfm_curation.filters.where.expression import Cut, Expression
 from vfm_curation.filters.where.stages import IMAGE_NAMES, STORED, TEXT_NAMES, Where
 
 Bools = NDArray[np.bool_]
 TOGETHER = "all together"
-PLACE = ["row", "language", "text_index"]  # of a text in its shard
 
 
 def condition_holds(config: Where, run: FilterRun) -> Iterator[Bools]:
@@ -36,33 +33,20 @@ def condition_holds(config: Where, run: FilterRun) -> Iterator[Bools]:
     table_of = partial(_table, expression, run)
     try:
         bounds = {name: _bound(cut, run, table_of) for name, cut in expression.cuts.items()}
-        matches = _matches(config, run)
-        effects = Effects(expression, bounds, len(store_files.read_npy(matches.path / COUNTS_FILE)) if matches else 0)
+        matches = PoolMatches.of_filter(config, run)
+        effects = Effects(expression, bounds, matches.num_entries if matches else 0)
         for shard in range(run.num_shards):
             table = table_of(shard)
-            pairs = EntryPairs.of(matches, run, shard) if matches else None
+            pairs = matches.pairs(run, shard) if matches else None
             yield effects.add(table, masks(expression, table, len(table), bounds), pairs)
     except ValueError as error:
         raise UserError(f"{config.reason}: {error}") from None
     missing = ", ".join(effects.columns_without_values)
     if missing:
         raise UserError(f"{config.reason}: no text of '{run.pool}' has a value {missing}")
+    if matches and effects.num_not_matched:
+        run.ctx.warn(f"{config.reason}: {matches.warning(run, effects.num_not_matched, effects.num_texts)}")
     run.details = effects.panel(config.reason).model_dump(mode="json")
-
-
-def _matches(config: Where, run: FilterRun) -> Matches | None:
-    """Load the matches of the pool, if they are given.
-
-    Raises:
-        UserError: If they are of another pool.
-    """
-    if not config.matches:
-        return None
-    matches = run.ctx.load(config.matches)
-    of_matches, of_run = (pool_of(PairDataset.load(path)) for path in (matches.linked(matches.pool), run.dataset))
-    if of_matches.path.resolve() != of_run.path.resolve():
-        raise UserError(f"{config.reason}: matches: expected matches of '{run.pool}', got ones of {of_matches.path}")
-    return matches
 
 
 def _bound(cut: Cut, run: FilterRun, table_of: partial[pa.Table]) -> float:
@@ -84,29 +68,6 @@ def _table(expression: Expression, run: FilterRun, shard: int) -> pa.Table:
     return pa.table(columns | {name: texts[column] for name, column in own.items()})
 
 
-@dataclass(frozen=True)
-class EntryPairs:
-    """The entries in the remaining texts of a shard: text texts[i] has the entry ids[i]."""
-
-    texts: NDArray[np.int64]
-    ids: NDArray[np.int32]
-
-    @classmethod
-    def of(cls, matches: Matches, run: FilterRun, shard: int) -> EntryPairs:
-        """Read the matches of the remaining texts."""
-        of_shard = read_matches(matches_file(matches.path, shard))
-        texts = run.remaining.texts(shard, PLACE).select(PLACE)
-        texts = texts.append_column("text", pa.array(np.arange(len(texts))))
-        matched = of_shard.table.select(PLACE).set_column(1, "language", of_shard.table["language"].cast(pa.string()))
-        matched = matched.append_column("match", pa.array(np.arange(len(matched))))
-        joined = matched.join(texts, PLACE, join_type="inner").sort_by("match")
-        chosen = joined["match"].to_numpy()
-        sizes = np.diff(of_shard.offsets)
-        in_texts = np.zeros(len(sizes), np.bool_)
-        in_texts[chosen] = True
-        return cls(np.repeat(joined["text"].to_numpy(), sizes[chosen]), of_shard.ids[np.repeat(in_texts, sizes)])
-
-
 class Effects:
     """Counts what each condition of an expression drops, alone and together with the others.
 
@@ -119,6 +80,7 @@ class Effects:
         missing: For each condition, texts that it drops because a value is missing.
         entries: Which entries the texts have, (num_entries,), if there are matches.
         entries_left: For each condition, which entries the texts have for which it holds.
+        num_not_matched: Texts that the matches leave out.
     """
 
     def __init__(self, expression: Expression, bounds: dict[str, float], num_entries: int = 0) -> None:
@@ -132,6 +94,7 @@ class Effects:
         self.languages_left: list[set[str]] = [set() for _ in range(count + 1)]
         self.entries = np.zeros(num_entries, np.bool_)
         self.entries_left = np.zeros((count + 1, num_entries), np.bool_)
+        self.num_not_matched = 0
         self.have_values: set[str] = set()
 
     def add(self, table: pa.Table, conditions: list[pa.Array], pairs: EntryPairs | None = None) -> Bools:
@@ -150,6 +113,7 @@ class Effects:
         for left, mask in zip(self.languages_left, (*passes, whole), strict=True):
             left |= set(names[np.bincount(codes[mask], minlength=len(names)) > 0])
         if pairs:
+            self.num_not_matched += pairs.num_not_matched
             self.entries[pairs.ids] = True
             for entries, mask in zip(self.entries_left, (*passes, whole), strict=True):
                 entries[pairs.ids[mask[pairs.texts]]] = True
@@ -181,5 +145,7 @@ class Effects:
             note += (
                 f" The texts have {np.count_nonzero(self.entries):,} entries. One is lost if no text with it is left."
             )
+            if self.num_not_matched:
+                note += f" {self.num_not_matched:,} of the texts were not matched, and their entries are not counted."
             columns.append("entries lost")
         return TablePanel(title=f"Conditions of {title}", note=note, order=12, columns=columns, rows=rows)
