@@ -24,6 +24,7 @@ from .number_format import (
 from .parts import Part as Part, choices_of as choices_of
 from .ray_connection import connected_ray as connected_ray
 from .redaction import redacted as redacted, redacted_words as redacted_words
+from .sequences import positions as positions
 from .terminal import TerminalConsole as TerminalConsole
 from .unknown_keys import did_you_mean as did_you_mean, unknown_key as unknown_key
 from .visible import escaped_json as escaped_json, visible as visible
