@@ -14,6 +14,8 @@ from vfm.data import BadSample, Source, open_dataset, write_tar
 from vfm.data.pairs.stages import Images, Pairs
 from vfm.data.reading.byte_ranges import OpenFile
 from vfm.data.samples.images import decode_image, open_image
+from vfm.data.tar.members import Gap
+from vfm.data.tar.scan import TarContent
 from vfm.data.tar.webdataset import TarShard
 from vfm.interfaces import load_panels
 
@@ -252,3 +254,13 @@ def outcome(data: bytes) -> str:
 def test_missing_index_raises(tmp_path):
     with pytest.raises(UserError, match="expected a dataset of images"):
         Source(tmp_path)
+
+
+@pytest.mark.parametrize("number", range(20))  # the order of two names in a set is the wrong one for half of them
+def test_a_lost_member_belongs_to_the_sample_before_the_gap_first(number):
+    before, after = f"{number:03d}", f"{number + 1:03d}"
+    content = TarContent("a.tar", ["image", "txt"], {"jpg"}, rows={"whole": [], before: [], after: []})
+    content.members.update({"whole": 2, "other": 2, "third": 2, before: 1, after: 1})
+    content.gaps.append((Gap(start=512, stop=1024, names=("lost.jpg",)), before))
+    content.after[before] = after
+    assert content.damage() == ((1,), [])

@@ -136,6 +136,10 @@ def test_what_cannot_be_used_is_counted_by_reason_and_what_is_unusual_is_used(tm
         write(tmp_path / "root" / "one" / f"{name}.{EXTENSIONS.get(name, 'mp4')}", data)
     dataset = indexed(tmp_path, path=str(tmp_path / "root"), max_bad_fraction=0.9)
     assert sorted(VideoSource.of(dataset).keys) == sorted(f"one/{name}" for name in good)
+    # Read once, since evaluations look up the key and the class of each of many thousand videos.
+    source = VideoSource.of(dataset)
+    assert source.keys is source.keys
+    assert source.labels is source.labels
     assert dataset.bad_samples == {"truncated_video": 1, "unreadable_video": 5, "no_video_stream": 1, "no_frames": 1}
     assert dataset.unusual == {"rotated": 1, "variable_rate": 1}
     with pytest.raises(UserError, match=r"8 of 13 samples are bad.*max_bad_fraction: 0.05"):

@@ -11,6 +11,7 @@ from typing import IO, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from vfm.base import positions
 from vfm.data.ledger.account import Account
 from vfm.data.reading.byte_ranges import RangeStream
 from vfm.data.samples.sample import Reason
@@ -234,12 +235,15 @@ class TarContent:
         usual = Counter(self.members.values()).most_common(1)[0][0] if self.members else 1
         inside = sum(gap.stop - gap.start for gap, _ in self.gaps if gap.stop <= self.end)
         mean = max(BLOCK, (self.end - inside) / max(1, len(self.members)))
-        row_of = {key: row for row, key in enumerate(self.rows)}
+        row_of = positions(self.rows)
         damaged: set[int] = set()
         lost: list[Lost] = []
         for gap, before in self.gaps:
-            lacking = {key: usual - self.members[key] for key in {before, self.after.get(before, "")} if key in row_of}
-            lacking = {key: count for key, count in lacking.items() if count > 0}
+            lacking = Counter[str]()
+            for key in (before, self.after.get(before, "")):
+                if key in row_of:
+                    lacking[key] = usual - self.members[key]
+            lacking = +lacking  # keeps positive counts
             names: set[str] = set()
             members = 0
             for name in gap.names:
@@ -250,14 +254,15 @@ class TarContent:
                     key = key if key in lacking else next(iter(lacking))
                     damaged.add(row_of[key])
                     lacking[key] -= 1
-                    lacking = {key: count for key, count in lacking.items() if count > 0}
+                    lacking = +lacking
                 else:
                     names.add(key)
                     members += 1
             whole = len(names) if usual > 1 else members
             if gap.rest:
-                damaged |= {row_of[key] for key in lacking}
-                by_size = round(gap.rest / mean - sum(lacking.values()) / usual)
+                for key in lacking:
+                    damaged.add(row_of[key])
+                by_size = round(gap.rest / mean - lacking.total() / usual)
                 shifted = {split_name(name)[0] for name in gap.shifted} - names - set(row_of)
                 at_least = 0 if lacking or gap.names else 1
                 whole += max(at_least, by_size, len(shifted))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ class VideoSource:
         """Look up a video by its number, without reading its file."""
         if not 0 <= index < len(self):
             raise IndexError(f"video {index} of {len(self)}")
-        row = {name: self.table[name][index].as_py() for name in SCHEMA.names}
+        row = self.table.slice(index, 1).to_pylist()[0]
         facts = VideoFacts(
             **{name: row[name] for name in FACTS},
             key_frames=tuple(row["key_frames"]),
@@ -134,13 +135,13 @@ class VideoSource:
             return sample.media.path
         return f"{sample.media.path}:{sample.key}"  # the tar does not say which video
 
-    @property
+    @cached_property
     def labels(self) -> list[int]:
         """Class of each video."""
         labels: list[int] = self.table["label"].to_pylist()
         return labels
 
-    @property
+    @cached_property
     def keys(self) -> list[str]:
         """Key of each video."""
         keys: list[str] = self.table["key"].to_pylist()
