@@ -71,7 +71,7 @@ class CocoJson(ListedImages):
 
     def annotations(self, sizes: Sequence[tuple[int, int]]) -> Iterator[Annotation | BadAnnotation]:
         """Yield the annotations in the order of the file."""
-        index_of = {image.image_id: index for index, image in enumerate(self.listed)}
+        index_of = self.index_by_id()
         for entry in stream(self.path, "annotations"):
             yield _annotation(entry, index_of)
 
@@ -129,19 +129,22 @@ def classes_of(categories: Sequence[dict[str, Any]], path: str) -> Classes:
     Raises:
         UserError: If a category has no id or name, or an id is repeated.
     """
+    names: list[str] = []
+    ids: list[int] = []
+    things: list[bool] = []
+    frequency: list[str] = []
     try:
-        ordered = sorted(categories, key=lambda category: int(category["id"]))
-        names = [str(category["name"]) for category in ordered]
-        ids = [int(category["id"]) for category in ordered]
+        for category in sorted(categories, key=lambda category: int(category["id"])):
+            names.append(str(category["name"]))
+            ids.append(int(category["id"]))
+            things.append(bool(category.get("isthing", 1)))
+            if "frequency" in category:
+                frequency.append(str(category["frequency"]))
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{path}: expected categories with `id` and `name`") from None
     if len(set(ids)) < len(ids):
         raise UserError(f"{path}: two categories have one id")
-    things = [bool(category.get("isthing", 1)) for category in ordered]
-    frequency: list[str] = []
-    if all("frequency" in category for category in ordered):
-        frequency = [str(category["frequency"]) for category in ordered]
-    return Classes(names, ids, things, frequency)
+    return Classes(names, ids, things, frequency if len(frequency) == len(names) else [])
 
 
 def parse_images(
@@ -199,7 +202,7 @@ def _is_named(image: dict[str, Any]) -> bool:
 
 def _path_rule(images: Sequence[dict[str, Any]], image_root: str, path: str) -> int:
     """Find the first rule, an index into `_names`, by which some image file exists."""
-    candidates = [_names(entry) for entry in images]
+    candidates = list(map(_names, images))
     for rule in range(max(map(len, candidates), default=1)):
         for names in candidates:
             if rule < len(names) and files.exists(f"{image_root}/{names[rule]}"):
@@ -233,8 +236,10 @@ def _names(image: dict[str, Any]) -> list[str]:
         if not address:
             continue
         parts = str(address).rsplit("://", 1)[-1].replace("\\", "/").split("/")
-        names += ["/".join(parts[-count:]) for count in (len(parts), 3, 2, 1) if count <= len(parts)]
-    return [name for name in dict.fromkeys(names) if files.is_inside(name)]
+        for count in (len(parts), 3, 2, 1):
+            if count <= len(parts):
+                names.append("/".join(parts[-count:]))
+    return list(filter(files.is_inside, dict.fromkeys(names)))
 
 
 def _annotation(entry: dict[str, Any], index_of: dict[int, int]) -> Annotation | BadAnnotation:

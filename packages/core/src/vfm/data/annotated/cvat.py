@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 from xml.etree import ElementTree
 
-from vfm.base import UserError
+from vfm.base import UserError, positions
 from vfm.data.annotated.records import AnnotatedImage, Annotation, BadAnnotation, Classes, Label, ListedImages
 from vfm.data.samples.sample import BadSample
 from vfm.storage import files
@@ -38,18 +38,22 @@ class CvatXml(ListedImages):
         except (ElementTree.ParseError, LookupError, ValueError) as error:
             raise UserError(f"{self.path}: not readable as XML: {error}") from None
         self.elements = tree.findall("image")
-        self.listed = [self._image(element, number) for number, element in enumerate(self.elements)]
-        shapes = [shape for shape in chain.from_iterable(self.elements) if shape.tag in SHAPES]
+        self.listed = list(map(self._image, self.elements, range(len(self.elements))))
         declared = [name.text.strip() for name in tree.iterfind("meta//labels/label/name") if name.text]
-        used = {shape.get("label", "") for shape in shapes}
+        used = set()
+        tags = set()
+        for shape in chain.from_iterable(self.elements):
+            if shape.tag in SHAPES:
+                used.add(shape.get("label", ""))
+                tags.add(shape.tag)
         self.classes = Classes.numbered(self.names or list(dict.fromkeys([*declared, *sorted(used)])))
         self.labels: list[Label] = ["boxes"]
-        if any(shape.tag == "polygon" for shape in shapes):
+        if "polygon" in tags:
             self.labels.append("masks")
 
     def annotations(self, sizes: Sequence[tuple[int, int]]) -> Iterator[Annotation | BadAnnotation]:
         """Yield the objects, image by image."""
-        ids = {name: number for number, name in enumerate(self.classes.names)}
+        ids = positions(self.classes.names)
         for number, element in enumerate(self.elements):
             for row, shape in enumerate(element):
                 if shape.tag in SHAPES:
@@ -85,7 +89,7 @@ def _object(
             return BadAnnotation("bad_box", where)
         return Annotation(image_index, ids[label], where, (left, top, right, bottom))
     try:
-        polygon = [float(number) for number in shape.get("points", "").replace(";", ",").split(",")]
+        polygon = list(map(float, shape.get("points", "").replace(";", ",").split(",")))
     except ValueError:
         return BadAnnotation("bad_polygon", where)
     return Annotation(image_index, ids[label], where, segmentation=[polygon])

@@ -185,7 +185,7 @@ def _cvat(config: Annotated) -> CvatXml:
 def _darknet(config: Annotated) -> YoloFolder:
     """Open Darknet's layout. It has images and texts in one folder, and CVAT calls it YOLO 1.1."""
     root = _root(config)
-    names = [line.strip() for line in files.read_text(f"{root}/{DARKNET_NAMES}").splitlines() if line.strip()]
+    names = list(filter(None, map(str.strip, files.read_text(f"{root}/{DARKNET_NAMES}").splitlines())))
     folder = next(filter(files.is_directory, (f"{root}/obj_{config.split}_data", f"{root}/data")), root)
     return YoloFolder(images=folder, texts=folder, classes=Classes.numbered(names))
 

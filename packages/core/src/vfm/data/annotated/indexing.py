@@ -25,7 +25,7 @@ from vfm.data.indexing.indexing import Indexing
 from vfm.data.ledger.account import USED, Account
 from vfm.data.ledger.ledger import ANNOTATED_LEDGER, LedgerWriter
 from vfm.data.samples.images import open_image
-from vfm.data.samples.sample import BadSample
+from vfm.data.samples.sample import BadSample, count_reasons
 from vfm.interfaces import AnnotatedImages, Context, Preflight
 
 ORIENTATION = 0x0112  # EXIF tag
@@ -98,7 +98,7 @@ def import_annotations(
         uses[used[row]] = "duplicate_id"
     for identity in table.repeated:
         skip(BadAnnotation("duplicate_id", f"annotation {identity}"))
-    reasons = ", ".join(f"{count} {reason}" for reason, count in bad.most_common())
+    reasons = _in_words(bad)
     wrong = bad.total() - bad["bad_image"]  # bad images have their own limit
     if wrong > wanted.max_bad_fraction * (wrong + len(table.table)):
         limit = f"max_bad_fraction is {wanted.max_bad_fraction}"
@@ -161,7 +161,7 @@ def choose_classes(classes: Classes, names: Sequence[str]) -> tuple[Classes, dic
                 raise UserError(f"classes: the dataset has no class {name!r}{did_you_mean(name, classes.names)}")
         if len(set(names)) < len(names):
             raise UserError("classes: a name is repeated")
-        indices = [classes.names.index(name) for name in names]
+        indices = list(map(classes.names.index, names))
     labels = dict.fromkeys(classes.ids, IGNORED)
     kept_classes = Classes([], [])
     for label, index in enumerate(indices):
@@ -186,13 +186,18 @@ class _Checked:
 
     def numbers(self, count: int) -> NDArray[np.int64]:
         """Renumber the images, with -1 for bad ones."""
-        good = np.array([number not in self.problems for number in range(count)], dtype=bool)
+        good = np.ones(count, dtype=bool)
+        good[list(self.problems)] = False
         return np.where(good, np.cumsum(good) - 1, -1)
+
+    def counts(self) -> Counter[str]:
+        """Count the images with a problem by reason."""
+        return count_reasons(self.problems.values())
 
     @property
     def reasons(self) -> dict[str, int]:
         """Number of bad images by reason."""
-        counts: Counter[str] = Counter(bad.reason for bad in self.problems.values())
+        counts = self.counts()
         if self.indexing:
             counts += self.indexing.counts
         return dict(counts)
@@ -231,15 +236,17 @@ def _check_images(reader: AnnotationReader, ctx: Context, wanted: Wanted) -> tup
             ctx.progress(number, len(images), "images")
     # Stop if too many images are unusable, or none is usable.
     if len(checked.problems) > wanted.max_bad_fraction * len(images) or len(checked.problems) == len(images):
-        reasons = Counter(bad.reason for bad in checked.problems.values())
         first = next(iter(checked.problems.values()), "there is none")
-        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
         limit = f"max_bad_fraction is {wanted.max_bad_fraction}"
         raise UserError(
-            f"{ctx.stage}: {len(checked.problems)} of {len(images)} images cannot be used ({limit}): {listed};"
-            f" the first is {first}"
+            f"{ctx.stage}: {len(checked.problems)} of {len(images)} images cannot be used ({limit}):"
+            f" {_in_words(checked.counts())}; the first is {first}"
         )
     return images, checked
+
+
+def _in_words(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
 
 
 def _check_image(

@@ -83,10 +83,14 @@ def coco_stuff(images: str, maps: str, labels: str | None) -> LabelMaps:
         number, _, name = line.partition(":")
         if number.strip().isdigit():
             name_of[int(number)] = name.strip()
-    ids = [class_id for class_id in range(1, STUFF_IDS + 1) if class_id not in STUFF_HOLES]
-    label_of = {class_id: label for label, class_id in enumerate(ids)}
-    values = [label_of.get(value + 1, NOT_ALLOWED) for value in range(STUFF_IDS)]
-    names = [name_of.get(class_id, f"id {class_id}") for class_id in ids]
+    values: list[int] = []
+    names: list[str] = []
+    for class_id in range(1, STUFF_IDS + 1):
+        if class_id in STUFF_HOLES:
+            values.append(NOT_ALLOWED)
+        else:
+            values.append(len(names))
+            names.append(name_of.get(class_id, f"id {class_id}"))
     return _paired(images, maps, names, values, "coco_stuff")
 
 
@@ -98,8 +102,9 @@ def cityscapes(root: str, split: str) -> LabelMaps:
         stem = name.rpartition("_leftImg8bit")[0]
         path = f"{root}/gtFine/{split}/{stem}_gtFine_labelIds.png"
         listed.append(AnnotatedImage(stem, f"{images}/{name}", number, label_map=path))
-    label_of = {class_id: label for label, class_id in enumerate(CITYSCAPES)}
-    values = [label_of.get(value, IGNORED) for value in range(CITYSCAPES_IDS)]
+    values = [IGNORED] * CITYSCAPES_IDS
+    for label, class_id in enumerate(CITYSCAPES):
+        values[class_id] = label
     return LabelMaps(listed, map_classes=_padded(values), names=list(CITYSCAPES.values()), format="cityscapes")
 
 
@@ -129,11 +134,17 @@ def folder_maps(images: str, maps: str, classes: Classes) -> LabelMaps:
         maps: Folder of the maps.
         classes: Names of the classes by value.
     """
-    named = dict(zip(classes.ids, classes.names, strict=True))
-    kept = [value for value, name in named.items() if name.lower() not in IGNORED_NAMES]
-    label_of = dict.fromkeys(named, IGNORED) | {value: label for label, value in enumerate(kept)}
-    values = [label_of.get(value, NOT_ALLOWED) for value in range(max(named, default=-1) + 1)]
-    return _paired(images, maps, [named[value] for value in kept], values, "label_maps", kept)
+    values = [NOT_ALLOWED] * (max(classes.ids, default=-1) + 1)
+    names: list[str] = []
+    ids: list[int] = []
+    for class_id, name in zip(classes.ids, classes.names, strict=True):
+        if name.lower() in IGNORED_NAMES:
+            values[class_id] = IGNORED
+        else:
+            values[class_id] = len(names)
+            names.append(name)
+            ids.append(class_id)
+    return _paired(images, maps, names, values, "label_maps", ids)
 
 
 def _paired(

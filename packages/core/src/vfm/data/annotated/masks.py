@@ -75,7 +75,7 @@ def encode_segmentation(value: Any, height: int, width: int, where: str) -> byte
         return _encode_runs(value, height, width, where)
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise BadAnnotation("bad_mask", where)
-    polygons = [polygon for polygon in value if _is_polygon(polygon)]
+    polygons = list(filter(_is_polygon, value))
     if not polygons:
         raise BadAnnotation("bad_polygon", where)
     return bytes(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))["counts"])

@@ -79,7 +79,7 @@ def class_names_in(records: Iterable[Mapping[str, Any]], where: str) -> list[str
     names = sorted(names_seen)
     if not names and largest >= MAX_CLASSES:
         raise UserError(f"{where}: expected numbers of classes below {MAX_CLASSES:,}, got {largest}; set names")
-    return names or [str(number) for number in range(largest + 1)]
+    return names or list(map(str, range(largest + 1)))
 
 
 def read_box(numbers: Any, box_format: str) -> Box | None:
@@ -94,14 +94,17 @@ def read_box(numbers: Any, box_format: str) -> Box | None:
     return box_of(a, b, c, d)
 
 
-def _listed(record: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _listed(record: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     """List the objects, one mapping for each."""
     objects = record.get("annotations", record.get("objects"))
     if isinstance(objects, Mapping):  # Hugging Face: a list for each field
-        lists = {name: value for name, value in objects.items() if isinstance(value, Sequence)}
-        entries: list[Mapping[str, Any]] = []
-        for number in range(max(map(len, lists.values()), default=0)):
-            entries.append({name: values[number] for name, values in lists.items() if number < len(values)})
+        entries: list[dict[str, Any]] = []
+        for name, values in objects.items():
+            if isinstance(values, Sequence):
+                for number, value in enumerate(values):
+                    if number == len(entries):
+                        entries.append({})
+                    entries[number][name] = value
         return entries
     if isinstance(objects, Sequence):
         return [entry for entry in objects if isinstance(entry, Mapping)]

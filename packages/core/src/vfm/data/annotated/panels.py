@@ -61,7 +61,7 @@ def _add_classes(ctx: Context, source: AnnotatedSource) -> None:
     pairs = np.unique(np.stack([objects.image, objects.labels]), axis=1)[1]
     images = np.bincount(pairs, minlength=len(counts))
     order = np.argsort(-counts, kind="stable")[:CLASSES_SHOWN].tolist()
-    frequency = [str(group) for group in dataset.frequency]
+    frequency = list(map(str, dataset.frequency))
     if not frequency:  # no object is left
         frequency = [""] * len(counts)
     note = f"{len(objects)} objects of {len(counts)} classes in {len(source)} images; format: {dataset.format}"
@@ -69,7 +69,7 @@ def _add_classes(ctx: Context, source: AnnotatedSource) -> None:
     columns = ["class", "objects", "images", "frequency"]
     ctx.panel(TablePanel(title="Classes", note=note, order=20, columns=columns, rows=rows))
     if dataset.bad_annotations:
-        reasons: list[Row] = [[reason, count] for reason, count in sorted(dataset.bad_annotations.items())]
+        reasons: list[Row] = list(map(list, sorted(dataset.bad_annotations.items())))
         ctx.panel(TablePanel(title="Annotations left out", order=25, columns=["reason", "annotations"], rows=reasons))
 
 

@@ -42,7 +42,7 @@ class PanopticJson(ListedImages):
 
     def annotations(self, sizes: Sequence[tuple[int, int]]) -> Iterator[Annotation | BadAnnotation]:
         """Yield the segments, image by image."""
-        index_of = {image.image_id: index for index, image in enumerate(self.listed)}
+        index_of = self.index_by_id()
         for entry in stream(self.path, "annotations"):
             where = f"{self.maps}/{entry.get('file_name')}"
             image_id = _number(entry, "image_id")

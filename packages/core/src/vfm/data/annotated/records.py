@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeGuard
 
-from vfm.base import UserError
+from vfm.base import UserError, positions
 from vfm.data.index.source import Source
 from vfm.data.samples.sample import BadSample
-from vfm.data.samples.shards import Found
+from vfm.data.samples.shards import Found, counted
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.image_list import ImageEntry, write_image_lists
 
@@ -157,11 +157,15 @@ class ListedImages:
     def shards(self, directory: Path) -> Iterator[Found]:
         """Yield lists of the image files, with a known number of samples."""
         entries = (ImageEntry(image.key, image.image) for image in self.listed)
-        yield from ((shard, True) for shard in write_image_lists(directory, entries, self.spec))
+        yield from counted(write_image_lists(directory, entries, self.spec))
 
     def list_images(self, source: Source | None) -> list[AnnotatedImage]:
         """List the images."""
         return self.listed
+
+    def index_by_id(self) -> dict[int, int]:
+        """Map the id of each image to its index."""
+        return positions(image.image_id for image in self.listed)
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:

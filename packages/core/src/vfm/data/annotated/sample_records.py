@@ -123,7 +123,7 @@ def _names_in_schema(path: str) -> list[str]:
 def _class_labels(features: Any) -> Iterator[list[str]]:
     if isinstance(features, Mapping):
         if features.get("_type") == "ClassLabel" and isinstance(features.get("names"), list):
-            yield [str(name) for name in features["names"]]
+            yield list(map(str, features["names"]))
         for part in features.values():
             yield from _class_labels(part)
     elif isinstance(features, list):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -52,6 +53,10 @@ class AnnotatedSource:
     def keys(self) -> list[str]:
         """Key of each image."""
         return self.tables.column("key")
+
+    def keys_of(self, numbers: Iterable[int]) -> list[str]:
+        """Look up the keys of some images."""
+        return [self.keys[number] for number in numbers]
 
     @cached_property
     def image_ids(self) -> list[int]:

@@ -119,12 +119,15 @@ class AnnotationTables:
     def all(self) -> ObjectArrays:
         """All objects, sorted by image."""
         table = self.objects.combine_chunks()
-        numbers = {name: table[name].to_numpy() for name in ("image", "label", "area", "crowd", "ignored")}
-        boxes = np.asarray(table["box"].combine_chunks().flatten()).reshape(-1, 4)
-        image = numbers["image"].astype(np.int64)
-        label = numbers["label"].astype(np.int64)
-        counts = table["counts"].to_pylist()
-        return ObjectArrays(image, label, boxes, counts, numbers["area"], numbers["crowd"], numbers["ignored"])
+        return ObjectArrays(
+            image=table["image"].to_numpy().astype(np.int64),
+            labels=table["label"].to_numpy().astype(np.int64),
+            boxes=np.asarray(table["box"].combine_chunks().flatten()).reshape(-1, 4),
+            counts=table["counts"].to_pylist(),
+            areas=table["area"].to_numpy(),
+            crowd=table["crowd"].to_numpy(),
+            ignored=table["ignored"].to_numpy(),
+        )
 
     @cached_property
     def _ends(self) -> NDArray[np.int64]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from vfm.base import UserError
+from vfm.base import UserError, positions
 from vfm.data.annotated.records import AnnotatedImage, Annotation, BadAnnotation, Classes, Label, ListedImages
 from vfm.data.layouts.folder import image_names
 from vfm.storage import files
@@ -35,17 +35,20 @@ class VocFolder(ListedImages):
     def __post_init__(self) -> None:
         self.labels: list[Label] = ["boxes"]
         self.xml_folder = f"{self.root}/Annotations"
+        paths: dict[str, str] = {}
         if files.is_directory(self.xml_folder):
-            paths = {stem: f"{self.root}/JPEGImages/{stem}.jpg" for stem in split_stems(self.root, "Main", self.split)}
+            for stem in split_stems(self.root, "Main", self.split):
+                paths[stem] = f"{self.root}/JPEGImages/{stem}.jpg"
         else:
-            self.xml_folder, images = f"{self.root}/labels", f"{self.root}/data"
-            paths = {name.rpartition(".")[0]: f"{images}/{name}" for name in image_names(images)}
+            self.xml_folder = f"{self.root}/labels"
+            for name in image_names(f"{self.root}/data"):
+                paths[name.rpartition(".")[0]] = f"{self.root}/data/{name}"
         self.listed = [AnnotatedImage(stem, path, number) for number, (stem, path) in enumerate(paths.items())]
         self.classes = Classes.numbered(self.names or self._names_in_files())
 
     def annotations(self, sizes: Sequence[tuple[int, int]]) -> Iterator[Annotation | BadAnnotation]:
         """Yield the objects, image by image. Difficult objects are marked as ignored."""
-        ids = {name: number for number, name in enumerate(self.classes.names)}
+        ids = positions(self.classes.names)
         for number, image in enumerate(self.listed):
             path = self._xml(image)
             tree = _tree(path)

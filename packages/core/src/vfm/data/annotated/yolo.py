@@ -51,7 +51,7 @@ class YoloFolder(ListedImages):
         path = self._path(image)
         if not files.exists(path):
             return []
-        return [line for line in files.read_text(path).splitlines() if line.strip()]
+        return list(filter(str.strip, files.read_text(path).splitlines()))
 
 
 def read_classes(path: str) -> Classes:

@@ -46,7 +46,8 @@ def columns_of(locations: Iterable[str]) -> list[str]:
     """List the columns, or the members of a sample, that locations and templates read."""
     columns: dict[str, None] = {}
     for location in locations:
-        columns.update(dict.fromkeys(name.partition(".")[0] for name in locations_in(location)))
+        for name in locations_in(location):
+            columns[name.partition(".")[0]] = None
     return list(columns)
 
 
@@ -71,7 +72,7 @@ def _words(value: object, names: Sequence[str]) -> list[str]:
     """Convert a value, or the values in a list, to text."""
     values = value if isinstance(value, list) else [value]
     words = [_word(item, names) for item in values if isinstance(item, str | int | float) and item == item]  # not NaN
-    return [word for word in words if word]
+    return list(filter(None, words))
 
 
 def _word(value: str | float, names: Sequence[str]) -> str:

@@ -57,7 +57,7 @@ def clean_captions(value: object, where: str) -> list[str]:
     """
     values = value if isinstance(value, list) else [value]
     stripped = [item.strip() for item in values if isinstance(item, str)]
-    captions = [text for text in stripped if text]
+    captions = list(filter(None, stripped))
     for caption in captions:
         try:
             # The length in characters is checked first, because it is free and bounds the cost of encoding.

@@ -21,7 +21,7 @@ def check_names(locations: list[str]) -> list[str]:
     Raises:
         ValueError: If two have the same name.
     """
-    names = [column_name(location) for location in locations]
+    names = list(map(column_name, locations))
     for name in names:
         if names.count(name) > 1:
             raise ValueError(
@@ -62,7 +62,7 @@ def require_column(spec: DatasetSpec, column: str, where: str) -> None:
     Raises:
         UserError: If they have not. The error lists the columns.
     """
-    columns = [column_name(location) for location in spec.columns]
+    columns = list(map(column_name, spec.columns))
     if column not in columns:
         raise UserError(
             f"{where}: no column {column!r}; `columns` of the data's stage names {', '.join(columns) or 'none'}"

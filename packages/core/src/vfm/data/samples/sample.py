@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, Protocol, get_args
 
 Reason = Literal[
     "truncated_shard",
@@ -57,6 +58,20 @@ class BadSample(Exception):  # noqa: N818 (a property of the data, counted and s
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}"
+
+
+class HasReason(Protocol):
+    """A problem with a reason."""
+
+    @property
+    def reason(self) -> str:
+        """Why something cannot be used."""
+        ...
+
+
+def count_reasons(problems: Iterable[HasReason]) -> Counter[str]:
+    """Count problems by reason."""
+    return Counter(problem.reason for problem in problems)
 
 
 @dataclass(frozen=True)

@@ -271,6 +271,12 @@ Found = tuple[Shard, bool] | UnreadShard
 """A shard with a flag that is True if its samples need not be counted, or an unread file."""
 
 
+def counted(shards: Iterable[Shard]) -> Iterator[Found]:
+    """Yield shards whose samples need not be counted."""
+    for shard in shards:
+        yield shard, True
+
+
 def shard_format(name: str) -> type[ShardReader]:
     """Look up the reader of a format, in core or a plugin.
 

@@ -60,9 +60,7 @@ def texts_by_sample(read: ReadTexts, rows: Rows, on_bad: OnBad) -> pa.Table:
     if records:
         columns = list(zip(*records, strict=True))
     schema = texts_schema()
-    return pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)], schema=schema
-    )
+    return pa.table(list(map(pa.array, columns, schema.types)), schema=schema)
 
 
 def texts_by_column(
@@ -92,18 +90,29 @@ def texts_by_column(
     for column in captions.values():
         good[column.parents[(column.sizes > MAX_CAPTION_BYTES) | _with_nul(column.values)]] = False
     captions = {language: column.of_rows(good) for language, column in captions.items()}
-    good[:] = False
-    for column in captions.values():
-        good[column.parents] = True
 
-    # 2. Their texts as columns, language by language. cumsum maps a good row to its position among the good uids.
-    numbers = np.concatenate([column.parents for column in captions.values()])
-    positions = numbers if good.all() else np.cumsum(good)[numbers] - 1
-    uid = _taken(uids(good), positions)
-    language = _concatenated([pa.repeat(name, len(column.values)) for name, column in captions.items()])
-    indices = np.concatenate([column.text_indices() for column in captions.values()])
-    text = _concatenated([column.values for column in captions.values()])
-    arrays = [pa.array(rows[numbers].astype(np.int32)), uid, language, pa.array(indices), text]
+    # 2. Their texts as columns, language by language.
+    good[:] = False
+    parents = []
+    languages = []
+    indices = []
+    values = []
+    for language, column in captions.items():
+        good[column.parents] = True
+        parents.append(column.parents)
+        languages.append(pa.repeat(language, len(column.values)))
+        indices.append(column.text_indices())
+        values.append(column.values)
+    numbers = np.concatenate(parents)
+    # cumsum maps a good row to its position among the good uids.
+    uid = _taken(uids(good), numbers if good.all() else np.cumsum(good)[numbers] - 1)
+    arrays = [
+        pa.array(rows[numbers].astype(np.int32)),
+        uid,
+        _concatenated(languages),
+        pa.array(np.concatenate(indices)),
+        _concatenated(values),
+    ]
     table = pa.table(arrays, schema=texts_schema())
     # 3. All other rows are read as samples. The sort is stable, so a row's languages and indices keep their order.
     rest = texts_by_sample(read, rows[~good], on_bad)

@@ -28,8 +28,9 @@ def array_of(values: Sequence[object]) -> pa.Array:
 
     It has the type of most values. The others are null.
     """
-    plain = [_plain(value) for value in values]
-    counts = Counter(type(value) for value in plain if value is not None)
+    plain = list(map(_plain, values))
+    counts = Counter(map(type, plain))
+    del counts[type(None)]
     if not counts:
         return pa.nulls(len(plain))
     kind = max(KINDS, key=lambda each: counts[each])
