@@ -45,7 +45,7 @@ class ArrowFile:
             reader = pa.ipc.open_file(source) if with_footer else pa.ipc.open_stream(source)
             self.schema_arrow = reader.schema
             batches = map(reader.get_batch, range(reader.num_record_batches)) if with_footer else reader
-            self.batches: list[pa.RecordBatch] = [_checked(batch) for batch in batches]
+            self.batches: list[pa.RecordBatch] = list(map(_checked, batches))
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a name that is not UTF-8
             if getattr(error, "errno", None) is not None:  # an error of the system, not of the file's content
                 raise
@@ -129,7 +129,7 @@ def saved_dataset(folder: str, names: Sequence[str], split: str | None = None) -
 
 def _chosen_split(folder: str, split: str | None) -> str:
     root = folder.rstrip("/")
-    splits = [str(name) for name in _listed(f"{root}/{SPLITS_FILE}", "splits")]
+    splits = list(map(str, _listed(f"{root}/{SPLITS_FILE}", "splits")))
     if split is None and len(splits) == 1:
         return splits[0]
     if split is not None and split in splits:

@@ -21,7 +21,7 @@ from vfm.data.samples.caption_templates import columns_of, filled, is_template
 from vfm.data.samples.captions import field_of
 from vfm.data.samples.columns import column_name
 from vfm.data.samples.sample import given_uid
-from vfm.data.samples.shards import Found, Shard, UnreadShard
+from vfm.data.samples.shards import Found, Shard, UnreadShard, counted
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.values import array_of
 from vfm.data.tables.image_list import Row
@@ -77,7 +77,7 @@ def caption_shards(
     # Converted once, because csv, jsonl and gzip have no random access.
     texts = {language: f"texts_{language}" for language in spec.texts}
     stored = spec.model_copy(update={"texts": texts})
-    return stored, ((shard, True) for shard in _write_shards(directory, _rows(paths, columns, accounts), spec))
+    return stored, counted(_write_shards(directory, _rows(paths, columns, accounts), spec))
 
 
 def _rows(paths: Sequence[str], columns: list[str] | None, accounts: list[Account]) -> Iterator[Row]:
@@ -98,10 +98,11 @@ def _write_shards(directory: Path, rows: Iterator[Row], spec: DatasetSpec) -> It
     number = 0
     while part := list(islice(rows, ROWS_PER_SHARD)):
         columns = {}
+        names = set(chain.from_iterable(part))
         for language, source in spec.texts.items():
             columns[f"texts_{language}"] = _lists([_captions(row, source) for row in part])
         for name in ID_COLUMNS:
-            if any(name in row for row in part):
+            if name in names:
                 values = [row.get(name) for row in part]
                 if name == "uid":
                     values = list(map(given_uid, values))

@@ -35,7 +35,7 @@ def header_of(lines: Iterator[str], *, tabs: bool) -> tuple[type[csv.Dialect], l
     """
     first = _next_line(lines)
     if tabs:
-        return _RawTabs, [unquoted(value) for value in next(csv.reader([first], _RawTabs), [])]
+        return _RawTabs, list(map(unquoted, next(csv.reader([first], _RawTabs), [])))
     declared = SEPARATOR.fullmatch(first)
     if declared:
         dialect = _separated(declared[1])
@@ -49,7 +49,7 @@ def header_of(lines: Iterator[str], *, tabs: bool) -> tuple[type[csv.Dialect], l
 
 
 def _next_line(lines: Iterator[str]) -> str:
-    return next((line for line in lines if line.strip()), "")
+    return next(filter(str.strip, lines), "")
 
 
 def _separated(mark: str) -> type[csv.Dialect]:
@@ -102,7 +102,7 @@ def delimited_rows(
                 yield start, supply.number, "blank"
             return
         if tabs:
-            values = [unquoted(value) for value in values]
+            values = list(map(unquoted, values))
         if len(supply.taken) > 1 and _swallowed(supply.taken, dialect, len(names), image):
             supply.unread(1)  # only the first line is lost, the other lines are rows
             yield start, supply.number, BadSample("unreadable_row", f"{path}: line {supply.number}")
@@ -152,8 +152,11 @@ def _swallowed(lines: list[str], dialect: type[csv.Dialect], num_columns: int, i
         return True
     if image is None:
         return False
-    parsed = (next(csv.reader([line], dialect), []) for line in lines[1:])
-    return any(len(values) == num_columns and is_image(values[image]) for values in parsed)
+    for line in lines[1:]:
+        values = next(csv.reader([line], dialect), [])
+        if len(values) == num_columns and is_image(values[image]):
+            return True
+    return False
 
 
 def is_image(value: str) -> bool:

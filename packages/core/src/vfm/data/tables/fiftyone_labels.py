@@ -28,7 +28,7 @@ def is_fiftyone_labels(path: str) -> bool:
 
 def fiftyone_classes(path: str) -> list[str]:
     """Read the names of the classes in the order of the labels. If the labels are names, there are none."""
-    return [str(name) for name in _record(path).get("classes") or []]
+    return list(map(str, _record(path).get("classes") or []))
 
 
 def num_fiftyone_labels(path: str) -> int:

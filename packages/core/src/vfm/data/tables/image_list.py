@@ -130,23 +130,36 @@ def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: Data
         UserError: If the address of an image has credentials. They would stay in the list.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    fields = {"key": pa.string(), "image": pa.string(), "label": pa.int32(), "reason": pa.string()}
+    if spec.columns:
+        fields["columns"] = pa.string()
+    for language in spec.texts:
+        fields[f"texts.{language}"] = pa.list_(pa.string())
     for number, listed in enumerate(_chunks(distinct(entries))):
-        rows = [_without_credentials(row) if row.reason else row for row in listed]
-        check_addresses(row.image for row in rows)
-        columns = {
-            "key": pa.array([printable(row.key) for row in rows], pa.string()),
-            "image": pa.array([printable(row.image) for row in rows], pa.string()),
-            "label": pa.array([row.label for row in rows], pa.int32()),
-            "reason": pa.array([row.reason for row in rows], pa.string()),
-        }
-        if spec.columns:
-            columns["columns"] = pa.array([json.dumps(dict(row.columns)) for row in rows], pa.string())
-        for language in spec.texts:
-            texts = [[] if row.reason else row.texts.get(language, []) for row in rows]
-            columns[f"texts.{language}"] = pa.array(texts, pa.list_(pa.string()))
+        images = []
+        records = []
+        for entry in listed:
+            row = _without_credentials(entry) if entry.reason else entry
+            images.append(row.image)
+            records.append(_record(row, spec))
+        check_addresses(images)
         path = directory / f"images-{number:05d}.parquet"
-        pq.write_table(pa.table(columns), path, write_page_checksum=True)
-        yield Shard.of(path, len(rows), format="files")
+        pq.write_table(pa.Table.from_pylist(records, pa.schema(fields)), path, write_page_checksum=True)
+        yield Shard.of(path, len(records), format="files")
+
+
+def _record(row: ImageEntry, spec: DatasetSpec) -> dict[str, object]:
+    record: dict[str, object] = {
+        "key": printable(row.key),
+        "image": printable(row.image),
+        "label": row.label,
+        "reason": row.reason,
+    }
+    if spec.columns:
+        record["columns"] = json.dumps(dict(row.columns))
+    for language in spec.texts:
+        record[f"texts.{language}"] = [] if row.reason else row.texts.get(language, [])
+    return record
 
 
 def _without_credentials(entry: ImageEntry) -> ImageEntry:

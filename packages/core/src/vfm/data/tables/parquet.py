@@ -137,9 +137,9 @@ class ParquetShard(ShardReader):
         """Read columns, or fields of columns of structs, of ascending rows. Damaged row groups are null."""
         schema = self.file.schema_arrow
         roots = sorted({location.split(".", 1)[0] for location in locations})
-        missing = [root for root in roots if root not in schema.names]
-        if missing:
-            raise UserError(f"{self.path}: no column {missing[0]!r}; the columns are {', '.join(schema.names)}")
+        for root in roots:
+            if root not in schema.names:
+                raise UserError(f"{self.path}: no column {root!r}; the columns are {', '.join(schema.names)}")
         parts = [schema.empty_table().select(roots)]
         for group, begin, inside in self._rows_by_group(rows):
             try:
@@ -237,15 +237,17 @@ class ParquetShard(ShardReader):
 
     def _has_plain(self, names: Sequence[str]) -> bool:
         """Check whether `texts_by_column` supports these columns and fields of structs, and has all captions."""
-        kinds: list[tuple[str, pa.DataType]] = []
+        locations = set()
         for name in names:
             kind = self.file.schema_arrow.field(name).type
             if pa.types.is_struct(kind) and name in ("key", "uid"):  # no name of a sample
                 return False
-            kinds += [(location, leaf.type) for location, leaf in _leaves(name, pa.array([], kind))]
-        locations = {location for location, _ in kinds}
-        are_plain = all(is_plain(kind) or _is_bytes_of_uid(location, kind) for location, kind in kinds)
-        return are_plain and len(locations) == len(kinds) and set(self.spec.texts.values()) <= locations
+            for location, leaf in _leaves(name, pa.array([], kind)):
+                is_uid = location == "uid" and pa.types.is_fixed_size_binary(leaf.type)
+                if location in locations or not (is_uid or is_plain(leaf.type)):
+                    return False
+                locations.add(location)
+        return set(self.spec.texts.values()) <= locations
 
     def _uids(self, columns: Mapping[str, Any], rows: Rows, good: NDArray[np.bool_]) -> Any:
         """Compute the uids of the rows in a mask from the column `uid`, or from the keys."""
@@ -307,10 +309,6 @@ def _leaves(location: str, column: pa.Array) -> Iterator[tuple[str, pa.Array]]:
         yield from _leaves(f"{location}.{inner}", pc.struct_field(column, [index]))
 
 
-def _is_bytes_of_uid(name: str, kind: pa.DataType) -> bool:
-    return name == "uid" and bool(pa.types.is_fixed_size_binary(kind))
-
-
 def open_parquet(path: str) -> Any:
     """Open a parquet file, or an Arrow file with the same interface.
 
@@ -344,7 +342,7 @@ def features_of(path: str) -> dict[str, Any]:
 def schema_names(path: str, column: str) -> list[str]:
     """Read the names of a `ClassLabel` that Hugging Face's `datasets` writes into the schema, if any."""
     names = field_of(features_of(path), f"{column}.names")
-    return [str(name) for name in names] if isinstance(names, list) else []
+    return list(map(str, names)) if isinstance(names, list) else []
 
 
 def image_column(names: list[str], image_key: str | None, path: str) -> str:

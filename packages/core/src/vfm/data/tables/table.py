@@ -5,17 +5,9 @@ Text is UTF-8, or UTF-16 with a byte order mark, as in Excel's "Unicode Text".
 
 from __future__ import annotations
 
-import codecs
-import csv
-import gzip
-import io
-import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from itertools import chain, count, groupby, islice
-from typing import IO, Any, cast
+from itertools import chain, groupby, islice
 
 from vfm.base import UserError
 from vfm.data.ledger.account import Account, Unit
@@ -24,10 +16,11 @@ from vfm.data.samples.images import IMAGE_EXTENSIONS
 from vfm.data.samples.sample import BadSample
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import is_text
-from vfm.data.tables.delimited import MAX_LINE, delimited_rows, header_of, is_image
+from vfm.data.tables.delimited import delimited_rows, header_of, is_image
 from vfm.data.tables.fiftyone_labels import COLUMNS, fiftyone_rows, is_fiftyone_labels, num_fiftyone_labels
 from vfm.data.tables.image_list import ImageEntry, Row, entry_of_rows
-from vfm.data.tables.parquet import DAMAGE, open_parquet
+from vfm.data.tables.parquet import open_parquet
+from vfm.data.tables.table_rows import counted_lines, json_rows, listed_rows, open_text, parquet_rows, text_lines
 from vfm.storage import files
 
 TABLE_EXTENSIONS = ("csv", "tsv", "jsonl", "parquet")
@@ -35,7 +28,6 @@ FIFTYONE = "fiftyone"
 LIST_EXTENSION = "txt"  # the path of an image in each line, or a caption
 PATH_COLUMNS = ("image", "filepath", "file_name", "filename", "image_path", "path", "file", "img")
 CAPTION_COLUMNS = ("caption", "text", "title", "captions", "texts", "txt", "TEXT", "alt")
-BLANK = "blank"  # use of a line without a row
 PlacedRow = tuple[int, int, Row | BadSample]
 """First line of a row, the line after its last, and the row. In Parquet and Arrow, lines are rows."""
 ROWS_FOR_COLUMNS = 20  # JSON lines whose keys are the columns
@@ -49,8 +41,8 @@ def table_kind(path: str) -> str:
     """
     kind = files.without_query(path).lower().removesuffix(".gz").rsplit(".", 1)[-1]
     if kind == LIST_EXTENSION:
-        with _open(path) as text:
-            return "tsv" if "\t" in next(_lines(text, path), "") else kind
+        with open_text(path) as text:
+            return "tsv" if "\t" in next(text_lines(text, path), "") else kind
     if kind == "arrow":
         return "parquet"
     return FIFTYONE if is_fiftyone_labels(path) else kind
@@ -60,8 +52,10 @@ def lists_captions(path: str) -> bool:
     """Check whether a text file has a caption in each line, so none of its first lines is the path of an image."""
     if table_kind(path) != LIST_EXTENSION:
         return False
-    rows = islice(table_rows(path), ROWS_FOR_COLUMNS)
-    return not any(isinstance(row, dict) and is_image(row[PATH_COLUMNS[0]].strip()) for row in rows)
+    for row in islice(table_rows(path), ROWS_FOR_COLUMNS):
+        if isinstance(row, dict) and is_image(row[PATH_COLUMNS[0]].strip()):
+            return False
+    return True
 
 
 def table_columns(path: str) -> list[str]:
@@ -80,12 +74,11 @@ def table_columns(path: str) -> list[str]:
     if kind not in TABLE_EXTENSIONS:
         raise UserError(f"{path}: expected a table with the extension {', '.join(TABLE_EXTENSIONS)}")
     if kind == "jsonl":
-        readable = (row for row in table_rows(path) if isinstance(row, dict))
-        first_rows = islice(readable, ROWS_FOR_COLUMNS)
+        first_rows = islice(_readable_rows(path), ROWS_FOR_COLUMNS)
         columns = list(dict.fromkeys(chain.from_iterable(first_rows)))
     else:
-        with _open(path) as text:
-            _, columns = header_of(_lines(text, path), tabs=kind == "tsv")
+        with open_text(path) as text:
+            _, columns = header_of(text_lines(text, path), tabs=kind == "tsv")
     if not any(columns):
         expected = "; expected a JSON object in each line" if kind == "jsonl" else ""
         raise UserError(f"{path}: the table is empty{expected}")
@@ -97,12 +90,16 @@ def text_columns(path: str) -> list[str]:
     if table_kind(path) == "parquet":
         schema = open_parquet(path).schema_arrow
         return [field.name for field in schema if is_text(getattr(field.type, "value_type", field.type))]
-    first = next((row for row in table_rows(path) if isinstance(row, dict)), {})
+    first = next(_readable_rows(path), {})
     return [name for name, value in first.items() if isinstance(value, str) and any(map(str.isalpha, value))]
 
 
 # What to write where no column has a usual name, by configuration field.
 HINTS = {"texts": "; captions can be made of other columns: --data-option 'texts=a photo of a {COLUMN}'"}
+
+
+def _readable_rows(path: str) -> Iterator[Row]:
+    return (row for row in table_rows(path) if isinstance(row, dict))
 
 
 def find_column(columns: list[str], name: str | None, defaults: tuple[str, ...], field: str, path: str) -> str:
@@ -121,7 +118,7 @@ def find_column(columns: list[str], name: str | None, defaults: tuple[str, ...],
     for candidate in [name] if name else defaults:
         if candidate in columns:
             return candidate
-    named = ", ".join(column for column in columns if column)  # pandas writes its index as a column without a name
+    named = ", ".join(filter(None, columns))  # pandas writes its index as a column without a name
     hint = HINTS.get(field, "") if not name else ""
     raise UserError(f"{path}: no column '{name or defaults[0]}' ({field}); the columns are {named}{hint}")
 
@@ -182,10 +179,11 @@ def table_entries(
     all_rows = placed_rows(path, account, columns if headless else None, image_column=location)
     is_list = table_kind(path) == LIST_EXTENSION
     for name, group in groupby(all_rows, key=image_of):
-        rows = list(group)
-        for start, stop, _ in rows:
+        rows = []
+        for start, stop, row in group:
             account.give(start, stop)
-        entry = entry_of_rows(name, [row for _, _, row in rows], image_root, spec, path)
+            rows.append(row)
+        entry = entry_of_rows(name, rows, image_root, spec, path)
         yield entry
         if is_list and not entry.problem:
             yield from _merged_with(entry, path)
@@ -251,19 +249,19 @@ def placed_rows(
     kind = table_kind(path)
     if kind == "parquet":
         account.size = open_parquet(path).metadata.num_rows
-        yield from _numbered(_parquet_rows(path, only))
+        yield from _numbered(parquet_rows(path, only))
         return
     if kind == FIFTYONE:
         account.size = num_fiftyone_labels(path)
         yield from _numbered(fiftyone_rows(path))
         return
-    with _open(path) as text:
-        lines = _counted(_lines(text, path), account)
+    with open_text(path) as text:
+        lines = counted_lines(text_lines(text, path), account)
         placed: Iterator[tuple[int, int, Row | BadSample | str]]
         if kind == LIST_EXTENSION:
-            placed = _listed_rows(lines, columns[0] if columns else PATH_COLUMNS[0])
+            placed = listed_rows(lines, columns[0] if columns else PATH_COLUMNS[0])
         elif kind == "jsonl":
-            placed = _json_rows(lines, path)
+            placed = json_rows(lines, path)
         else:
             placed = delimited_rows(lines, path, columns, image_column, tabs=kind == "tsv")
         for start, stop, row in placed:
@@ -276,96 +274,3 @@ def placed_rows(
 def _numbered(rows: Iterable[Row | BadSample]) -> Iterator[PlacedRow]:
     for number, row in enumerate(rows):
         yield number, number + 1, row
-
-
-def _counted(lines: Iterator[str], account: Account) -> Iterator[str]:
-    """Yield lines, and write their number into the account after the last."""
-    number = 0
-    for number, line in enumerate(lines, start=1):  # noqa: B007 (used after the loop)
-        yield line
-    account.size = number
-
-
-def _listed_rows(lines: Iterator[str], column: str) -> Iterator[tuple[int, int, Row | str]]:
-    for number, line in enumerate(lines):
-        yield number, number + 1, {column: line.strip("\r\n")} if line.strip() else BLANK
-
-
-@contextmanager
-def _open(path: str) -> Iterator[IO[str]]:
-    """Open the table's text, decompressed.
-
-    Raises:
-        UserError: If the file cannot be read, or the code in the `with` block finds that it is not a table.
-    """
-    try:
-        with files.open_binary(path) as stream:
-            raw = stream
-            if files.without_query(path).lower().endswith(".gz"):
-                raw = cast("IO[bytes]", gzip.GzipFile(fileobj=stream))
-            wide = raw.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-            raw.seek(0)
-            encoding, errors = ("utf-16", "surrogatepass") if wide else ("utf-8-sig", "surrogateescape")
-            with io.TextIOWrapper(raw, encoding=encoding, errors=errors, newline="") as text:
-                yield text
-    except (csv.Error, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:  # the last: half a character
-        raise UserError(f"{path}: not readable: {error}") from None
-
-
-def _lines(text: IO[str], path: str) -> Iterator[str]:
-    r"""Yield the lines of a table with their ends, \n, \r\n or \r.
-
-    Raises:
-        UserError: If a line is too long.
-    """
-    for number in count(1):
-        line = text.readline(MAX_LINE + 1)
-        if not line:
-            return
-        if len(line) > MAX_LINE:
-            raise UserError(f"{path}: line {number} is longer than {MAX_LINE >> 20} MiB; expected one row per line")
-        yield line
-
-
-def _parquet_rows(path: str, columns: Sequence[str] | None) -> Iterator[Row | BadSample]:
-    file = open_parquet(path)
-    for group in range(file.num_row_groups):
-        left = file.metadata.row_group(group).num_rows
-        try:
-            for batch in file.iter_batches(10_000, row_groups=[group], columns=columns):
-                left -= batch.num_rows
-                yield from _rows_of_batch(batch, path)
-        except DAMAGE:  # other row groups are still readable
-            for _ in range(left):
-                yield BadSample("unreadable_row", f"{path}: row group {group}")
-
-
-def _rows_of_batch(batch: Any, path: str) -> Iterator[Row | BadSample]:
-    try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:  # a text is not UTF-8: convert row by row, to lose only that row
-        for number in range(batch.num_rows):
-            try:
-                yield batch.slice(number, 1).to_pylist()[0]
-            except UnicodeDecodeError:
-                yield BadSample("wrong_encoding", path)
-
-
-def _json_rows(lines: Iterator[str], path: str) -> Iterator[tuple[int, int, Row | BadSample | str]]:
-    first = None  # pattern for the beginning of every row, from the first readable row
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            yield number - 1, number, BLANK
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict):
-            first = first or re.compile(r"\{\s*" + re.escape(json.dumps(next(iter(row), ""), ensure_ascii=False)))
-            yield number - 1, number, row
-            continue
-        # A line contains several rows if the line break between them is damaged.
-        num_rows = max(1, len(first.findall(line)) if first else 1)
-        for index in range(num_rows):  # the line belongs to the first
-            yield number - 1 + bool(index), number, BadSample("broken_json", f"{path}: line {number}")
