@@ -92,13 +92,17 @@ def column_values(samples: object, column: str) -> list[Value]:
             continue
         columns.update(sample.columns)
         values.append(sample.columns.get(column, sample.label if column == LABEL else None))
-    if any(value is not None for value in values):
+    if values.count(None) < len(values):
         return values
     raise UserError(f"sampler: expected a column of the data, {_listed(columns)}, got {column!r}")
 
 
 def _listed(columns: set[str]) -> str:
     return ", ".join(sorted(columns | {f"{LABEL} (the class)"}))
+
+
+def _group_names(values: Sequence[Value]) -> list[str]:
+    return [str(value) for value in values if value is not None]
 
 
 def factors_of(values: Sequence[Value], sampler: ColumnSampler, where: str) -> Factors:
@@ -118,7 +122,7 @@ def factors_of(values: Sequence[Value], sampler: ColumnSampler, where: str) -> F
     known = np.array([value is not None for value in values])
     factors = np.ones(len(values))
     if sampler.balanced:
-        groups = np.array([str(value) for value in values if value is not None])
+        groups = np.array(_group_names(values))
         _, group, sizes = np.unique(groups, return_inverse=True, return_counts=True)
         factors[known] = len(groups) / (len(sizes) * sizes[group])
         return factors
@@ -165,7 +169,7 @@ class SamplingSummary:
         factors = factors_of(values, sampler, where)
         sizes: dict[str, int] = {}
         if sampler.balanced:
-            names, counts = np.unique([str(value) for value in values if value is not None], return_counts=True)
+            names, counts = np.unique(_group_names(values), return_counts=True)
             order = np.argsort(-counts, kind="stable")
             sizes = dict(zip(names[order].tolist(), counts[order].tolist(), strict=True))
         size = float(factors.sum() ** 2 / np.square(factors).sum())

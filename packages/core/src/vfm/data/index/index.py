@@ -24,7 +24,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -45,6 +45,15 @@ from vfm.storage.store_files import read_config, read_parquet, reading
 
 OFFSETS_FOLDER = "offsets"
 SHARDS_FILE, SPEC_FILE, BAD_FILE = "shards.parquet", "index.json", "bad_samples.parquet"
+SHARDS = pa.schema(
+    {
+        "path": pa.string(),
+        "format": pa.string(),
+        "size": pa.int64(),
+        "mtime": pa.int64(),
+        "num_samples": pa.int64(),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -178,28 +187,26 @@ def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, 
     """
     check_addresses([*(shard.path for shard in shards), spec.image_root])
     directory.mkdir(parents=True, exist_ok=True)
-    bad = list(bad_rows)
-    addresses = [address_in(shard.path, directory) for shard in shards]
-    inside = [not files.is_remote(address) and not Path(address).is_absolute() for address in addresses]
-    # Shards inside the artifact get no time, so that the same data give the same index bytes at any time.
-    mtimes = [0 if is_inside else shard.mtime for shard, is_inside in zip(shards, inside, strict=True)]
-    columns = {
-        "path": pa.array(addresses, pa.string()),
-        "format": pa.array([shard.format for shard in shards], pa.string()),
-        "size": pa.array([shard.size for shard in shards], pa.int64()),
-        "mtime": pa.array(mtimes, pa.int64()),
-        "num_samples": pa.array([shard.num_samples for shard in shards], pa.int64()),
-    }
-    pq.write_table(pa.table(columns), directory / SHARDS_FILE, write_page_checksum=True)
+    num_samples = 0
+    records = []
+    for shard in shards:
+        num_samples += shard.num_samples
+        record = vars(shard) | {"path": address_in(shard.path, directory)}
+        if not files.is_remote(record["path"]) and not Path(record["path"]).is_absolute():
+            record["mtime"] = 0  # inside the artifact, so that the same data give the same bytes at any time
+        records.append(record)
+    pq.write_table(pa.Table.from_pylist(records, SHARDS), directory / SHARDS_FILE, write_page_checksum=True)
     # These fields came later. Without their defaults, the bytes of an index are the same as before.
     later_fields = ("keys_repeat", "image_root", "captions_optional")
     usual = {name for name in later_fields if not getattr(spec, name)}
     (directory / SPEC_FILE).write_text(spec.model_dump_json(indent=1, exclude=usual) + "\n", encoding="utf-8")
-    if bad:
-        rows = [{**vars(entry), "where": redacted(entry.where)} for entry in bad]
-        pq.write_table(pa.Table.from_pylist(rows), directory / BAD_FILE, write_page_checksum=True)
-    num_bad = sum(entry.row >= 0 for entry in bad)
-    return sum(shard.num_samples for shard in shards) - num_bad
+    bad_records = []
+    for entry in bad_rows:
+        num_samples -= entry.row >= 0
+        bad_records.append({**vars(entry), "where": redacted(entry.where)})
+    if bad_records:
+        pq.write_table(pa.Table.from_pylist(bad_records), directory / BAD_FILE, write_page_checksum=True)
+    return num_samples
 
 
 def address_in(path: str, directory: Path) -> str:
@@ -223,7 +230,7 @@ def read_index(directory: Path) -> Index:
     """
     if not (directory / SHARDS_FILE).is_file():
         raise UserError(f"{directory}: {SHARDS_FILE} is missing; expected a dataset of images")
-    table = read_parquet(directory / SHARDS_FILE, [field.name for field in fields(Shard)])
+    table = read_parquet(directory / SHARDS_FILE, SHARDS.names)
     with reading(directory / SHARDS_FILE, "an index of shards"):
         shards = ShardTable(table)
     for name in shards.formats:

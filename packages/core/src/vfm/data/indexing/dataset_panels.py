@@ -45,9 +45,12 @@ def add_ledger_panel(ctx: Context, totals: Mapping[str, Counter[str]]) -> None:
     """Write the totals of a ledger, if it has any, and log parts of the data that are not samples."""
     rows: list[list[str | float | int | None]] = []
     for unit, uses in sorted(totals.items()):
-        rows += [[unit, use, count] for use, count in uses.most_common()]
+        described = []
+        for use, count in uses.most_common():
+            rows.append([unit, use, count])
+            described.append(f"{count:,} {use}")
         if not uses.keys().isdisjoint(NOT_SAMPLES):
-            ctx.log(f"{unit}: {', '.join(f'{count:,} {use}' for use, count in uses.most_common())}")
+            ctx.log(f"{unit}: {', '.join(described)}")
     if rows:
         ctx.panel(
             TablePanel(
@@ -61,8 +64,11 @@ def add_ledger_panel(ctx: Context, totals: Mapping[str, Counter[str]]) -> None:
 
 
 def _bad_panel(bad: Sequence[BadRow], total: int) -> TablePanel:
-    counts = Counter(row.reason for row in bad)
-    first = {row.reason: row.where for row in reversed(bad)}
+    counts = Counter[str]()
+    first: dict[str, str] = {}
+    for row in bad:
+        counts[row.reason] += 1
+        first.setdefault(row.reason, row.where)
     return TablePanel(
         title="Bad samples",
         note=f"{len(bad)} of {total} samples were left out.",

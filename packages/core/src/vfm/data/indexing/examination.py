@@ -154,7 +154,7 @@ class _Together:
     def __call__(self, shards: tuple[Found, ...]) -> list[Examined]:
         if len(shards) > 1:
             return list(_in_threads(self.examine, shards))
-        return [self.examine(shard) for shard in shards]
+        return list(map(self.examine, shards))
 
 
 def _in_threads(examine: Examination, shards: Iterable[Found]) -> Iterator[Examined]:

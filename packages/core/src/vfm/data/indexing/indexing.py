@@ -22,7 +22,7 @@ from vfm.data.layouts.layout import Layout
 from vfm.data.ledger.account import Account
 from vfm.data.ledger.ledger import LEDGER_FILE, LedgerWriter
 from vfm.data.samples.images import decode_image
-from vfm.data.samples.sample import CURES, BadSample, Sample
+from vfm.data.samples.sample import CURES, BadSample, Sample, count_reasons
 from vfm.data.samples.shards import Found, Opening, Shard, shard_format
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tar.packed_offsets import PACKED_FILE, OffsetsWriter
@@ -125,7 +125,7 @@ class Indexing:
     @property
     def counts(self) -> Counter[str]:
         """Number of bad samples by reason."""
-        return Counter(row.reason for row in self.bad)
+        return count_reasons(self.bad)
 
     def check_labels(self) -> None:
         """Check that every label is one of the classes. A single unknown label means wrong class names.
@@ -144,8 +144,11 @@ class Indexing:
         """Yield an account without units of each file that was not opened, since enough samples came before it."""
         if not self.num_samples:
             return
-        opened = {*(shard.path for shard in self.shards), *(account.source for account in listed)}
-        addresses = {address_in(path, directory) for path in opened}
+        addresses = set()
+        for shard in self.shards:
+            addresses.add(address_in(shard.path, directory))
+        for account in listed:
+            addresses.add(address_in(account.source, directory))
         for path in self.paths:
             if address_in(path, directory) not in addresses:
                 yield Account(path, "bytes")
@@ -153,7 +156,11 @@ class Indexing:
     def _problems(self) -> tuple[dict[int, str], int]:
         """Map the number of each bad sample, among the samples of all shards, to its reason, and count the samples."""
         ends = list(accumulate((shard.num_samples for shard in self.shards), initial=0))
-        return {ends[row.shard] + row.row: row.reason for row in self.bad if row.row >= 0}, ends[-1]
+        problems = {}
+        for row in self.bad:
+            if row.row >= 0:
+                problems[ends[row.shard] + row.row] = row.reason
+        return problems, ends[-1]
 
     def _add(self, examined: Examined) -> dict[int, str]:
         """Add a shard, and return the reason of each of its bad rows."""
@@ -163,11 +170,13 @@ class Indexing:
         self.repeated.add(shard.path, examined.keys)
         if self.num_samples:
             shard, bad = _cut(shard, bad, self.num_samples - self.good)
+        problems = {}
         for row in bad:
             self.ctx.skip(row.reason, row.where)
+            if row.row >= 0:
+                problems[row.row] = row.reason
         self.shards.append(shard)
         self.bad += bad
-        problems = {row.row: row.reason for row in bad if row.row >= 0}
         self.good += shard.num_samples - len(problems)
         return problems
 
@@ -258,9 +267,8 @@ def _why(problems: Mapping[tuple[str, int], BadSample], layout: Layout, spec: Da
         expected = layout.reader.expected if layout.reader else ""
         return f": {expected}" if expected else ""
     first = next(iter(problems.values()))
-    counts: Counter[str] = Counter(bad.reason for bad in problems.values())
     hint = location_hint(first.reason, layout.paths[0], spec) or CURES.get(first.reason, "")
-    return f": {most_common(counts)}; the first is {first}{hint}"
+    return f": {most_common(count_reasons(problems.values()))}; the first is {first}{hint}"
 
 
 def _first_reads(layout: Layout, spec: DatasetSpec) -> Iterator[tuple[tuple[str, int], Callable[[], Sample]]]:

@@ -32,11 +32,8 @@ class KeySample:
     @classmethod
     def of(cls, keys: Sequence[str], *, all_known: bool) -> KeySample:
         """Sample the keys of a shard, given all its keys or the first ones."""
-        first = [(_hash(key), key) for key in keys[:NUM_COMPARED]]
-        smallest = []
-        if all_known:
-            smallest = nsmallest(NUM_COMPARED, ((_hash(key), key) for key in keys))
-        return cls(first, smallest)
+        hashed = [(_hash(key), key) for key in (keys if all_known else keys[:NUM_COMPARED])]
+        return cls(hashed[:NUM_COMPARED], nsmallest(NUM_COMPARED, hashed) if all_known else [])
 
 
 class RepeatedKeys:

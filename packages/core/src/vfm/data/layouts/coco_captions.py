@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
 from collections import defaultdict
@@ -40,7 +41,7 @@ def is_coco_captions(path: str) -> bool:
 
 def captions_in_folder(folder: str, names: list[str]) -> list[str]:
     """Find the file with COCO's captions in a folder. The list is empty if there are several such files."""
-    candidates = [name for name in names if name.startswith(PREFIX) and name.endswith(".json")]
+    candidates = fnmatch.filter(names, f"{PREFIX}*.json")
     if len(candidates) != 1:
         return []
     path = f"{folder.rstrip('/')}/{candidates[0]}"
@@ -107,8 +108,10 @@ def _image_folder(path: str, images: list[Any]) -> str:
     candidates = []
     for base in (folder, parent):
         candidates += [f"{base}/{split}", f"{base}/images/{split}", f"{base}/images"]
-    entries = [entry for entry in images[:NUM_TRIED] if isinstance(entry, dict)]
-    names = [str(entry["file_name"]) for entry in entries if "file_name" in entry]
+    names = []
+    for entry in images[:NUM_TRIED]:
+        if isinstance(entry, dict) and "file_name" in entry:
+            names.append(str(entry["file_name"]))
     for candidate in (*candidates, folder, parent):
         for name in names:
             file = files.join_inside(candidate, name)

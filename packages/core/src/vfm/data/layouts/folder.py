@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from vfm.base import UserError
+from vfm.base import UserError, positions
 from vfm.data.layouts.folder_listing import FolderListing, extension, without_extension
 from vfm.data.ledger.account import Account
 from vfm.data.samples.caption_templates import columns_of
@@ -99,8 +99,12 @@ def caption_folder(folder: str, spec: DatasetSpec, account: Account | None = Non
 
 def _beside(image: str, columns: Sequence[str], captions: Mapping[str, int]) -> list[int]:
     """List the indices of the captions of an image."""
-    names = (f"{without_extension(image)}.{column}" for column in columns)
-    return [captions[name] for name in names if name in captions]
+    indices = []
+    for column in columns:
+        name = f"{without_extension(image)}.{column}"
+        if name in captions:
+            indices.append(captions[name])
+    return indices
 
 
 def _is_beside_images(stem: str, folders: set[str]) -> bool:
@@ -176,7 +180,7 @@ def class_folders(
         class_of[index] = printable(subfolder)
     classes = sorted(set(class_of.values()))
     numbered = class_names if set(classes) <= set(class_names) else classes
-    label_of = {name: label for label, name in enumerate(numbered)}
+    label_of = positions(numbered)
     return classes, _classified(listing, {index: label_of[name] for index, name in class_of.items()})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -220,8 +221,9 @@ def _inside(folder: str, kind: Kind | Literal["auto"], split: str | None) -> lis
         if inside:
             return inside
     names = files.names_in(folder)
+    paths = [f"{root}/{name}" for name in names]
     if kind in ("auto", "webdataset"):
-        inside = [f"{root}/{name}" for name in names if name.endswith(".tar")]
+        inside = fnmatch.filter(paths, "*.tar")
     if not inside and kind in ("auto", "table"):
         inside = _metadata_table(root, names) or _fiftyone_labels(root, names)
     if not inside and kind in ("auto", "coco"):
@@ -229,7 +231,7 @@ def _inside(folder: str, kind: Kind | Literal["auto"], split: str | None) -> lis
     if not inside and kind in ("auto", "parquet"):
         inside = saved_dataset(folder, names, split)
     if not inside and kind in ("auto", "parquet"):
-        inside = [f"{root}/{name}" for name in names if name.endswith(".parquet")]
+        inside = fnmatch.filter(paths, "*.parquet")
         if kind == "auto" and all(files.is_directory(file.removesuffix(".parquet")) for file in inside):
             inside = []  # img2dataset's tables about the folders of images next to them
     if not inside and kind == "auto":

@@ -10,6 +10,7 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from vfm.base import positions
 from vfm.data.ledger.tiling import check_tiling
 
 # U ranges, R runs
@@ -55,7 +56,7 @@ class Account:
     def of_rows(cls, source: str, size: int, unit: Unit = "rows") -> Self:
         """Create the account of a file with a sample in each row."""
         rows = list(range(size))
-        return cls(source, unit, size=size, starts=rows, stops=[row + 1 for row in rows], owners=rows)
+        return cls(source, unit, size=size, starts=rows, stops=list(range(1, size + 1)), owners=rows)
 
     @classmethod
     def whole(cls, source: str, unit: Unit, size: int, use: str) -> Self:
@@ -70,7 +71,7 @@ class Account:
         account = cls(source, unit, size=len(uses))
         start = 0
         for use, group in groupby(uses):
-            stop = start + sum(1 for _ in group)
+            stop = start + len(list(group))
             account.leave(start, stop, use)
             start = stop
         return account
@@ -121,7 +122,7 @@ class Account:
             ValueError: If a unit is missing, or was recorded twice.
         """
         uses = sorted({USED, BEYOND, *self.reasons, *problems.values()})
-        code_of = {use: code for code, use in enumerate(uses)}
+        code_of = positions(uses)
         starts = np.array(self.starts, dtype=np.int64)
         stops = np.array(self.stops, dtype=np.int64)
         owners = np.array(self.owners, dtype=np.int64)

@@ -87,9 +87,12 @@ class PackedScan:
     def places(self, row: int) -> list[tuple[int, int]]:
         """Look up the (offset, size) of each slot of a row, as in `TarScan.places`."""
         numbers = [base if values is None else base + int(values[row]) for base, values in self._columns]
-        image = numbers[0]
-        codes = [image, *(image + code for code in numbers[2::2])]
-        return [(code * BLOCK if code >= 0 else code, size) for code, size in zip(codes, numbers[1::2], strict=True)]
+        places = []
+        for slot, (code, size) in enumerate(zip(numbers[::2], numbers[1::2], strict=True)):
+            if slot:
+                code += numbers[0]
+            places.append((code * BLOCK if code >= 0 else code, size))
+        return places
 
     def _keys_of(self, block: int) -> list[str]:
         base, values = self._ends
@@ -110,17 +113,22 @@ def pack(scan: TarScan, slots: Sequence[str]) -> bytes:
     starts = range(0, len(scan.keys), KEYS_PER_BLOCK)
     names = [zlib.compress("\0".join(scan.keys[start : start + KEYS_PER_BLOCK]).encode()) for start in starts]
     columns.append(np.cumsum([0, *map(len, names)]))
-    packed = [_packed(column) for column in columns]
+    packed_columns = []
+    described = []
+    for column in columns:
+        base, width, data = _packed(column)
+        packed_columns.append(data)
+        described.append([base, width, len(column)])
     header = {
         "slots": list(slots),
         "samples": len(scan.keys),
         "complete": scan.complete,
         "damaged": list(scan.damaged),
         "lost": list(scan.lost),
-        "columns": [[base, width, len(column)] for (base, width, _), column in zip(packed, columns, strict=True)],
+        "columns": described,
     }
     head = json.dumps(header, separators=(",", ":")).encode()
-    rest = b"".join([head, *(data for _, _, data in packed), *names])
+    rest = b"".join([head, *packed_columns, *names])
     return _HEAD.pack(_MARK, zlib.crc32(rest), len(head)) + rest
 
 

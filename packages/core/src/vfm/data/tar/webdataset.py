@@ -251,14 +251,14 @@ class TarShard(ShardReader):
     def _members(self, ranges: list[tuple[str, int, int]], where: str) -> dict[str, bytes]:
         if not ranges:
             return {}
-        first = min([start for _, start, _ in ranges])
-        last = max([stop for _, _, stop in ranges])
+        _, starts, stops = zip(*ranges, strict=True)
+        first = min(starts)
+        last = max(stops)
         if last > self.size:
             raise BadSample("truncated_shard", where)
         # Members are mostly adjacent, so one read gets all. An unsorted tar needs several reads.
         try:
-            num_bytes = sum([stop - start for _, start, stop in ranges])
-            if last - first > MAX_GAP + num_bytes:
+            if last - first > MAX_GAP + sum(stops) - sum(starts):
                 return {name: self._read_bytes(start, stop) for name, start, stop in ranges}
             data = self._read_bytes(first, last)
         except RemoteError:
