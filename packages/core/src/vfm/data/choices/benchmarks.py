@@ -9,6 +9,7 @@ Source: Tong et al. 2024, Eyes Wide Shut? (arXiv:2401.06209); Hsieh et al. 2023,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +53,18 @@ def read_mmvp(folder: Path, on_bad: OnBad) -> Iterator[Choice]:
         except BadSample as bad:
             on_bad(bad.reason, bad.where)
             continue
-        key = "-".join(number for number, _, _ in rows)
-        truth = [1 - int(number) % 2 for number, _, _ in rows]
-        yield Choice(key, pattern, images, [row[2] for row in rows], truth)
+        numbers, _, statements = zip(*rows, strict=True)
+        truth = [1 - int(number) % 2 for number in numbers]
+        yield Choice("-".join(numbers), pattern, images, list(statements), truth)
 
 
 def _questions(path: Path) -> list[list[str]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected MMVP-VLM's folder, {QUESTIONS_FILE} and a folder of images")
-    lines = [row for _, _, row in csv_rows(str(path))]
     rows = []
-    for row in lines[1:]:  # the first line has the names of the columns
+    for _, _, row in islice(csv_rows(str(path)), 1, None):  # the first line has the names of the columns
         if row:
-            rows.append([cell.strip() for cell in row])
+            rows.append(list(map(str.strip, row)))
     if len(rows) % 2 or not rows:
         raise UserError(f"{path}: expected pairs of questions, got {len(rows)} questions")
     return rows

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from itertools import product
 from pathlib import Path
 
-from vfm.base import UserError
+from vfm.base import UserError, positions
 from vfm.data.index.source import Source, open_dataset
 from vfm.data.labeled.stages import CaptionLabels
 from vfm.data.labeled.tags import TAGS_FILE, write_tags
@@ -51,7 +52,7 @@ def label_captions(config: CaptionLabels, ctx: Context) -> TaggedImages:
         groups = like.class_groups
     elif config.thirds:
         groups = _thirds(len(names))
-    label_of = {name: label for label, name in enumerate(names)}
+    label_of = positions(names)
     tags = []
     for words in words_of_image:
         tags.append(sorted(label_of[word] for word in words if word in label_of))
@@ -70,12 +71,12 @@ def label_captions(config: CaptionLabels, ctx: Context) -> TaggedImages:
 def _words_of_images(source: Source, language: str, noun: Callable[[str], str | None], ctx: Context) -> list[set[str]]:
     """Collect the nouns in the captions of each image."""
     words_of_image: list[set[str]] = [set() for _ in range(len(source))]
-    number_of = {source.locate(number): number for number in range(len(source))}
+    number_of = positions(map(source.locate, range(len(source))))
     for shard in range(len(source.shard_sizes)):
         for text in source.texts_of_shard(shard, ctx.skip).to_pylist():
             if text["language"] == language:
                 nouns = map(noun, words_of(text["text"]))
-                words_of_image[number_of[shard, text["row"]]].update(word for word in nouns if word)
+                words_of_image[number_of[shard, text["row"]]].update(filter(None, nouns))
         ctx.progress(shard + 1, len(source.shard_sizes), "shards")
     return words_of_image
 
@@ -120,22 +121,22 @@ class Nouns:
     """
 
     def __init__(self, folder: Path) -> None:
-        counts = {kind: Counter[str]() for kind in ("noun", "verb", "other")}
+        counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for sense, _, count, *_ in _words(folder / "cntlist.rev", 3):
             lemma, _, rest = sense.partition("%")
             kind = {"1": "noun", "2": "verb"}.get(rest[:1], "other")
             # A longer number is damaged, and would not fit into 64 bits.
             counts[kind][lemma] += int(count) if count.isdecimal() and len(count) < 19 else 0
         listed = {line.split(" ", 1)[0] for line in _lines(folder / "index.noun") if not line.startswith(" ")}
-        self.irregular = {form: base for form, base, *_ in _words(folder / "noun.exc", 2)}
-        irregular_verbs = {form: base for form, base, *_ in _words(folder / "verb.exc", 2)}
+        self.irregular = _irregular_forms(folder / "noun.exc")
+        irregular_verbs = _irregular_forms(folder / "verb.exc")
 
         def count_of_verb(word: str) -> int:
             stem = word.removesuffix("ing")
             if stem == word:  # only words in -ing are compared with a verb
                 return 0
-            bases = (stem, f"{stem}e", irregular_verbs.get(word, ""))
-            return max(counts["verb"][base] for base in bases)
+            verbs = counts["verb"]
+            return max(verbs[stem], verbs[f"{stem}e"], verbs[irregular_verbs.get(word, "")])
 
         self.nouns: set[str] = set()
         for word, as_noun in counts["noun"].items():
@@ -166,9 +167,8 @@ class WordList:
     def __init__(self, words: Iterable[str]) -> None:
         # Words without an ending come last, so that a listed word is preferred to a plural of another word.
         self.forms: dict[str, str] = {}
-        listed = list(words)
-        for ending in ("es", "s", ""):
-            self.forms |= {word.lower() + ending: word for word in listed}
+        for ending, word in product(("es", "s", ""), words):
+            self.forms[word.lower() + ending] = word
 
     def __call__(self, word: str) -> str | None:
         """Find the listed word. A word that is not listed gives None."""
@@ -178,9 +178,13 @@ class WordList:
 def _lines(file: Path) -> Iterator[str]:
     try:
         with file.open(encoding="utf-8", errors="replace") as stream:
-            yield from (line for line in stream if line.strip())
+            yield from filter(str.strip, stream)
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; expected a WordNet folder with {file.name}") from None
+
+
+def _irregular_forms(file: Path) -> dict[str, str]:
+    return {form: base for form, base, *_ in _words(file, 2)}
 
 
 def _words(file: Path, count: int) -> Iterator[list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, filterfalse, starmap
 
 from vfm.base import UserError
 from vfm.data.layouts.folder import class_folders
@@ -72,10 +72,12 @@ def common_class_names(sets: Sequence[tuple[Layout, str | None]]) -> list[str]:
     Raises:
         UserError: If the validation set has classes that the training set lacks.
     """
-    named = [find_class_names(*each) if has_class_names(*each) else [] for each in sets]
+    named = []
+    for layout, label_key in sets:
+        named.append(find_class_names(layout, label_key) if has_class_names(layout, label_key) else [])
     if not any(named):
-        largest = max(chain.from_iterable(_numbers(*each) for each in sets), default=-1)
-        return [str(number) for number in range(largest + 1)]
+        largest = max(chain.from_iterable(starmap(_numbers, sets)), default=-1)
+        return list(map(str, range(largest + 1)))
     train, *others = named
     for names in others:
         extra = [name for name in names if name not in train]
@@ -83,7 +85,7 @@ def common_class_names(sets: Sequence[tuple[Layout, str | None]]) -> list[str]:
             where = sets[1][0].paths[0]
             count = len(extra)
             raise UserError(f"{where}: {count} of its classes are not in the training images, such as {extra[0]!r}")
-    return [] if all(names == train for names in others) else train
+    return [] if named.count(train) == len(named) else train
 
 
 def _numbers(layout: Layout, label_key: str | None) -> Iterator[int]:
@@ -91,12 +93,15 @@ def _numbers(layout: Layout, label_key: str | None) -> Iterator[int]:
     if layout.kind == "webdataset":
         for path in layout.paths:
             places = scan_tar(path, ["image", "cls"], IMAGE_EXTENSIONS).places[:, 1].tolist()
-            texts = (files.read_bytes(path, start, start + size).decode() for start, size in places if start >= 0)
-            yield from (int(text) for text in texts if _is_number(text.strip()))
+            for start, size in places:
+                text = files.read_bytes(path, start, start + size).decode() if start >= 0 else ""
+                if _is_number(text.strip()):
+                    yield int(text)
     key = _label_column(layout, label_key)
     if key:
-        values = (value for value in _values(layout.paths, key) if isinstance(value, int | str))
-        yield from (int(value) for value in values if _is_number(value))
+        for value in _values(layout.paths, key):
+            if isinstance(value, int | str) and _is_number(value):
+                yield int(value)
 
 
 def _label_column(layout: Layout, label_key: str | None) -> str | None:
@@ -122,7 +127,7 @@ def _from_values(paths: Sequence[str], label_key: str) -> list[str]:
             f"{paths[0]}: the labels in '{label_key}' are numbers; give class_names, in the order of the labels"
             f"{_columns_of_names(paths)}"
         )
-    return sorted({str(value) for value in values})
+    return sorted(set(map(str, values)))
 
 
 def _columns_of_names(paths: Sequence[str]) -> str:
@@ -142,7 +147,7 @@ def _columns_of_names(paths: Sequence[str]) -> str:
 
 def _are_all_others(texts: Iterable[str], names: Sequence[str]) -> bool:
     """Check whether a column names classes, none of which is among the names."""
-    classes = {text for text in texts if not _is_number(text)}
+    classes = set(filterfalse(_is_number, texts))
     return bool(classes) and classes.isdisjoint(names)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -28,8 +26,8 @@ from vfm.data.layouts.torchvision_sets import (
 from vfm.data.ledger.account import Account
 from vfm.data.prompts.clip_benchmark import TEMPLATES_FILE, lines_beside, names_and_templates
 from vfm.data.prompts.templates import check_templates
-from vfm.data.samples.sample import BadSample
-from vfm.data.samples.shards import Found
+from vfm.data.samples.sample import BadSample, count_reasons
+from vfm.data.samples.shards import counted
 from vfm.data.samples.spec import DatasetSpec
 from vfm.interfaces import Context, ImageDataset, LabeledDataset, Preflight, TaggedImages
 
@@ -43,7 +41,7 @@ def index_labeled(config: Labeled, ctx: Context) -> LabeledDataset:
     listed: list[Account] = []
     if config.torchvision:
         dataset, spec = _torchvision(config, config.torchvision)
-        shards: Iterator[Found] = ((shard, True) for shard in torchvision_shards(dataset, ctx.directory))
+        shards = counted(torchvision_shards(dataset, ctx.directory))
         num_shards = None  # unknown before the dataset is packed
         paths: list[str] = []
         templates = _names_and_templates(config, None)[1]
@@ -120,8 +118,7 @@ def _tags(source: Source, indexing: Indexing) -> list[tuple[int, ...]]:
             tags.append(())
     indexing.bad += bad
     indexing.check_labels()
-    counts = Counter(row.reason for row in bad)
-    check_bad(indexing.ctx.stage, counts, len(source), indexing.max_bad_fraction)
+    check_bad(indexing.ctx.stage, count_reasons(bad), len(source), indexing.max_bad_fraction)
     return tags
 
 
@@ -177,7 +174,7 @@ def _names_and_templates(config: NamedImages, layout: Layout | None) -> tuple[li
     """
     names, templates = names_and_templates(config.names_of) if config.names_of else ([], [])
     lines = lines_beside(layout.paths[0], TEMPLATES_FILE) if layout else []
-    from_file = check_templates([line for line in lines if line], TEMPLATES_FILE)
+    from_file = check_templates(list(filter(None, lines)), TEMPLATES_FILE)
     return config.class_names or names, config.templates or templates or from_file
 
 

@@ -20,7 +20,7 @@ def _read_names(names: Any) -> Any:
     if not isinstance(names, str):
         return names
     try:
-        lines = [line.strip() for line in read_text(names).rstrip().splitlines()]
+        lines = list(map(str.strip, read_text(names).rstrip().splitlines()))
     except (OSError, UserError) as error:
         raise ValueError(f"expected a list of names, or a file with one per line, got {names!r}: {error}") from None
     if "" in lines:

@@ -48,10 +48,12 @@ def benchmark_shards(folder: str, split: str) -> list[str]:
     count = files.read_text(f"{split_folder}/{COUNT_FILE}").strip()
     if not count.isdigit() or count == "0":
         raise UserError(f"{split_folder}/{COUNT_FILE}: expected a number of shards, got {count[:20]!r}")
-    shards = [f"{split_folder}/{number}.tar" for number in range(int(count))]
-    for shard in shards:
+    shards = []
+    for number in range(int(count)):
+        shard = f"{split_folder}/{number}.tar"
         if not files.exists(shard):
             raise UserError(f"{shard}: no such file; {COUNT_FILE} counts {count} shards")
+        shards.append(shard)
     return shards
 
 
@@ -75,7 +77,7 @@ def lines_beside(path: str, name: str) -> list[str]:
     file = file_beside(path, name)
     if not file:
         return []
-    return [line.strip() for line in files.read_text(file).rstrip().splitlines()]
+    return list(map(str.strip, files.read_text(file).rstrip().splitlines()))
 
 
 def type_beside(path: str) -> str:
@@ -103,13 +105,13 @@ def names_and_templates(name: str) -> tuple[list[str], list[str]]:
     short = name.rsplit("/", 1)[-1]
     if short not in names and short not in templates:
         raise UserError(f"{PACKAGE} lists no dataset {name!r}{did_you_mean(short, [*names, *templates])}")
-    class_names = [str(class_name) for class_name in names.get(short, [])]
+    class_names = list(map(str, names.get(short, [])))
     return class_names, check_templates(templates.get(short, templates[DEFAULT_TEMPLATES]), name)
 
 
 def list_files(name: str) -> list[str]:
     """List the package's files that `names_and_templates` reads for a dataset."""
-    return [str(file) for file in _list_files(_split_language(name)[1]) if file.is_file()]
+    return list(map(str, filter(Path.is_file, _list_files(_split_language(name)[1]))))
 
 
 def _split_language(name: str) -> tuple[str, str]:

@@ -21,10 +21,12 @@ def check_templates(templates: Sequence[str], where: str = "") -> list[str]:
     Raises:
         UserError: If a template has no `{}`.
     """
-    checked = [template.replace("{c}", "{}") for template in templates]
-    for template in checked:
-        if "{}" not in template:
-            raise UserError(f"{where and where + ': '}template {template!r} has no {{}} for the class name")
+    checked = []
+    for template in templates:
+        spelled = template.replace("{c}", "{}")
+        if "{}" not in spelled:
+            raise UserError(f"{where and where + ': '}template {spelled!r} has no {{}} for the class name")
+        checked.append(spelled)
     return checked
 
 

@@ -36,7 +36,7 @@ def recognise_annotations(path: str) -> str:
         UserError: If the format is unknown.
     """
     if files.is_directory(path):
-        if any(HMDB_FILE.fullmatch(name) for name in files.names_in(path)):
+        if any(map(HMDB_FILE.fullmatch, files.names_in(path))):
             return "hmdb"
         raise UserError(f"{path}: expected files CLASS_test_split1.txt of HMDB in a folder of annotations")
     if files.without_query(path).endswith(".json"):
@@ -206,10 +206,13 @@ def _names(config: Videos) -> list[str]:
         return list(config.class_names)
     lines = list(_lines(config.names))
     if lines and re.fullmatch(r"id\s*,\s*name", lines[0]):
-        rows = sorted(_numbered(config.names, *row) for row in enumerate(lines[1:], 2))
-        if [number for number, _ in rows] != list(range(len(rows))):
-            raise UserError(f"{config.names}: expected the numbers 0 to {len(rows) - 1}, each once")
-        return [name for _, name in rows]
+        name_of: dict[int, str] = {}
+        for row, line in enumerate(lines[1:], 2):
+            number, name = _numbered(config.names, row, line)
+            name_of[number] = name
+        if sorted(name_of) != list(range(len(lines) - 1)):
+            raise UserError(f"{config.names}: expected the numbers 0 to {len(lines) - 2}, each once")
+        return [name_of[number] for number in sorted(name_of)]
     return lines
 
 
@@ -249,7 +252,7 @@ def _numbered_lines(account: Account) -> Iterator[tuple[int, str]]:
 
 
 def _lines(path: str) -> Iterator[str]:
-    yield from (line.strip() for line in files.read_text(path).splitlines() if line.strip())
+    yield from filter(None, map(str.strip, files.read_text(path).splitlines()))
 
 
 def _json(path: str) -> Any:

@@ -99,7 +99,7 @@ def write_dataset(
         ctx.directory,
         num_samples=len(rows),
         bad_samples=dict(bad),
-        unusual={name: count for name, count in unusual.items() if count},
+        unusual=dict(+unusual),  # kinds that occur
         format=listing.format,
         class_names=list(class_names),
         **facts,

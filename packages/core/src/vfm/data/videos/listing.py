@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from vfm.base import UserError
+from vfm.base import UserError, positions
 from vfm.data.ledger.account import Account
 from vfm.data.samples.sample import BadSample
 from vfm.data.samples.spec import MAX_CLASSES
@@ -60,7 +60,7 @@ class Listing:
         words = {video.label for video in self.videos if isinstance(video.label, str)}
         if not known:
             known = sorted(words) or self._numbers()
-        label_of = {name: label for label, name in enumerate(known)}
+        label_of = positions(known)
         labels = []
         for video in self.videos:
             label = label_of.get(video.label, -1) if isinstance(video.label, str) else video.label
@@ -77,4 +77,4 @@ class Listing:
             raise UserError(
                 f"{last.key}: expected a label below {MAX_CLASSES:,}, or names of the classes, got {largest}"
             )
-        return [str(number) for number in range(largest + 1)]
+        return list(map(str, range(largest + 1)))

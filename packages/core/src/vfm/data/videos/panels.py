@@ -81,7 +81,7 @@ def add_video_panels(ctx: Context, dataset: VideoDataset) -> None:
                 note="Left out, by reason.",
                 order=25,
                 columns=["reason", "videos"],
-                rows=[[reason, count] for reason, count in dataset.bad_samples.items()],
+                rows=list(map(list, dataset.bad_samples.items())),
             )
         )
     strips: list[tuple[Image.Image, str]] = []

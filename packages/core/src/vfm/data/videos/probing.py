@@ -7,6 +7,7 @@ seek to the frame. Their frames are decoded once while indexing, and are always 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ import av
 import numpy as np
 from av.error import FFmpegError
 
+from vfm.base import positions
 from vfm.data.samples.images import open_image
 from vfm.data.samples.sample import BadSample
 from vfm.data.videos.decoding import open_container, video_stream
@@ -59,6 +61,10 @@ def probe(media: Media) -> VideoFacts:
     return VideoFacts(num_frames, rate, width, height, rotation, varies, numbers, times, step)
 
 
+def _known(times: Sequence[int | None]) -> list[int]:
+    return [time for time in times if time is not None]
+
+
 @dataclass
 class _Packets:
     """The times of a video's packets. Some packets have no time."""
@@ -72,19 +78,18 @@ class _Packets:
         """Find the numbers of the frames at which decoding can start, and their times."""
         if not self.times or None in self.times or len(set(self.times)) < len(self.times):
             return (), ()
-        order = {time: number for number, time in enumerate(sorted(self.times))}  # type: ignore[type-var]
-        keys = sorted(time for time in self.keys if time is not None)
+        order = positions(sorted(_known(self.times)))
+        keys = sorted(_known(self.keys))
         return tuple(order[time] for time in keys), tuple(keys)
 
     def step(self) -> int:
         """Compute the time between consecutive frames, 0 if it varies."""
-        times = [time for time in self.times if time is not None]
-        steps = np.unique(np.diff(np.sort(times)))
+        steps = np.unique(np.diff(np.sort(_known(self.times))))
         return int(steps[0]) if len(steps) == 1 else 0
 
     def rate(self) -> tuple[float, bool]:
         """Compute the frames per second, and whether the time between frames varies."""
-        times = np.array([time for time in self.times if time is not None], dtype=np.float64)
+        times = np.array(_known(self.times), dtype=np.float64)
         if len(times) < 3 or len(times) < len(self.times):
             return self.declared_rate, False
         steps = np.diff(np.sort(times))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 SamplingKind = Literal["segments", "dense"]
 ClipRule = Literal["parts", "videomae", "mmaction", "mmaction_dense"]
@@ -72,24 +73,27 @@ class ClipSampling:
         """Choose frames at a fixed distance. If the video is too short, the last frame is repeated."""
         room = max(0, total - 1 - (self.num_frames - 1) * self.stride)
         start = min(int(position * (room + 1)), room)
-        return tuple(min(start + number * self.stride, total - 1) for number in range(self.num_frames))
+        return tuple(np.minimum(self._from(start), total - 1).tolist())
 
     def _as_videomae(self, total: int, clip: int, num_clips: int) -> tuple[int, ...]:
         """Choose frames among every `stride`-th of the video. If they are too few, the last one is repeated."""
         candidates = range(0, total, self.stride)
         room = max(0, len(candidates) - self.num_frames)
         start = int(clip * (room / (num_clips - 1))) if num_clips > 1 else room // 2
-        last = len(candidates) - 1
-        return tuple(candidates[min(start + number, last)] for number in range(self.num_frames))
+        return tuple(np.minimum(self._from(self.stride * start), candidates[-1]).tolist())
 
     def _as_mmaction(self, total: int, clip: int, num_clips: int) -> tuple[int, ...]:
         """Choose frames at a fixed distance. If the video is too short, it starts again."""
         room = max(0, total - 1 - (self.num_frames - 1) * self.stride)
         start = round(clip * (room / (num_clips - 1))) if num_clips > 1 else room // 2
-        return tuple((start + number * self.stride) % total for number in range(self.num_frames))
+        return tuple((self._from(start) % total).tolist())
 
     def _as_mmaction_dense(self, total: int, clip: int, num_clips: int) -> tuple[int, ...]:
         """Choose frames of equal parts of `num_frames * stride` frames. If the video is too short, it starts again."""
         room = max(0, total - self.num_frames * self.stride)
         start = int(np.linspace(0, room, num_clips)[clip])
-        return tuple((start + number * self.stride) % total for number in range(self.num_frames))
+        return tuple((self._from(start) % total).tolist())
+
+    def _from(self, start: int) -> NDArray[np.int64]:
+        """List frames at a fixed distance, as if the video had no end."""
+        return start + self.stride * np.arange(self.num_frames)

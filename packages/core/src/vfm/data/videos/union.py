@@ -11,7 +11,7 @@ from typing import Any
 
 from vfm.base import UserError
 from vfm.data.videos.panels import add_video_panels
-from vfm.data.videos.source import SCHEMA, VideoSource, write_videos
+from vfm.data.videos.source import VideoSource, write_videos
 from vfm.data.videos.stages import VideoUnion
 from vfm.interfaces import Context, Preflight, VideoDataset
 
@@ -31,9 +31,10 @@ def join_videos(config: VideoUnion, ctx: Context) -> VideoDataset:
     rows: list[dict[str, Any]] = []
     dropped: Counter[str] = Counter()
     seen: set[str] = set()
+    unusual: Counter[str] = Counter()
     for ref, part in zip(config.data, parts, strict=True):
         source = VideoSource.of(part)
-        labels = [names.index(name) for name in part.class_names]
+        labels = list(map(names.index, part.class_names))
         _warn_of_repeated(ref, source, ctx)
         for row in source.table.to_pylist():
             # The same video may be in several datasets under different keys.
@@ -49,20 +50,18 @@ def join_videos(config: VideoUnion, ctx: Context) -> VideoDataset:
             # Paths in the index are relative to the folder of their dataset.
             if "://" not in path:
                 path = str(source.directory / path)
+            unusual["variable_rate"] += row["variable_rate"]
+            unusual["rotated"] += bool(row["rotation"])
             rows.append({**row, "path": path, "label": labels[row["label"]], "key": f"{part.path.name}/{row['key']}"})
     if not rows:
         raise UserError(f"{ctx.stage}: no video is left: {dict(dropped)}")
-    write_videos(ctx.directory, [{name: row[name] for name in SCHEMA.names} for row in rows])
+    write_videos(ctx.directory, rows)
     ctx.log(f"{len(rows)} videos of {len(names)} classes; left out: {dict(dropped) or 'none'}")
-    unusual: Counter[str] = Counter()
-    for row in rows:
-        unusual["variable_rate"] += row["variable_rate"]
-        unusual["rotated"] += bool(row["rotation"])
     dataset = VideoDataset.create(
         ctx.directory,
         num_samples=len(rows),
         left_out=dict(dropped),
-        unusual={name: count for name, count in unusual.items() if count},
+        unusual=dict(+unusual),  # kinds that occur
         format="union",
         class_names=names,
     )
