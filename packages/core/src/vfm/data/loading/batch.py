@@ -140,5 +140,5 @@ def map_tensors(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
 
 def _rebuilt(inputs: Inputs, value: Callable[[str], Any]) -> Inputs:
     """Create a dataclass of the same type, with `value(name)` as the value of each field."""
-    names = [field.name for field in dataclasses.fields(cast("Any", inputs))]
-    return type(inputs)(**{name: value(name) for name in names})
+    fields = dataclasses.fields(cast("Any", inputs))
+    return type(inputs)(**{field.name: value(field.name) for field in fields})

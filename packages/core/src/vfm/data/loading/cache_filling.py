@@ -50,8 +50,10 @@ class MakeCrops:
             BadSample: If the image cannot be read.
         """
         image = decode_image(sample.image, sample.key, max_pixels=self.transform.max_pixels)
-        seeds = (SampleDraw.of(self.seed, crop, draw.index).seed for crop in range(self.num_crops))
-        crops = [to_tensor(self.transform.apply(image, crop_seed)) for crop_seed in seeds]
+        crops = []
+        for crop in range(self.num_crops):
+            crop_seed = SampleDraw.of(self.seed, crop, draw.index).seed
+            crops.append(to_tensor(self.transform.apply(image, crop_seed)))
         return SampleCrops(torch.stack(crops), torch.tensor(draw.index))
 
 

@@ -50,8 +50,10 @@ def _converted(value: Any, where: str) -> Any:
     if isinstance(value, tuple | list):
         return tuple(_converted(part, f"{where}[{index}]") for index, part in enumerate(value))
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = [field.name for field in dataclasses.fields(value)]
-        return type(value)(**{name: _converted(getattr(value, name), f"{where}.{name}") for name in fields})
+        parts = {}
+        for field in dataclasses.fields(value):
+            parts[field.name] = _converted(getattr(value, field.name), f"{where}.{field.name}")
+        return type(value)(**parts)
     kind = "None" if value is None else f"a {type(value).__name__}"
     raise UserError(f"{where}: {EXPECTED}; got {kind}")
 

@@ -106,7 +106,8 @@ class Reader(Dataset[Batch[Inputs] | UserError], Generic[Inputs]):
         """
         if not uses or not isinstance(self.make, BatchMake):
             return stack(uses, bad)
-        return Batch(self.make.join([use for _, use in uses], draws), [key for key, _ in uses], bad)
+        keys, parts = zip(*uses, strict=True)
+        return Batch(self.make.join(list(parts), draws), list(keys), bad)
 
 
 class TrainingReader(Reader[Inputs]):

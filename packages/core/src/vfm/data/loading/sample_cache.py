@@ -108,8 +108,9 @@ class CacheWriter:
             if not np.isfinite(row).all():
                 raise UserError(f"sample {index}: values up to {np.abs(tensor).max():.3g} exceed {self.dtype}")
             self._rows[index - self.done] = row
-        missing = [index for index in samples if index not in tensors]
-        self._bad += [(index - self.done, *reason) for index, reason in zip(missing, bad, strict=True)]
+        missing = sorted(set(samples) - set(tensors))
+        for index, (reason, where) in zip(missing, bad, strict=True):
+            self._bad.append((index - self.done, reason, where))
         if samples.stop == self.done + self._num_rows:
             self._save()
 
@@ -138,7 +139,8 @@ class CacheWriter:
         self._begin()
 
     def _finish(self, bad: Iterable[Bad]) -> None:
-        self.bad += [(reason, where) for _, reason, where in bad]
+        for _, reason, where in bad:
+            self.bad.append((reason, where))
         self.done += self._num_rows
 
     def publish(self, directory: Path, **facts: Any) -> SampleCache:

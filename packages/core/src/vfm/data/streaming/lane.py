@@ -166,8 +166,10 @@ class OpenGroup:
         """Read the next block, shuffled. Empty at the end of the group."""
         entries: list[Entry] = []
         for tar, rows, lost in self._parts():
-            entries += [(tar.entry(row), tar.where(row)) for row in rows]
-            entries += [(BadSample(reason, where), where) for reason, where in lost]
+            for row in rows:
+                entries.append((tar.entry(row), tar.where(row)))
+            for reason, where in lost:
+                entries.append((BadSample(reason, where), where))
         order = self.lanes.shuffled(self.group, self._block, len(entries))
         self.skip_block()
         return [entries[number] for number in order.tolist()]

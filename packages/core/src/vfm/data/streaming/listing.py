@@ -50,7 +50,7 @@ def shards_of(paths: Sequence[str]) -> list[Shard]:
     Raises:
         UserError: If a tar does not exist.
     """
-    remote = [path for path in paths if files.is_remote(path)]
+    remote = list(filter(files.is_remote, paths))
     facts = dict(zip(remote, facts_of(remote), strict=True))
     shards = []
     for path in paths:

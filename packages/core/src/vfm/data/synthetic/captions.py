@@ -73,7 +73,10 @@ def describe(shape: Shape, colour: Colour, named: Mapping[Attribute, Value]) -> 
         colour: Its colour.
         named: Attributes to name.
     """
-    words = [_adjective(named[name]) for name in BEFORE if name in named and named[name] not in PHRASES.get(name, {})]
+    words = []
+    for name in BEFORE:
+        if name in named and named[name] not in PHRASES.get(name, {}):
+            words.append(_adjective(named[name]))
     words += [colour, shape]
     number = named.get("count")
     if number is None:
@@ -82,7 +85,9 @@ def describe(shape: Shape, colour: Colour, named: Mapping[Attribute, Value]) -> 
         words.insert(0, NUMBERS[number])
         if number != 1:
             words[-1] += "es" if shape.endswith("s") else "s"
-    words += [PHRASES[name][named[name]] for name in AFTER if name in named and named[name] in PHRASES[name]]
+    for name in AFTER:
+        if name in named and named[name] in PHRASES[name]:
+            words.append(PHRASES[name][named[name]])
     return " ".join(words)
 
 

@@ -9,6 +9,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from vfm.data.choices.choices import Choice, write_choices
 from vfm.data.index.index import write_index
 from vfm.data.index.source import open_dataset
@@ -75,8 +77,11 @@ def render_captions(images: Path, world: World, seed: int, start: int, stop: int
     source = open_dataset(Pool.load(images, verify=False))
     first = source[0].key
     offset = start - int(first) if first.isdigit() else 0
-    samples = [source[number] for number in range(max(0, offset), min(offset + stop - start, len(source)))]
-    yield from render_shard(world, seed, start, stop, drawn={sample.key: sample.image for sample in samples})
+    drawn = {}
+    for number in range(max(0, offset), min(offset + stop - start, len(source))):
+        sample = source[number]
+        drawn[sample.key] = sample.image
+    yield from render_shard(world, seed, start, stop, drawn=drawn)
 
 
 def make_classes(config: ShapesClasses, ctx: Context) -> LabeledDataset:
@@ -86,7 +91,7 @@ def make_classes(config: ShapesClasses, ctx: Context) -> LabeledDataset:
     names = class_names(world)
     if config.label:
         values = world.colours if config.label == "colour" else world.values(config.label)
-        names = [str(value) for value in values]
+        names = list(map(str, values))
         render = partial(render_values, config.label)
     spec = DatasetSpec(label_key="json.label", class_names=names)
     count = write_index(ctx.directory, write_shards(config, ctx, render), spec)
@@ -129,12 +134,13 @@ def write_shards(config: ShapeImages, ctx: Context, render: Render) -> list[Shar
     first = config.start
     total = config.num_samples
     size = config.samples_per_shard
-    bounds = [(first + start, first + min(start + size, total)) for start in range(0, total, size)]
     tasks = []
-    for number, bound in enumerate(bounds):
-        tasks.append((ctx.work / f"{number:05d}.tar", render, config.world, config.seed, *bound))
+    for number, start in enumerate(range(first, first + total, size)):
+        stop = min(start + size, first + total)
+        tasks.append((ctx.work / f"{number:05d}.tar", render, config.world, config.seed, start, stop))
     tars = []
-    for (start, stop), path in zip(bounds, _map(_make_shard, tasks, config.runtime.num_workers), strict=True):
+    paths = _map(_make_shard, tasks, config.runtime.num_workers)
+    for (*_, start, stop), path in zip(tasks, paths, strict=True):
         tars.append((path, stop - start))
         ctx.progress(stop - first, total, "samples")
     return [Shard.of(path.rename(ctx.directory / path.name), count) for path, count in tars]
@@ -160,9 +166,9 @@ def _make_shard(path: Path, render: Render, world: World, seed: int, start: int,
 
 
 def _tail_panel(world: World, num_samples: int) -> LinesPanel:
-    chances = sorted(combination_probabilities(len(world.combinations), world.zipf).tolist(), reverse=True)
-    rank = [float(number) for number in range(1, len(chances) + 1)]
-    expected = [num_samples * chance for chance in chances]
+    chances = np.sort(combination_probabilities(len(world.combinations), world.zipf))[::-1]
+    rank = list(map(float, range(1, len(chances) + 1)))
+    expected = (num_samples * chances).tolist()
     return LinesPanel(
         title="Head and tail of the synthetic world",
         note=f"Expected images of each colour and shape among {num_samples}, most common first.",

@@ -129,14 +129,13 @@ def draw_ground(nuisance: Nuisance, size: int) -> Floats:
     channels[:] = _levels(nuisance.ground)
     if nuisance.waves:
         # sin(a + b) = sin a cos b + cos a sin b, so K waves are a product of (S, 2K) and (2K, S), not S * S sines.
-        x = np.array([wave.x for wave in nuisance.waves])
-        y = np.array([wave.y for wave in nuisance.waves])
-        phase = np.array([wave.phase for wave in nuisance.waves])
+        waves = np.array([(wave.x, wave.y, wave.phase, *wave.colour) for wave in nuisance.waves])  # (K, 6)
+        x, y, phase = waves[:, :3].T
         across = 2 * np.pi * (x[:, None] * _axis(size) + phase[:, None])
         down = 2 * np.pi * y[:, None] * _axis(size)
         rows = np.concatenate([np.cos(down), np.sin(down)]).astype(np.float32).T
         columns = np.concatenate([np.sin(across), np.cos(across)]).astype(np.float32)
-        amount = 255 * np.tile(np.array([w.colour for w in nuisance.waves], dtype=np.float32).T, 2)  # (3, 2K)
+        amount = 255 * np.tile(waves[:, 3:].astype(np.float32).T, 2)  # (3, 2K)
         channels += rows @ (amount[:, :, None] * columns)
     return channels
 

@@ -35,7 +35,7 @@ def federate(labels: Sequence[int], num_classes: int, rng: np.random.Generator) 
     annotated: list[int] = []
     partly: list[int] = []
     for label in sorted(set(labels)):
-        instances = [number for number, object_label in enumerate(labels) if object_label == label]
+        instances = np.flatnonzero(np.array(labels) == label).tolist()
         labelled = rng.random() < LABELLED
         drops = rng.random() < PARTLY
         if not labelled:

@@ -35,8 +35,11 @@ class Lexicon:
 
 def _nouns(words: str) -> dict[Shape, tuple[str, str]]:
     """Parse `Kreis:m Quadrat:n ...` in the order of SHAPES, where `_` stands for a space."""
-    pairs = (word.replace("_", " ").split(":") for word in words.split())
-    return {shape: (noun, gender) for shape, (noun, gender) in zip(SHAPES, pairs, strict=True)}
+    nouns = {}
+    for shape, word in zip(SHAPES, words.split(), strict=True):
+        noun, gender = word.replace("_", " ").split(":")
+        nouns[shape] = (noun, gender)
+    return nouns
 
 
 def _adjectives(genders: str, words: str) -> dict[Colour, dict[str, str]]:

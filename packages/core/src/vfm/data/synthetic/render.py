@@ -80,9 +80,12 @@ def render_shard(
         texts: dict[str, list[str]] = {}
         caption_facts: dict[str, list[dict[str, Any]]] = {}
         for language in world.languages:
-            captions = [sample_caption(world, scene, rng, language=language) for _ in range(world.captions_per_image)]
-            texts[language] = [caption.text for caption in captions]
-            caption_facts[language] = [_caption_facts(caption) for caption in captions]
+            texts[language] = []
+            caption_facts[language] = []
+            for _ in range(world.captions_per_image):
+                caption = sample_caption(world, scene, rng, language=language)
+                texts[language].append(caption.text)
+                caption_facts[language].append(_caption_facts(caption))
         facts = {"scene": scene.facts(), "captions": caption_facts}
         yield RenderedSample(key, image, texts, world.label(scene.shape, scene.colour), facts)
 

@@ -59,7 +59,7 @@ def class_names(world: World, vocabulary: Vocabulary) -> list[str]:
     names = [f"{colour} {shape}" for shape, colour in world.combinations]
     if vocabulary == 120:
         return names
-    surfaces = [f"{texture} {structure}" for texture, structure in _surfaces(world)]
+    surfaces = list(map(" ".join, _surfaces(world)))
     return [f"{surface} {name}" for name, surface in product(names, surfaces)]
 
 
