@@ -11,7 +11,7 @@ from scipy.stats import norm
 from eval_world import run_in
 from vfm.base import UserError, number_format
 from vfm.eval.compare.stages import MissingDataset, ReportSummary, SummarisedReport
-from vfm.eval.compare.summary import Estimate, mean_over, score_of
+from vfm.eval.compare.summary_scores import Estimate, mean_over, score_of
 from vfm.interfaces import Comparison, Metric, Report, TablePanel, load_panels
 from vfm.statistics import Accuracy, compare, holm, to_metric
 

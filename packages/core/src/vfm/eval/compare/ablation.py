@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 
 from vfm.base import UserError, change, did_you_mean, metric_in_words, quantity
 from vfm.eval.compare.stages import Ablation, AblationStep
@@ -57,12 +56,14 @@ class StepResult:
 def compare_steps(config: Ablation, ctx: Context) -> Report:
     """Collect the comparison of each step, and write the panels for the top of the page."""
     results = [load_step(step, ctx.load(step.report)) for step in config.steps]
-    text = "\n".join(in_words(result) for result in results)
     brackets = "In brackets: the uncorrected 95 % interval of the gain."
+    text = "\n".join(map(in_words, results))
     ctx.panel(TextPanel(title="What each step adds", note=brackets, order=10, front=True, text=text))
     ctx.panel(steps_chart(results))
-    gains = [result for result in results if result.gain.difference > 0]
-    images = list(chain.from_iterable(_copied_images(result, ctx) for result in gains))
+    images: list[PanelImage] = []
+    for result in results:
+        if result.gain.difference > 0:
+            images += _copied_images(result, ctx)
     if images:
         note = (
             f"Right with the step and wrong without it: up to {SHOWN} images of each step. A pair is right as a whole."
@@ -70,13 +71,18 @@ def compare_steps(config: Ablation, ctx: Context) -> Report:
         ctx.panel(ImagesPanel(title="New right answers", note=note, order=11, front=True, pictures=images))
     metrics: list[Metric] = []
     comparisons: list[Comparison] = []
+    datasets: list[str] = []
+    main: list[str] = []
     for result in results:
-        metrics += [score.model_copy(update={"name": result.title}) for score in result.scores]
-        comparisons += [test.model_copy(update={"metric": result.title}) for test in result.comparisons]
-    datasets = ", ".join(dict.fromkeys(result.report.dataset for result in results))
-    main = [result.title for result in results]
+        datasets.append(result.report.dataset)
+        main.append(result.title)
+        for score in result.scores:
+            metrics.append(score.model_copy(update={"name": result.title}))
+        for test in result.comparisons:
+            comparisons.append(test.model_copy(update={"metric": result.title}))
+    dataset = ", ".join(dict.fromkeys(datasets))
     return Report.create(
-        ctx.directory, task="ablation", dataset=datasets, metrics=metrics, comparisons=comparisons, main=main
+        ctx.directory, task="ablation", dataset=dataset, metrics=metrics, comparisons=comparisons, main=main
     )
 
 
@@ -91,8 +97,12 @@ def load_step(step: AblationStep, report: Report) -> StepResult:
     if not scores:
         known = list(dict.fromkeys(score.name for score in report.metrics))
         raise UserError(f"{step.report} has no metric {metric!r}{did_you_mean(metric, known)}")
-    comparisons = [test for test in report.comparisons if test.metric == metric]
-    models = [test.model for test in comparisons]
+    comparisons = []
+    models = []
+    for test in report.comparisons:
+        if test.metric == metric:
+            comparisons.append(test)
+            models.append(test.model)
     if not models:
         raise UserError(f"{step.report}: expected an evaluation of two models or more, got {len(scores)}")
     if step.model and step.model not in models:
@@ -108,10 +118,13 @@ def in_words(result: StepResult) -> str:
     scores = f"{quantity(before.value, unit)} → {quantity(after.value, unit)}"
     ends = f"{change(gain.low, unit)} to {change(gain.high, unit)}"
     text = f"{result.title} {scores}, {change(gain.difference, unit)} ({ends})."
-    controls = [test for test in result.comparisons if test.model != gain.model]
+    controls = []
+    for test in result.comparisons:
+        if test.model != gain.model:
+            controls.append(f"{test.model} {change(test.difference, unit)}")
     if not controls:
         return text
-    return f"{text} Control: {', '.join(f'{test.model} {change(test.difference, unit)}' for test in controls)}."
+    return f"{text} Control: {', '.join(controls)}."
 
 
 def steps_chart(results: list[StepResult]) -> BarsPanel:
@@ -119,19 +132,28 @@ def steps_chart(results: list[StepResult]) -> BarsPanel:
     labels: list[str] = []
     scores: list[Metric] = []
     for result in results:
-        labels += [f"{result.step.title}: {score.model}" for score in result.scores]
-        scores += result.scores
+        for score in result.scores:
+            labels.append(f"{result.step.title}: {score.model}")
+            scores.append(score)
     in_percent = all(score.unit == "share" for score in scores)
     scale = 100.0 if in_percent else 1.0
+    digits = 1 if in_percent else 4
+    values: list[float] = []
+    low: list[float] = []
+    high: list[float] = []
+    for score in scores:
+        values.append(round(scale * score.value, digits))
+        low.append(scale * score.low)
+        high.append(scale * score.high)
     return BarsPanel(
         title="With and without each step",
         note="The first bar of each step is the model without it. Lines are 95 % intervals.",
         order=12,
         front=True,
         labels=labels,
-        values=[round(scale * score.value, 1 if in_percent else 4) for score in scores],
-        low=[scale * score.low for score in scores],
-        high=[scale * score.high for score in scores],
+        values=values,
+        low=low,
+        high=high,
         x_label="%" if in_percent else "",
     )
 

@@ -170,10 +170,10 @@ def _panels(runs: Mapping[str, TrainingCurves], score: str | None) -> list[Panel
     losses = []
     scores = []
     for name, curves in runs.items():
-        losses.append(Series(name=name, x=[float(samples) for samples in curves.samples], y=curves.loss))
-        points = curves.scores.get(score, []) if score else []
-        if points:
-            scores.append(Series(name=name, x=[float(samples) for samples, _ in points], y=[y for _, y in points]))
+        losses.append(Series(name=name, x=list(map(float, curves.samples)), y=curves.loss))
+        if score in curves.scores:
+            samples, values = zip(*curves.scores[score], strict=True)
+            scores.append(Series(name=name, x=list(map(float, samples)), y=list(values)))
     panels: list[Panel] = [LinesPanel(title="Losses", order=10, x_label="samples", y_label="loss", series=losses)]
     if score:
         panels.append(LinesPanel(title="Scores", order=11, x_label="samples", y_label=score, series=scores))
