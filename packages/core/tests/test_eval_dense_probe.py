@@ -22,7 +22,8 @@ from vfm.data.synthetic.world import World
 from vfm.eval.dense.stages import DenseProbe
 from vfm.eval.encode.encoders import load_encoder
 from vfm.eval.encode.sliding_windows import predict_labels, slide, window_starts
-from vfm.eval.segmentation.dense_probe import encode_maps, folds_of
+from vfm.eval.segmentation.dense_features import encode_maps
+from vfm.eval.segmentation.dense_probe import folds_of
 from vfm.eval.segmentation.patch_head import HeadTraining, point_loss, predict_map, train_head
 from vfm.interfaces import (
     AnnotatedImages,

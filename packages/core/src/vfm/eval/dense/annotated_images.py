@@ -74,15 +74,18 @@ def each_result(
     """
 
     def of_batch(numbers: list[int]) -> list[tuple[int, R | BadSample]]:
-        images = {number: _read(read, number) for number in numbers}
-        usable = [(number, image) for number, image in images.items() if not isinstance(image, BadSample)]
-        results: dict[int, R] = {}
+        outcomes: dict[int, R | BadSample] = {}
+        usable: list[tuple[int, T]] = []
+        for number in numbers:
+            image = _read(read, number)
+            if isinstance(image, BadSample):
+                outcomes[number] = image
+            else:
+                usable.append((number, image))
         if usable:
-            results = dict(zip([number for number, _ in usable], compute(usable), strict=True))
-        outcomes: list[tuple[int, R | BadSample]] = []
-        for number, image in images.items():
-            outcomes.append((number, image if isinstance(image, BadSample) else results[number]))
-        return outcomes
+            for (number, _), result in zip(usable, compute(usable), strict=True):
+                outcomes[number] = result
+        return sorted(outcomes.items())
 
     def reduced(batch: list[tuple[int, R | BadSample]]) -> list[tuple[int, R | BadSample]]:
         assert for_others

@@ -13,12 +13,32 @@ from PIL import Image, ImageDraw, ImageFont
 from vfm.data.annotated import AnnotatedSource
 from vfm.data.annotated.panels import overlay, palette
 from vfm.eval.dense.image_text import text_size, write_name
-from vfm.interfaces import Context, ImagesPanel, PanelImage
+from vfm.interfaces import Context, ImagesPanel, PanelImage, TablePanel
 
+CLASSES_SHOWN = 60  # a longer table is not read, and LVIS has 1,203 classes
 NUM_IMAGES = 8
 SIDE = 224
 GAP = 6
 LEGEND_TEXT = 14  # pixels
+
+
+def class_table(
+    class_names: Sequence[str], columns: Mapping[str, NDArray[np.float64]], *, title: str, note: str
+) -> TablePanel:
+    """Build a table of the scores of each class, sorted by the first column, worst first.
+
+    Args:
+        class_names: Names of the classes.
+        columns: Scores in percent of all classes by the name of their column, NaN for classes without a score.
+        title: Title of the panel.
+        note: Note of the panel.
+    """
+    first = next(iter(columns.values()))
+    known = np.flatnonzero(np.isfinite(first))
+    rows: list[list[str | float | int | None]] = []
+    for label in known[np.argsort(first[known], kind="stable")][:CLASSES_SHOWN].tolist():
+        rows.append([class_names[label], *(round(float(scores[label]), 1) for scores in columns.values())])
+    return TablePanel(title=title, note=note, order=30, columns=["class", *columns], rows=rows)
 
 
 def add_map_panels(
@@ -43,12 +63,12 @@ def add_map_panels(
     entries: list[PanelImage] = []
     for row in np.argsort(shares, kind="stable")[:NUM_IMAGES].tolist():
         image = source.image(numbers[row])
-        maps = [truth[row]]
-        maps += [maps_of_model[row] for maps_of_model in predicted.values()]
-        sheet = join([image, *(overlay(image, label_map, colours) for label_map in maps)])
-        # The legend names only classes that one of the maps has.
-        labels = np.unique(np.concatenate([label_map.ravel() for label_map in maps]))
-        shown = with_legend(sheet, labels, source, colours)
+        views = [image]
+        labels: set[int] = set()  # the legend names only classes that one of the maps has
+        for maps in (truth, *predicted.values()):
+            views.append(overlay(image, maps[row], colours))
+            labels.update(np.unique(maps[row]).tolist())
+        shown = with_legend(join(views), np.array(sorted(labels)), source, colours)
         file = f"panels/map-{len(entries)}.jpg"
         (ctx.directory / "panels").mkdir(parents=True, exist_ok=True)
         shown.save(ctx.directory / file, quality=90)

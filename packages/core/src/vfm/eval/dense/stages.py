@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from vfm.base import INCIDENTAL, Config, load_function
-from vfm.eval.base import ModelEvaluation, ReadSettings, ResizeMode
+from vfm.eval.base import ModelEvaluation, ReadSettings, ResizeMode, values_of
 from vfm.interfaces import (
     AnnotatedImages,
     ClipCheckpoint,
@@ -65,7 +65,7 @@ class DenseEvaluation(Evaluation):
     def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
         """Compute the value of each metric for a model in training."""
         evaluated = load_function("vfm.eval.dense.dense_models:evaluate_predictors")(self, ctx, {"model": encoder})
-        return {score.metric: score.value for score in evaluated.results["model"].scores}
+        return values_of(evaluated.results["model"].scores)
 
 
 class Detection(DenseEvaluation):

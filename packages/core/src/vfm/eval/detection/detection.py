@@ -4,36 +4,30 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from vfm.base import UserError
-from vfm.data import BadSample
 from vfm.data.annotated import AnnotatedSource, encode_mask
 from vfm.eval.dense.annotated_images import each_result
 from vfm.eval.dense.dense_models import Predictors
-from vfm.eval.dense.dense_panels import GAP, NUM_IMAGES, join
-from vfm.eval.dense.object_drawing import SHOWN_SIDE, draw_objects
 from vfm.eval.dense.predictor import Instances
 from vfm.eval.dense.stages import Detection
-from vfm.eval.detection.detection_confusions import detection_confusion_panel
-from vfm.eval.detection.detection_errors import KINDS, MIN_SCORE, error_panel, errors_by_image
+from vfm.eval.detection.detection_panels import add_panels
 from vfm.eval.detection.detection_rules import MAX_DETS, GroundTruth, Rule, Shape, match_all
-from vfm.eval.detection.detection_scores import PREFIX, DetectionScores
+from vfm.eval.detection.detection_scores import DetectionScores
 from vfm.eval.detection.detections import Detections, Row, read_results, write_results_file
 from vfm.eval.detection.soft_nms import soften
 from vfm.eval.encode.finite import check_finite
 from vfm.eval.encode.hashes import data_hash
-from vfm.interfaces import AnnotatedImages, Context, Evaluated, ImagesPanel, ModelResult, PanelImage, TablePanel
+from vfm.interfaces import AnnotatedImages, Context, Evaluated, ModelResult
 from vfm.train.parallel.sharing import leave_to_first
 
 SHAPES: tuple[Shape, ...] = ("boxes", "masks")
-CLASSES_SHOWN = 60  # LVIS has 1,203
 
 
 def evaluate_detection(config: Detection, ctx: Context, source: AnnotatedSource, models: Predictors) -> Evaluated:
@@ -51,9 +45,11 @@ def evaluate_detection(config: Detection, ctx: Context, source: AnnotatedSource,
     predicted = predict(config, ctx, source, models)
     # From here on only the first process continues, with the detections of all processes.
     leave_to_first()
-    predicted |= {name: read_results(path, source) for name, path in config.predictions.items()}
+    for name, path in config.predictions.items():
+        predicted[name] = read_results(path, source)
     if config.soft_nms:
-        predicted = {name: soften(detections) for name, detections in predicted.items()}
+        for name, detections in predicted.items():
+            predicted[name] = soften(detections)
     rule = choose_rule(config, source.dataset)
     shapes = choose_shapes(config, source.dataset, predicted, models)
     max_dets = config.max_dets or MAX_DETS[rule]
@@ -89,7 +85,7 @@ def evaluate_detection(config: Detection, ctx: Context, source: AnnotatedSource,
         for name, result in results.items():
             first = result.scores[0]
             ctx.log(f"{name}: {first.metric} {100 * first.value:.1f} by {rule}'s rule, max_dets {max_dets}")
-        _add_panels(config, ctx, source, predicted, scored, rule, max_dets)
+        add_panels(config, ctx, source, predicted, scored, rule, max_dets)
     return Evaluated(truth_hash(source), results)
 
 
@@ -124,36 +120,11 @@ def predict(config: Detection, ctx: Context, source: AnnotatedSource, models: Pr
         source, config.reading, ctx, source.image, detect, batch_size=config.micro_batch_size,
         for_others=without_rows,
     )  # fmt: skip
-    by_image = [rows for _, rows in of_images]
-    detections = {}
-    for name in models:
-        detections[name] = Detections.of(chain.from_iterable(rows[name] for rows in by_image))
-    return detections
-
-
-def _add_panels(
-    config: Detection,
-    ctx: Context,
-    source: AnnotatedSource,
-    predicted: Mapping[str, Detections],
-    scored: Mapping[str, Sequence[DetectionScores]],
-    rule: Rule,
-    max_dets: int,
-) -> None:
-    ctx.panel(_rule_panel(rule, max_dets, source, scored))
-    shapes = [scores.shape for scores in next(iter(scored.values()))]
-    if not config.class_agnostic:
-        for number in range(len(shapes)):
-            ctx.panel(_class_panel(source.dataset, {name: by_shape[number] for name, by_shape in scored.items()}))
-    errors = {}
-    for name, detections in predicted.items():
-        errors[name] = errors_by_image(detections, GroundTruth.of(source, "coco"), shapes[0])
-    ctx.panel(error_panel(errors))
-    if not (config.class_agnostic or source.dataset.federated):
-        model, detections = list(predicted.items())[-1]
-        ctx.panel(detection_confusion_panel(detections, GroundTruth.of(source, "coco"), shapes[0], model))
-    if source.dataset.has_images:
-        add_detection_panels(ctx, source, predicted, next(iter(errors.values())))
+    rows_by_model: defaultdict[str, list[Row]] = defaultdict(list)
+    for _, rows_of_image in of_images:
+        for name, rows in rows_of_image.items():
+            rows_by_model[name] += rows
+    return {name: Detections.of(rows_by_model[name]) for name in models}
 
 
 def choose_rule(config: Detection, data: AnnotatedImages) -> Rule:
@@ -189,15 +160,19 @@ def choose_shapes(
     Raises:
         UserError: If masks are requested, but a model has none.
     """
-    lacking = [name for name, model in models.items() if "masks" not in model.tasks]
+    lacking = []
+    for name, model in models.items():
+        if "masks" not in model.tasks:
+            lacking.append(name)
     for name in config.predictions:
         if None in predicted[name].counts or not len(predicted[name]):
             lacking.append(name)
-    if config.shapes:
-        if "masks" in config.shapes and lacking:
+    chosen = set(config.shapes or data.labels)
+    if lacking:
+        if config.shapes and "masks" in chosen:
             raise UserError(f"{lacking[0]}: shapes has masks, its predictions have boxes only")
-        return [shape for shape in SHAPES if shape in config.shapes]
-    return [shape for shape in SHAPES if shape in data.labels and (shape == "boxes" or not lacking)]
+        chosen.discard("masks")
+    return [shape for shape in SHAPES if shape in chosen]
 
 
 def truth_hash(source: AnnotatedSource) -> str:
@@ -214,7 +189,7 @@ def _numbers(instances: Instances) -> NDArray[np.float64]:
 
 def _rows(number: int, instances: Instances) -> list[Row]:
     count = len(instances.labels)
-    masks = [None] * count if instances.masks is None else [encode_mask(mask) for mask in instances.masks]
+    masks = [None] * count if instances.masks is None else list(map(encode_mask, instances.masks))
     maskness = np.ones(count) if instances.maskness is None else instances.maskness
     labels = instances.labels.tolist()
     scores = instances.scores.tolist()
@@ -240,84 +215,3 @@ def _frequency(config: Detection, ctx: Context, data: AnnotatedImages, rule: Rul
             raise UserError(f"expected the same classes in {config.frequency_of} and {config.data}")
         return counted.frequency
     return data.frequency if rule != "coco" else ()
-
-
-def _rule_panel(
-    rule: Rule, max_dets: int, source: AnnotatedSource, scored: Mapping[str, Sequence[DetectionScores]]
-) -> TablePanel:
-    rows: list[list[str | float | int | None]] = []
-    for name, by_shape in scored.items():
-        for scores in by_shape:
-            values = {score.metric: score for score in scores.scores()}
-            average_recall = values[f"{PREFIX[scores.shape]}_ar"].value
-            recalls = scores.recalls()
-            shares = [round(100 * value, 1) for value in (recalls[1], recalls[10], average_recall)]
-            rows.append([name, scores.shape, *shares])
-    unit = {"coco": "image and class", "lvis": "image", "lvis_fixed": "class"}[rule]
-    note = (
-        f"{rule}'s rule, at most {max_dets} detections of each {unit}, on {len(source)} images. Average precision on"
-        " few images is too high; its interval is for as many images, and two models are compared on the same ones."
-    )
-    columns = ["model", "compared", "recall with 1", "with 10", f"with {max_dets}"]
-    return TablePanel(title="Rule and recall", note=note, order=20, columns=columns, rows=rows)
-
-
-def _class_panel(data: AnnotatedImages, scored: Mapping[str, DetectionScores]) -> TablePanel:
-    tables = {name: 100 * scores.by_class() for name, scores in scored.items()}
-    first: NDArray[np.float64] = next(iter(tables.values()))
-    known = np.flatnonzero(np.isfinite(first[:, 0]))
-    order = known[np.argsort(first[known, 0], kind="stable")][:CLASSES_SHOWN].tolist()
-    columns = ["class"]
-    for name in tables:
-        columns += [f"{name} AP", f"{name} AP50"]
-    rows: list[list[str | float | int | None]] = []
-    for label in order:
-        row: list[str | float | int | None] = [data.class_names[label]]
-        for table in tables.values():
-            row += [round(float(value), 1) for value in table[label]]
-        rows.append(row)
-    title = f"Classes by {PREFIX[next(iter(scored.values())).shape]} AP"
-    return TablePanel(title=title, note="The worst classes first.", order=30, columns=columns, rows=rows)
-
-
-def add_detection_panels(
-    ctx: Context, source: AnnotatedSource, predicted: Mapping[str, Detections], errors: Mapping[int, Counter[str]]
-) -> None:
-    """Write the images with the most errors by the first model, with the true objects and each model's objects.
-
-    Args:
-        ctx: Context of the stage.
-        source: Annotated images.
-        predicted: Detections by model.
-        errors: Errors of the first model by image.
-    """
-    entries: list[PanelImage] = []
-    class_names = source.dataset.class_names
-    for number in worst_images(errors)[:NUM_IMAGES]:
-        try:
-            image = source.image(number)
-        except BadSample:
-            continue
-        objects = source.objects(number)
-        shown = [draw_objects(image, objects.labels, objects.boxes, objects.counts, class_names)]
-        for detections in predicted.values():
-            visible = detections[(detections.image == number) & (detections.scores >= MIN_SCORE)]
-            shown.append(
-                draw_objects(image, visible.labels, visible.boxes, visible.counts, class_names, visible.scores)
-            )
-        file = f"panels/objects-{len(entries)}.jpg"
-        (ctx.directory / "panels").mkdir(parents=True, exist_ok=True)
-        join(shown, SHOWN_SIDE).save(ctx.directory / file, quality=90)
-        kinds = ", ".join(f"{errors[number][kind]} {kind}" for kind in KINDS if errors[number][kind])
-        entries.append(PanelImage(file=file, caption=f"{source.keys[number]}: {kinds}"))
-    note = (
-        f"True objects, then detections of {', '.join(predicted)} with a score of {MIN_SCORE} or more. The numbers are"
-        f" for {next(iter(predicted))}."
-    )
-    width = (1 + len(predicted)) * (SHOWN_SIDE + GAP) - GAP
-    ctx.panel(ImagesPanel(title="Worst images", note=note, order=40, pictures=entries, width=width))
-
-
-def worst_images(errors: Mapping[int, Counter[str]]) -> list[int]:
-    """Sort images by their number of wrong detections and missed objects, most first."""
-    return sorted(errors, key=lambda image: errors[image]["right"] - sum(errors[image].values()))

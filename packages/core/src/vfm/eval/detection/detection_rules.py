@@ -11,7 +11,7 @@ Sources: the COCO API; Gupta et al. 2019, LVIS (arXiv:1908.03195); Dave et al. 2
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -59,13 +59,10 @@ class GroundTruth:
         objects = source.tables.all
         objects = objects[things[objects.labels]]
         if agnostic:
-            labels = np.zeros_like(objects.labels)
-            objects = ObjectArrays(
-                objects.image, labels, objects.boxes, objects.counts, objects.areas, objects.crowd, objects.ignored
-            )
+            objects = replace(objects, labels=np.zeros_like(objects.labels))
         order = np.argsort(np.argsort(source.image_ids, kind="stable"), kind="stable")
-        negatives = [set(labels) for labels in source.tables.column("negatives")]
-        not_exhaustive = [set(labels) for labels in source.tables.column("not_exhaustive")]
+        negatives = list(map(set, source.tables.column("negatives")))
+        not_exhaustive = list(map(set, source.tables.column("not_exhaustive")))
         num_classes = 1 if agnostic else len(things)
         return cls(source, objects, num_classes, rule, order, agnostic, negatives, not_exhaustive)
 
@@ -85,14 +82,7 @@ def select(detections: Detections, truth: GroundTruth, max_dets: int) -> Detecti
     if truth.rule in groups:
         detections = detections[np.sort(_best(detections.scores, groups[truth.rule], max_dets))]
     if truth.agnostic:
-        detections = Detections(
-            detections.image,
-            np.zeros_like(detections.labels),
-            detections.scores,
-            detections.boxes,
-            detections.counts,
-            detections.maskness,
-        )
+        detections = replace(detections, labels=np.zeros_like(detections.labels))
     elif truth.rule != "coco":
         present = set(zip(truth.objects.image.tolist(), truth.objects.labels.tolist(), strict=True))
         pairs = zip(detections.image.tolist(), detections.labels.tolist(), strict=True)
@@ -172,8 +162,8 @@ def _pairs(detections: Detections, groups: NDArray[np.int64], truth: GroundTruth
     objects = truth.objects
     groups_of_objects = objects.labels * len(truth.source.sizes) + objects.image
     order = np.argsort(groups_of_objects, kind="stable")
-    first, end = (np.searchsorted(groups_of_objects[order], groups, side) for side in ("left", "right"))
-    counts = end - first
+    first = np.searchsorted(groups_of_objects[order], groups, "left")
+    counts = np.searchsorted(groups_of_objects[order], groups, "right") - first
     starts = np.cumsum(counts) - counts
     detection = np.repeat(np.arange(len(groups)), counts)
     object_of_pair = order[np.arange(len(detection)) + np.repeat(first - starts, counts)]
@@ -198,12 +188,14 @@ def box_ious(boxes: NDArray[np.float64], others: NDArray[np.float64], crowd: NDA
         others: As `boxes`.
         crowd: Whether the other box is a crowd, (P,).
     """
-    sides, other_sides = (corners[:, 2:] - corners[:, :2] for corners in (boxes, others))
     # From sides, as COCO's boxes have them, so that the last bit is the same.
+    sides = boxes[:, 2:] - boxes[:, :2]
+    other_sides = others[:, 2:] - others[:, :2]
     ends = np.minimum(boxes[:, :2] + sides, others[:, :2] + other_sides)
     common = (ends - np.maximum(boxes[:, :2], others[:, :2])).clip(0)
     overlap = common[:, 0] * common[:, 1]
-    areas, other_areas = (lengths[:, 0] * lengths[:, 1] for lengths in (sides, other_sides))
+    areas = sides[:, 0] * sides[:, 1]
+    other_areas = other_sides[:, 0] * other_sides[:, 1]
     union = np.where(crowd, areas, areas + other_areas - overlap)
     return np.asarray(np.divide(overlap, union, out=np.zeros_like(overlap), where=overlap > 0), dtype=np.float64)
 

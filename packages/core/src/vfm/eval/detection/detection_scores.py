@@ -63,7 +63,7 @@ class DetectionScores:
             if number:  # the first range has all areas
                 scores.append(self._score(f"{prefix}_ap_{name}", number, every, every))
         for group in FREQUENCIES if self.frequency else ():
-            members = [label for label, group_of_class in enumerate(self.frequency) if group_of_class == group]
+            members = np.flatnonzero(np.array(self.frequency) == group).tolist()
             if members:
                 scores.append(self._score(f"{prefix}_ap_freq_{group}", 0, every, members))
         scores.append(self._score(f"{prefix}_ar", 0, every, every, recall=True))

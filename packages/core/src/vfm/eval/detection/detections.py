@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm.base import UserError
+from vfm.base import UserError, positions
 from vfm.data.annotated.masks import as_rle, encode_segmentation, mask_box
 from vfm.data.annotated.records import BadAnnotation, box_of
 from vfm.data.annotated.source import AnnotatedSource
@@ -90,9 +90,9 @@ def read_results(path: str | Path, source: AnnotatedSource) -> Detections:
         records = json.load(file)
     if not isinstance(records, list):
         raise UserError(f"{path}: expected a list of results, got a {type(records).__name__}")
-    images = {image_id: image for image, image_id in enumerate(source.image_ids)}
+    images = positions(source.image_ids)
     # Ids of classes are the annotation file's, which may have gaps. COCO's 80 classes go up to 90.
-    labels = {class_id: label for label, class_id in enumerate(source.dataset.class_ids)}
+    labels = positions(source.dataset.class_ids)
     return Detections.of(_row(record, n, images, labels, source, path) for n, record in enumerate(records))
 
 

@@ -15,7 +15,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm.base import UserError, did_you_mean
+from vfm.base import UserError, did_you_mean, positions
 from vfm.data.annotated.records import IGNORED
 from vfm.eval.class_names import check_class_names
 from vfm.eval.open_segmentation.stages import OpenSegmentation
@@ -76,7 +76,7 @@ class EvaluatedClasses:
     @property
     def owners(self) -> NDArray[np.int64]:
         """Class of each word, (W,), in the order of `all_words`."""
-        return np.repeat(np.arange(len(self.words)), [len(words) for words in self.words])
+        return np.repeat(np.arange(len(self.words)), list(map(len, self.words)))
 
     @property
     def all_words(self) -> list[str]:
@@ -125,7 +125,7 @@ def evaluated_classes(config: OpenSegmentation, data: AnnotatedImages) -> Evalua
     if background is not None and background not in evaluated:
         evaluated = [background, *evaluated]
     check_class_names(evaluated, str(config.data))
-    number_of = {name: number for number, name in enumerate(evaluated)}
+    number_of = positions(evaluated)
     background_number = None if background is None else number_of[background]
     of_background = IGNORED if background_number is None else background_number
     number_of |= dict.fromkeys(folded, of_background) | dict.fromkeys(ignored, IGNORED)
@@ -162,7 +162,7 @@ def _words(config: OpenSegmentation, names: Sequence[str]) -> list[list[str]]:
         raise UserError(f"{where}: expected {len(names)} classes ({shown}, ...), got {len(lines)}")
     words = []
     for line in lines:
-        words.append([word.strip() for word in line.split(config.separator)])
+        words.append(list(map(str.strip, line.split(config.separator))))
     seen: dict[str, str] = {}
     for name, words_of_class in zip(names, words, strict=True):
         for word in words_of_class:

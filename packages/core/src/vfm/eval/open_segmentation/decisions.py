@@ -129,17 +129,18 @@ def choose_thresholds(counts: Sequence[ThresholdCounts], half: NDArray[np.int64]
     Returns:
         Indices of the thresholds, (I,).
     """
-    chosen = np.zeros(len(half), dtype=np.int64)
-    for scored_half in (0, 1):
-        others = [of_image for of_image, side in zip(counts, half, strict=True) if side != scored_half]
-        if others:
-            right = sum(of_image.right.astype(np.int64) for of_image in others)
-            predicted = sum(of_image.predicted.astype(np.int64) for of_image in others)
-            true = sum(of_image.true.astype(np.int64) for of_image in others)
-            union = predicted + true - right  # (T, K)
-            share = np.where(union > 0, right / np.maximum(union, 1), np.nan)
-            chosen[half == scored_half] = int(np.argmax(mean_of_known(share)))
-    return chosen
+    num_thresholds, num_classes = counts[0].right.shape
+    right = np.zeros((2, num_thresholds, num_classes), dtype=np.int64)
+    predicted = np.zeros_like(right)
+    true = np.zeros((2, 1, num_classes), dtype=np.int64)
+    for of_image, side in zip(counts, half.tolist(), strict=True):
+        right[side] += of_image.right
+        predicted[side] += of_image.predicted
+        true[side] += of_image.true
+    union = predicted + true - right
+    share = np.where(union > 0, right / np.maximum(union, 1), np.nan)
+    best = np.argmax(mean_of_known(share), axis=1)  # of each half, 0 if it has no images
+    return np.asarray(best[1 - half], dtype=np.int64)
 
 
 def halves(num_images: int, seed: int) -> NDArray[np.int64]:

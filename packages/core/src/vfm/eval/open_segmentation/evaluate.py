@@ -9,10 +9,10 @@ not chosen on the images that it is scored on.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -117,10 +117,8 @@ def evaluate_open_segmentation(config: OpenSegmentation, ctx: Context, encoders:
     method = Method(config, classes, _segmenters(config, ctx, encoders, classes))
     numbers: list[int] = []
     digests: list[bytes] = []
-    pairs = product(encoders, config.rules)
-    counts: dict[Pair, list[ThresholdCounts]] = {(name, rule.name): [] for name, rule in pairs}
-    ceilings: dict[str, list[PixelCounts]] = {name: [] for name in encoders}
-
+    counts: defaultdict[Pair, list[ThresholdCounts]] = defaultdict(list)
+    ceilings: defaultdict[str, list[PixelCounts]] = defaultdict(list)
     count = partial(_count, method, source)
     for number, counted in each_image(source, config.reading, ctx, count, lambda _: _Counted(b"", {}, {})):
         numbers.append(number)
@@ -132,12 +130,17 @@ def evaluate_open_segmentation(config: OpenSegmentation, ctx: Context, encoders:
     leave_to_first()
     # The threshold is chosen on one half of the images and applied to the other.
     half = halves(len(numbers), config.seed)
-    scored = {pair: _scored(of_images, half) for pair, of_images in counts.items()}
+    scored = {}
+    for pair, of_images in counts.items():
+        scored[pair] = _scored(of_images, half)
     check_labelled(config.data, next(iter(scored.values())).counts)
     _warn_at_the_ends(method, ctx, scored)
-    keys = [source.keys[number] for number in numbers]
-    results = {name: _result(method, scored, name, keys, half) for name in encoders}
-    total_ceilings = {name: MeanIou.of(of_images) for name, of_images in ceilings.items()}
+    keys = source.keys_of(numbers)
+    results = {}
+    total_ceilings = {}
+    for name in encoders:
+        results[name] = _result(method, scored, name, keys, half)
+        total_ceilings[name] = MeanIou.of(ceilings[name])
     _add_panels(method, ctx, source, numbers, scored, total_ceilings)
     return Evaluated(data_hash(data, digests), results)
 
@@ -234,7 +237,7 @@ def _result(
         tables[f"images_{rule.name}"] = pixel_table(keys, result.counts)
         # All images of a half have the same threshold, so the first one has it.
         firsts = [*result.chosen[half == 0][:1], *result.chosen[half == 1][:1]]
-        thresholds[rule.name] = [method.thresholds[index] for index in firsts]
+        thresholds[rule.name] = np.array(method.thresholds)[firsts].tolist()
     size = f"windows of {windows.side}" if windows.side else "whole"
     details = {
         "resize_mode": f"shorter side {windows.short_side}, {size}",
@@ -265,11 +268,13 @@ def _add_panels(
     shares = first.right.sum(axis=1) / np.maximum(1, first.true.sum(axis=1))
     spread = np.linspace(0, len(shares) - 1, min(NUM_IMAGES, len(shares))).round().astype(int)
     rows = np.argsort(shares, kind="stable")[spread].tolist()
-    maps: dict[Pair, list[NDArray[np.int64]]] = {pair: [] for pair in scored}
+    shown = []
+    maps: defaultdict[Pair, list[NDArray[np.int64]]] = defaultdict(list)
     for row in rows:
         number = numbers[row]
+        shown.append(number)
         for model in method.segmenters:
             for rule, guess in method.guesses(model, source.image(number), source.keys[number]):
                 threshold = method.thresholds[scored[model, rule].chosen[row]]
                 maps[model, rule].append(guess.at(threshold, method.classes.background))
-    add_maps(ctx, source, [numbers[row] for row in rows], method.classes, maps)
+    add_maps(ctx, source, shown, method.classes, maps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,17 @@ SIDE = 120  # pixels of one map
 
 def rules_panel(totals: Mapping[Pair, MeanIou]) -> TablePanel:
     """Build the table of mean IoU, with rules in rows, models in columns, and gaps to the first model."""
-    models = list(dict.fromkeys(pair[0] for pair in totals))
-    rules = list(dict.fromkeys(pair[1] for pair in totals))
+    models, rules = _models_and_rules(totals)
     rows: list[list[str | float | int | None]] = []
     for rule in rules:
-        values = [100 * mean_iou(totals[model, rule]) for model in models]
-        gaps = [round(value - values[0], 1) + 0.0 for value in values[1:]]  # no -0
-        rows.append([rule, *(round(value, 1) for value in values), *gaps])
+        first = 100 * mean_iou(totals[models[0], rule])
+        values = [round(first, 1)]
+        gaps = []
+        for model in models[1:]:
+            value = 100 * mean_iou(totals[model, rule])
+            values.append(round(value, 1))
+            gaps.append(round(value - first, 1) + 0.0)  # no -0
+        rows.append([rule, *values, *gaps])
     gap_names = [f"{model} - {models[0]}" for model in models[1:]]
     note = "Mean IoU in percent. Rules of the last block differ more than models: compare models within a row."
     return TablePanel(title="Mean IoU by rule", note=note, order=10, columns=["rule", *models, *gap_names], rows=rows)
@@ -65,6 +69,12 @@ def class_panel(names: Sequence[str], totals: Mapping[Pair, MeanIou], rule: str)
     return panel.model_copy(update={"title": f"Classes by IoU, rule {rule}"})
 
 
+def _models_and_rules(pairs: Iterable[Pair]) -> tuple[list[str], list[str]]:
+    """List the models and the rules of some pairs, each once."""
+    models, rules = zip(*pairs, strict=True)
+    return list(dict.fromkeys(models)), list(dict.fromkeys(rules))
+
+
 def add_maps(
     ctx: Context,
     source: AnnotatedSource,
@@ -82,21 +92,23 @@ def add_maps(
         maps: Maps of the images by model and rule.
     """
     colours = palette(len(classes.names))
-    models = list(dict.fromkeys(pair[0] for pair in maps))
-    rules = list(dict.fromkeys(pair[1] for pair in maps))
+    models, rules = _models_and_rules(maps)
     entries: list[PanelImage] = []
     (ctx.directory / "panels").mkdir(parents=True, exist_ok=True)
     for row, number in enumerate(numbers):
         image = source.image(number)
         truth = classes.truth(source.semantic(number))
         for model in models:
-            predicted = [maps[model, rule][row] for rule in rules]
-            drawn: list[NDArray[np.integer]] = [truth, *predicted]
-            shown = join([image, *(overlay(image, label_map, colours) for label_map in drawn)], SIDE)
+            views = [image, overlay(image, truth, colours)]
+            shares = []
+            for rule in rules:
+                predicted = maps[model, rule][row]
+                views.append(overlay(image, predicted, colours))
+                shares.append(f"{100 * share_right(truth, predicted):.0f}")
             file = f"panels/open-{len(entries)}.jpg"
-            shown.save(ctx.directory / file, quality=90)
-            right = ", ".join(f"{100 * share_right(truth, label_map):.0f}" for label_map in predicted)
-            entries.append(PanelImage(file=file, caption=f"{source.keys[number]}, {model}: {right} % right"))
+            join(views, SIDE).save(ctx.directory / file, quality=90)
+            caption = f"{source.keys[number]}, {model}: {', '.join(shares)} % right"
+            entries.append(PanelImage(file=file, caption=caption))
     note = f"Image, labels, and the maps of {', '.join(rules)}; from the worst to the best of the first rule and model."
     ctx.panel(ImagesPanel(title="Maps by rule", note=note, order=40, pictures=entries, width=(2 + len(rules)) * SIDE))
 

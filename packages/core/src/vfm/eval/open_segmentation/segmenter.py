@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -112,7 +113,7 @@ class Segmenter:
             UserError: If an output is not finite, or the model cannot take windows of this size.
         """
         windows = self._cut(resized(image, self.windows.short_side))
-        parts_by_rule: dict[str, list[Tensor]] = {name: [] for name in self.rules}
+        parts_by_rule: defaultdict[str, list[Tensor]] = defaultdict(list)
         batch_size = self.windows.batch_size
         for start in range(0, len(windows.crops), batch_size):
             for name, cosines in self.window_cosines(windows.crops[start : start + batch_size]).items():

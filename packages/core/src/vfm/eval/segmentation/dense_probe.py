@@ -9,75 +9,34 @@ is predicted by a head that was not trained on it.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from vfm.base import UserError
-from vfm.data.annotated import AnnotatedSource
-from vfm.eval.dense.annotated_images import each_result
 from vfm.eval.dense.checks import check_semantic
-from vfm.eval.dense.dense_panels import NUM_IMAGES, add_map_panels
+from vfm.eval.dense.dense_panels import add_map_panels
 from vfm.eval.dense.stages import DenseProbe
 from vfm.eval.encode.finite import check_finite
-from vfm.eval.encode.hashes import ITEM_BYTES, data_hash, item_digest, warn_of_overlap
-from vfm.eval.encode.row_files import RowFile, row_files
+from vfm.eval.encode.hashes import data_hash, warn_of_overlap
+from vfm.eval.segmentation.dense_features import DenseImages, read_dense
 from vfm.eval.segmentation.patch_head import HeadTraining, predict_map, train_head
 from vfm.eval.segmentation.patch_neighbours import remember_patches
-from vfm.eval.segmentation.segmentation import check_labelled, iou_panel, pixel_table
-from vfm.interfaces import AnnotatedImages, Context, Evaluated, ModelResult
-from vfm.models import ClipModel, eval_mode, vision_features
+from vfm.eval.segmentation.segmentation import check_labelled, iou_panel, pixel_table, worst_images
+from vfm.interfaces import Context, Evaluated, ModelResult
 from vfm.statistics.mean_iou import MeanIou, count_pixels
 from vfm.train import resolve_device
-from vfm.train.parallel.sharing import leave_to_first, without_values
+from vfm.train.parallel.sharing import leave_to_first
 
-LABELS_IN_MEMORY = 500  # label maps, some 100 MB
 VALIDATION = 5  # every fifth training image is used to choose the learning rate
-
-
-@dataclass(frozen=True)
-class DenseImages:
-    """The usable images of a dataset, and a file of their features for each model."""
-
-    source: AnnotatedSource
-    numbers: list[int]  # in the dataset
-    digests: list[bytes]
-    image_digests: list[bytes]
-    files: dict[str, RowFile]  # by model
-    labels: LabelReader
-
-    @property
-    def keys(self) -> list[str]:
-        """Keys of the images."""
-        return [self.source.keys[number] for number in self.numbers]
-
-    @cached_property
-    def maps(self) -> dict[str, Tensor]:
-        """Features by model, fp16 (N, D, h, w)."""
-        return {name: file.rows() for name, file in self.files.items()}
-
-
-class LabelReader(Sequence[NDArray[np.integer]]):
-    """The semantic maps of some images, (H, W) each, read on demand. The latest ones are cached in memory."""
-
-    def __init__(self, source: AnnotatedSource, numbers: Sequence[int]) -> None:
-        self.numbers = numbers
-        self._read = lru_cache(LABELS_IN_MEMORY)(source.semantic)
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, row: Any) -> Any:
-        return self._read(self.numbers[row])
 
 
 @dataclass(frozen=True)
@@ -115,9 +74,9 @@ def evaluate_dense_probe(config: DenseProbe, ctx: Context, encoders: Mapping[str
     device = resolve_device(config.runtime)
     num_classes = len(data.class_names)
     with ExitStack() as opened:
-        test = _read(config, ctx, encoders, data, "test", device, opened)
+        test = read_dense(config, ctx, encoders, data, "test", device, opened)
         if train:
-            known = _read(config, ctx, encoders, train, "train", device, opened)
+            known = read_dense(config, ctx, encoders, train, "train", device, opened)
         else:
             known = None
         leave_to_first()
@@ -181,13 +140,14 @@ def _train(
 def _add_worst(
     ctx: Context, test: DenseImages, counts: MeanIou, predict: Mapping[str, Callable[[int], NDArray[np.int64]]]
 ) -> None:
-    shares = counts.right.sum(axis=1) / np.maximum(1, counts.true.sum(axis=1))
-    worst = np.argsort(shares, kind="stable")[:NUM_IMAGES].tolist()
-    maps = {}
-    for name, predict_row in predict.items():
-        maps[name] = [predict_row(row) for row in worst]
-    numbers = [test.numbers[row] for row in worst]
-    truth = [test.labels[row] for row in worst]
+    numbers = []
+    truth = []
+    maps = defaultdict(list)
+    for row in worst_images(counts):
+        numbers.append(test.numbers[row])
+        truth.append(test.labels[row])
+        for name, predict_row in predict.items():
+            maps[name].append(predict_row(row))
     add_map_panels(ctx, test.source, numbers, truth, maps)
 
 
@@ -233,91 +193,3 @@ def _best_rate(
 
 def _training(config: DenseProbe) -> HeadTraining:
     return HeadTraining(config.steps, config.train_batch_size, config.weight_decay, config.seed)
-
-
-def _read(
-    config: DenseProbe,
-    ctx: Context,
-    encoders: Mapping[str, Any],
-    data: AnnotatedImages,
-    part: str,
-    device: torch.device,
-    opened: ExitStack,
-) -> DenseImages:
-    """Read all images once, and write the features of each model to a file that `opened` removes."""
-    source = AnnotatedSource(data)
-    numbers: list[int] = []
-    digests: list[bytes] = []
-    files = opened.enter_context(row_files(ctx.work / f"maps-{part}", encoders))
-
-    def read(number: int) -> tuple[Image.Image, bytes]:
-        image = source.image(number)
-        pixels = image.tobytes()
-        of_item = item_digest(source.keys[number], [pixels, source.semantic(number).tobytes()])
-        return image, of_item + hashlib.sha256(pixels).digest()
-
-    def encode(batch: list[tuple[int, tuple[Image.Image, bytes]]]) -> list[_EncodedImage]:
-        images = [image for _, (image, _) in batch]
-        keys = [source.keys[number] for number, _ in batch]
-        maps = {}
-        for name, encoder in encoders.items():
-            maps[name] = encode_maps(encoder, images, config.layers, config.image_size, device).half().cpu()
-            check_finite(maps[name], f"{name}: features in half precision", keys)
-        encoded_images = []
-        for row, (_, (_, digest)) in enumerate(batch):
-            # Clones, so that the maps of the whole batch can be freed.
-            maps_of_image = {name: rows[row : row + 1].clone() for name, rows in maps.items()}
-            encoded_images.append(_EncodedImage(digest, maps_of_image))
-        return encoded_images
-
-    encoded = each_result(
-        source, config.reading, ctx, read, encode, batch_size=config.micro_batch_size,
-        for_others=_EncodedImage.without_values, at_once=1,
-    )  # fmt: skip
-    for number, image in encoded:
-        numbers.append(number)
-        digests.append(image.digest)
-        for name, row in image.maps.items():
-            files[name].append(row)
-    of_items = [digest[:ITEM_BYTES] for digest in digests]
-    of_images = [digest[ITEM_BYTES:] for digest in digests]
-    return DenseImages(source, numbers, of_items, of_images, files, LabelReader(source, numbers))
-
-
-@dataclass(frozen=True)
-class _EncodedImage:
-    """The hash of an image, and its features by model, fp16 (1, D, h, w)."""
-
-    digest: bytes
-    maps: dict[str, Tensor]
-
-    def without_values(self) -> _EncodedImage:
-        """Drop the values for processes that do not write features."""
-        return replace(self, maps={name: without_values(row) for name, row in self.maps.items()})
-
-
-@torch.inference_mode()
-def encode_maps(
-    encoder: Any, images: list[Image.Image], layers: list[int], image_size: int | None, device: torch.device
-) -> Tensor:
-    """Compute the normalised patch tokens of some blocks as maps, concatenated along D.
-
-    Args:
-        encoder: A `ClipModel` or `PooledVision`.
-        images: Images of any size. They are squashed.
-        layers: Indices of the blocks.
-        image_size: Side of the square in pixels. Default: the encoder's image size.
-        device: Device of the encoder.
-
-    Returns:
-        (N, D, h, w).
-
-    Raises:
-        UserError: If the encoder has no patch tokens, no such block, or cannot take images of this size.
-    """
-    side = image_size or encoder.preprocess.image_size
-    settings = {"image_size": side, "resize_mode": "squash", "crop_pct": 1.0}
-    pixels = encoder.preprocess.model_copy(update=settings).inputs(images, device)
-    model = encoder if isinstance(encoder, ClipModel) else encoder.module
-    with eval_mode(encoder.module):
-        return torch.cat([tokens.maps for tokens in vision_features(model, pixels, layers=layers)], dim=1)

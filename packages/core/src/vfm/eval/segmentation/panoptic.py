@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from vfm.data.annotated.panoptic import map_folder, read_segment_ids
 from vfm.data.annotated.records import BadAnnotation
 from vfm.eval.dense.annotated_images import check_size, each_image
 from vfm.eval.dense.dense_models import Predictors
-from vfm.eval.dense.dense_panels import NUM_IMAGES, add_map_panels
+from vfm.eval.dense.dense_panels import NUM_IMAGES, add_map_panels, class_table
 from vfm.eval.dense.predictor import PanopticPredictor
 from vfm.eval.dense.stages import Panoptic
 from vfm.eval.detection.detection import truth_hash
@@ -27,7 +28,6 @@ from vfm.statistics.panoptic_quality import PanopticQuality, SegmentCounts, Segm
 from vfm.storage.store_files import naming
 from vfm.train.parallel.sharing import leave_to_first
 
-CLASSES_SHOWN = 60  # a longer table is not read
 Predict = Callable[[int, Image.Image | None], Segments]
 
 
@@ -43,10 +43,13 @@ def evaluate_panoptic(config: Panoptic, ctx: Context, source: AnnotatedSource, m
     Raises:
         UserError: If a file does not fit the dataset.
     """
-    predict: dict[str, Predict] = {name: _by_model(model) for name, model in models.items()}
-    predict |= {name: _by_file(path, source) for name, path in config.predictions.items()}
+    predict: dict[str, Predict] = {}
+    for name, model in models.items():
+        predict[name] = _by_model(model)
+    for name, path in config.predictions.items():
+        predict[name] = _by_file(path, source)
     classes = len(source.dataset.class_names)
-    counts: dict[str, list[SegmentCounts]] = {name: [] for name in predict}
+    counts: list[dict[str, SegmentCounts]] = []  # of each image, by model
     numbers = []
 
     def count(number: int) -> dict[str, SegmentCounts]:
@@ -59,15 +62,18 @@ def evaluate_panoptic(config: Panoptic, ctx: Context, source: AnnotatedSource, m
 
     for number, counts_of_image in each_image(source, config.reading, ctx, count, lambda _: {}):
         numbers.append(number)
-        for name, of_model in counts_of_image.items():
-            counts[name].append(of_model)
+        counts.append(counts_of_image)
     leave_to_first()
-    scored = {name: PanopticQuality.of(of_images) for name, of_images in counts.items()}
+    scored = {}
+    num_segments = 0
+    for name in predict:
+        scored[name] = PanopticQuality.of([counts_of_image[name] for counts_of_image in counts])
+        num_segments += int((scored[name].true + scored[name].missed).sum())
+    if not num_segments:
+        raise UserError(f"{config.data}: expected segments, got none that counts")
     things = np.array(source.dataset.things, dtype=bool)
     details = {"num_images": len(numbers)}
-    keys = [source.keys[number] for number in numbers]
-    if not any((quality.true + quality.missed).any() for quality in scored.values()):
-        raise UserError(f"{config.data}: expected segments, got none that counts")
+    keys = source.keys_of(numbers)
     results = {}
     for name, quality in scored.items():
         scores = quality.scores(things, config.num_resamples)
@@ -104,20 +110,23 @@ def _by_file(path: str, source: AnnotatedSource) -> Predict:
     with naming(path, "COCO's panoptic json"):
         folder = map_folder(path)
         annotations = {annotation["image_id"]: annotation for annotation in stream(path, "annotations")}
-    labels = {number: label for label, number in enumerate(source.dataset.class_ids)}
+    class_ids = source.dataset.class_ids
 
     def predict(number: int, image: Image.Image | None) -> Segments:
         # The file may have more images than the dataset, but not fewer.
         annotation = annotations.get(source.image_ids[number])
         if annotation is None:
             raise UserError(f"{path}: no annotation of image {source.image_ids[number]}")
+        ids = []
+        classes = []
         with naming(path, "COCO's panoptic json"):
             file = f"{folder}/{annotation['file_name']}"
-            ids = [int(segment["id"]) for segment in annotation["segments_info"]]
-            classes = [int(segment["category_id"]) for segment in annotation["segments_info"]]
+            for segment in annotation["segments_info"]:
+                ids.append(int(segment["id"]))
+                classes.append(int(segment["category_id"]))
         if len(set(ids)) < len(ids):
             raise UserError(f"{path}: two segments of image {source.image_ids[number]} have one id")
-        unknown = set(classes) - set(labels)
+        unknown = set(classes) - set(class_ids)
         if unknown:
             raise UserError(f"{path}: the dataset has no class {min(unknown)}")
         try:
@@ -125,7 +134,7 @@ def _by_file(path: str, source: AnnotatedSource) -> Predict:
         except BadAnnotation as bad:
             raise UserError(f"{bad.where}: expected a PNG file of segment ids") from None
         check_size(file, pixels, source.sizes[number])
-        return Segments(_numbered(pixels, ids), np.array([labels[class_id] for class_id in classes], dtype=np.int64))
+        return Segments(_numbered(pixels, ids), np.array(list(map(class_ids.index, classes)), dtype=np.int64))
 
     return predict
 
@@ -133,27 +142,26 @@ def _by_file(path: str, source: AnnotatedSource) -> Predict:
 def _numbered(ids: NDArray[np.int32], listed: Sequence[int]) -> NDArray[np.int64]:
     """Look up the index of each pixel's id in a list, -1 for ids that are not in it, (H, W)."""
     unique_ids, inverse = np.unique(ids, return_inverse=True)
-    index_of = {number: index for index, number in enumerate(listed)}
+    index_of = dict(zip(listed, range(len(listed)), strict=True))
     indices = np.array([index_of.get(int(number), -1) for number in unique_ids], dtype=np.int64)
     return np.asarray(indices[inverse].reshape(ids.shape), dtype=np.int64)
 
 
 def _table(keys: Sequence[str], counts: PanopticQuality) -> dict[str, Any]:
-    parts = {name: getattr(counts, name).tolist() for name in ("iou", "true", "wrong", "missed")}
-    return {"key": list(keys), **parts}
+    return {
+        "key": list(keys),
+        "iou": counts.iou.tolist(),
+        "true": counts.true.tolist(),
+        "wrong": counts.wrong.tolist(),
+        "missed": counts.missed.tolist(),
+    }
 
 
 def _class_panel(source: AnnotatedSource, scored: Mapping[str, PanopticQuality]) -> TablePanel:
     once = np.ones((1, len(next(iter(scored.values())).true)), dtype=np.int64)
-    tables = {name: 100 * quality.by_class(once)["pq"][0] for name, quality in scored.items()}
-    first = next(iter(tables.values()))
-    known = np.flatnonzero(np.isfinite(first))
-    rows: list[list[str | float | int | None]] = []
-    for label in known[np.argsort(first[known], kind="stable")][:CLASSES_SHOWN].tolist():
-        values = [round(float(table[label]), 1) for table in tables.values()]
-        rows.append([source.dataset.class_names[label], *values])
+    columns = {name: 100 * quality.by_class(once)["pq"][0] for name, quality in scored.items()}
     note = "Panoptic quality in percent, the worst classes first."
-    return TablePanel(title="Classes by panoptic quality", note=note, order=30, columns=["class", *tables], rows=rows)
+    return class_table(source.dataset.class_names, columns, title="Classes by panoptic quality", note=note)
 
 
 def _add_worst(
@@ -165,12 +173,17 @@ def _add_worst(
 ) -> None:
     size = np.maximum(1, (counts.true + counts.wrong + counts.missed).sum(axis=1))
     order = np.argsort(counts.iou.sum(axis=1) / size, kind="stable")[:NUM_IMAGES].tolist()
-    worst = [numbers[row] for row in order]
-    truth = [class_map(true_segments(source, number)) for number in worst]
-    maps = {}
-    for name, predict_segments in predict.items():
-        maps[name] = [class_map(predict_segments(number, source.image(number))) for number in worst]
-    add_map_panels(ctx, source, worst, truth, maps)
+    shown = []
+    truth = []
+    maps = defaultdict(list)
+    for row in order:
+        number = numbers[row]
+        image = source.image(number)
+        shown.append(number)
+        truth.append(class_map(true_segments(source, number)))
+        for name, predict_segments in predict.items():
+            maps[name].append(class_map(predict_segments(number, image)))
+    add_map_panels(ctx, source, shown, truth, maps)
 
 
 def class_map(segments: Segments) -> NDArray[np.int64]:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from vfm.data.annotated import AnnotatedSource
 from vfm.data.annotated.label_files import read_map
 from vfm.eval.dense.annotated_images import check_size, each_image
 from vfm.eval.dense.dense_models import Predictors
-from vfm.eval.dense.dense_panels import NUM_IMAGES, add_map_panels
+from vfm.eval.dense.dense_panels import NUM_IMAGES, add_map_panels, class_table
 from vfm.eval.dense.predictor import SemanticPredictor
 from vfm.eval.dense.stages import Segmentation
 from vfm.eval.encode.finite import check_finite
@@ -27,7 +28,6 @@ from vfm.interfaces import Context, Evaluated, ModelResult, TablePanel
 from vfm.statistics.mean_iou import MeanIou, PixelCounts, count_pixels
 from vfm.train.parallel.sharing import leave_to_first
 
-CLASSES_SHOWN = 60  # a longer table is not read
 Predict = Callable[[int, Image.Image | None], NDArray[np.integer]]
 """A function from the number of an image and, for a model, the image itself to the class of each pixel."""
 
@@ -44,10 +44,13 @@ def evaluate_segmentation(config: Segmentation, ctx: Context, source: AnnotatedS
     Raises:
         UserError: If a map is missing or does not fit its image, or no pixel is labelled.
     """
-    predict = {name: _by_model(config, name, model, source) for name, model in models.items()}
-    predict |= {name: _by_files(path, source) for name, path in config.predictions.items()}
+    predict: dict[str, Predict] = {}
+    for name, model in models.items():
+        predict[name] = _by_model(config, name, model, source)
+    for name, path in config.predictions.items():
+        predict[name] = _by_files(path, source)
     classes = len(source.dataset.class_names)
-    counts: dict[str, list[PixelCounts]] = {name: [] for name in predict}
+    counts: list[dict[str, PixelCounts]] = []  # of each image, by model
     numbers = []
     digests = []
 
@@ -62,20 +65,20 @@ def evaluate_segmentation(config: Segmentation, ctx: Context, source: AnnotatedS
     for number, (digest, counts_of_image) in each_image(source, config.reading, ctx, count, lambda _: (b"", {})):
         numbers.append(number)
         digests.append(digest)
-        for name, of_model in counts_of_image.items():
-            counts[name].append(of_model)
+        counts.append(counts_of_image)
     leave_to_first()
-    scored = {name: MeanIou.of(of_images) for name, of_images in counts.items()}
-    check_labelled(config.data, next(iter(scored.values())))
     details = {"stride": config.stride, "scales": config.scales, "flip": config.flip, "num_images": len(numbers)}
-    keys = [source.keys[number] for number in numbers]
+    keys = source.keys_of(numbers)
+    scored = {}
     results = {}
-    for name, mean_iou in scored.items():
-        scores = mean_iou.scores(num_resamples=config.num_resamples)
-        results[name] = ModelResult(scores, {"images": pixel_table(keys, mean_iou)}, details)
+    for name in predict:
+        scored[name] = MeanIou.of([counts_of_image[name] for counts_of_image in counts])
+        check_labelled(config.data, scored[name])
+        scores = scored[name].scores(num_resamples=config.num_resamples)
+        results[name] = ModelResult(scores, {"images": pixel_table(keys, scored[name])}, details)
     ctx.panel(iou_panel(source.dataset.class_names, scored))
     if source.dataset.has_images and config.has_something_to_evaluate:
-        _add_worst(ctx, source, numbers, next(iter(counts.values())), predict)
+        _add_worst(ctx, source, numbers, next(iter(scored.values())), predict)
     return Evaluated(data_hash(source.dataset, digests), results)
 
 
@@ -95,20 +98,26 @@ def check_labelled(data: str, counts: MeanIou) -> None:
 
 def pixel_table(keys: Sequence[str], counts: MeanIou) -> dict[str, Any]:
     """Build the table of pixel counts by image and class, from which the score and its resamples can be computed."""
-    parts = {name: getattr(counts, name).tolist() for name in ("right", "predicted", "true")}
-    return {"key": list(keys), **parts}
+    return {
+        "key": list(keys),
+        "right": counts.right.tolist(),
+        "predicted": counts.predicted.tolist(),
+        "true": counts.true.tolist(),
+    }
 
 
 def iou_panel(class_names: Sequence[str], scored: Mapping[str, MeanIou]) -> TablePanel:
     """Build the table of the IoU of each class, sorted by the first model, worst first."""
-    tables = {name: 100 * mean_iou.by_class() for name, mean_iou in scored.items()}
-    first = next(iter(tables.values()))
-    known = np.flatnonzero(np.isfinite(first))
-    rows: list[list[str | float | int | None]] = []
-    for label in known[np.argsort(first[known], kind="stable")][:CLASSES_SHOWN].tolist():
-        rows.append([class_names[label], *(round(float(table[label]), 1) for table in tables.values())])
+    columns = {name: 100 * mean_iou.by_class() for name, mean_iou in scored.items()}
     note = "Intersection over union in percent, the worst classes first; classes in no image are left out."
-    return TablePanel(title="Classes by IoU", note=note, order=30, columns=["class", *tables], rows=rows)
+    return class_table(class_names, columns, title="Classes by IoU", note=note)
+
+
+def worst_images(counts: MeanIou) -> list[int]:
+    """Select the images with the lowest share of right pixels, worst first."""
+    shares = counts.right.sum(axis=1) / np.maximum(1, counts.true.sum(axis=1))
+    worst: list[int] = np.argsort(shares, kind="stable")[:NUM_IMAGES].tolist()
+    return worst
 
 
 def _by_model(config: Segmentation, name: str, model: SemanticPredictor, source: AnnotatedSource) -> Predict:
@@ -153,13 +162,18 @@ def _add_worst(
     ctx: Context,
     source: AnnotatedSource,
     numbers: Sequence[int],
-    counts: Sequence[PixelCounts],
+    counts: MeanIou,
     predict: Mapping[str, Predict],
 ) -> None:
     """Draw the worst images. Their maps are computed again, since the maps of all images do not fit in memory."""
-    shares = [pixels.right.sum() / max(1, pixels.true.sum()) for pixels in counts]
-    worst = [numbers[row] for row in np.argsort(shares, kind="stable")[:NUM_IMAGES].tolist()]
-    maps = {}
-    for name, predict_labels_of in predict.items():
-        maps[name] = [predict_labels_of(number, source.image(number)) for number in worst]
-    add_map_panels(ctx, source, worst, [source.semantic(number) for number in worst], maps)
+    shown = []
+    truth = []
+    maps = defaultdict(list)
+    for row in worst_images(counts):
+        number = numbers[row]
+        image = source.image(number)
+        shown.append(number)
+        truth.append(source.semantic(number))
+        for name, predict_labels_of in predict.items():
+            maps[name].append(predict_labels_of(number, image))
+    add_map_panels(ctx, source, shown, truth, maps)
