@@ -1,7 +1,7 @@
 """Base classes of evaluations. Subclass `ModelEvaluation`, or `FeatureEvaluation` for a probe."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -61,6 +61,11 @@ class ReadSettings:
             raise UserError(f"{bad.total()} of {total} {items} cannot be used ({limit}): {reasons}{where}")
 
 
+def values_of(scores: Iterable[Score]) -> dict[str, float]:
+    """Map each metric to its value."""
+    return {score.metric: score.value for score in scores}
+
+
 class ModelEvaluation(Evaluation):
     """Evaluate models on one dataset.
 
@@ -115,7 +120,7 @@ class ModelEvaluation(Evaluation):
 
     def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
         """Compute the value of each metric, without intervals, for a model in training."""
-        return {score.metric: score.value for score in self.scored(ctx, encoder)}
+        return values_of(self.scored(ctx, encoder))
 
     def scored(self, ctx: Context, encoder: Any) -> Sequence[Score]:
         """Score a model in training. The scores can be compared with another model's on the same items."""

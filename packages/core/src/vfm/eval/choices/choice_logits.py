@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 import numpy as np
 import torch
@@ -50,12 +50,17 @@ class ChoiceLogits:
     @property
     def patterns(self) -> NDArray[np.int64]:
         """Index of each item's pattern in `names`, (P,)."""
-        return np.array([self.names.index(item.pattern) for item in self.items])
+        return np.array(list(map(self.names.index, self.pattern_of_items)))
 
     @property
     def names(self) -> list[str]:
         """Names of the patterns, in the order in which they occur."""
-        return list(dict.fromkeys(item.pattern for item in self.items))
+        return list(dict.fromkeys(self.pattern_of_items))
+
+    @property
+    def pattern_of_items(self) -> list[str]:
+        """Name of each item's pattern."""
+        return [item.pattern for item in self.items]
 
 
 def choice_logits(
@@ -85,16 +90,16 @@ def choice_logits(
     items: list[Choice] = []
     digests: list[bytes] = []
     bad = BadSamples(ctx)
-    logits: dict[str, list[NDArray[np.float32]]] = {name: [] for name in encoders}
+    logits: defaultdict[str, list[NDArray[np.float32]]] = defaultdict(list)
 
     def compute(chunk: list[Choice]) -> _Chunk:
         for item in chunk:
             check(item)
         # Images are decoded once for all models.
-        decoded = [_decode(item) for item in chunk]
         good: list[tuple[Choice, list[Image.Image]]] = []
         outcomes: list[Choice | BadSample] = []
-        for item, images in zip(chunk, decoded, strict=True):
+        for item in chunk:
+            images = _decode(item)
             if isinstance(images, BadSample):
                 outcomes.append(images)
             else:
@@ -117,8 +122,8 @@ def choice_logits(
                 numbers.append(number)
                 items.append(_without_images(item))
                 digests.append(_digest(item))
-        for name in encoders:
-            logits[name] += chunk.logits[name]
+        for name, logits_of_chunk in chunk.logits.items():
+            logits[name] += logits_of_chunk
         seen += len(chunk.items)
         ctx.progress(seen, data.num_pairs, "items")
     bad.check(reading, data.num_pairs, "items")
@@ -166,24 +171,22 @@ def _chunk_logits(
         return []
     all_images: list[Image.Image] = []
     all_texts: list[str] = []
+    num_images: list[int] = []
+    num_texts: list[int] = []
     for item, item_images in chunk:
         all_images += item_images
+        num_images.append(len(item_images))
         all_texts += [prompt + text for text in item.statements]
-    images = model.encode_images(all_images, batch_size)  # (N, D)
-    texts = encode_texts(model, all_texts, batch_size, name)
+        num_texts.append(len(item.statements))
+    image_features = torch.split(model.encode_images(all_images, batch_size), num_images)  # (I, D) of each item
+    text_features = torch.split(encode_texts(model, all_texts, batch_size, name), num_texts)  # (S, D) of each item
     scale = logit_scale(model)
-    by_text = _split(texts, [len(item.statements) for item, _ in chunk])
-    by_image = _split(images, [len(item_images) for _, item_images in chunk])
-    logits = [scale * text @ image.T for text, image in zip(by_text, by_image, strict=True)]
-    for (item, _), scores in zip(chunk, logits, strict=True):
+    logits = []
+    for (item, _), images, texts in zip(chunk, image_features, text_features, strict=True):
+        scores = scale * texts @ images.T
         check_finite(scores[None], name, [item.key])
-    return [scores.numpy() for scores in logits]
-
-
-def _split(features: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
-    """Yield the rows of each item."""
-    ends = accumulate(sizes)
-    return (features[end - size : end] for size, end in zip(sizes, ends, strict=True))
+        logits.append(scores.numpy())
+    return logits
 
 
 class ClassAndPatches:

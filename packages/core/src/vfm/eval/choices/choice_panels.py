@@ -29,13 +29,16 @@ def pattern_panel(ctx: Context, choices: ChoiceLogits, correct: Mapping[str, NDA
         choices: The items.
         correct: Whether each item is right, by model.
     """
-    masks = [choices.patterns == number for number in range(len(choices.names))]
-    counts = [int(mask.sum()) for mask in masks]
-    rows: list[list[str | float | int | None]] = [["items", *counts, len(choices.items)]]
+    names = choices.names
+    patterns = choices.patterns
+    rows: list[list[str | float | int | None]] = [["items", *np.bincount(patterns).tolist(), len(patterns)]]
     for model, hits in correct.items():
-        shares = [round(100 * float(hits[mask].mean()), 1) for mask in masks]
-        rows.append([model, *shares, round(100 * stratified_mean(hits, choices.patterns), 1)])
-    columns = ["model", *choices.names, "mean over patterns"]
+        row: list[str | float | int | None] = [model]
+        for number in range(len(names)):
+            row.append(round(100 * float(hits[patterns == number].mean()), 1))
+        row.append(round(100 * stratified_mean(hits, patterns), 1))
+        rows.append(row)
+    columns = ["model", *names, "mean over patterns"]
     ctx.panel(TablePanel(title="By pattern, % right", order=30, columns=columns, rows=rows))
 
 
@@ -55,7 +58,7 @@ def flip_panels(
         gained, lost = won_and_lost(before.all(axis=1), after.all(axis=1))
         half = FLIPS_SHOWN // 2  # of won and of lost items; one side gets more room if the other has fewer
         shown_items = [*gained[: FLIPS_SHOWN - min(len(lost), half)], *lost[: FLIPS_SHOWN - min(len(gained), half)]]
-        items = _with_images(data, [choices.numbers[p] for p in shown_items])
+        items = _with_images(data, np.array(choices.numbers)[shown_items].tolist())
         shown = []
         for item, was_right, is_right in zip(items, before[shown_items], after[shown_items], strict=True):
             shown += _flipped(item, was_right, is_right)
@@ -77,8 +80,13 @@ def _flipped(item: Choice, before: NDArray[np.bool_], after: NDArray[np.bool_]) 
     """Caption the images of an item with their statements and the outcome of both models."""
     shown = []
     for number, data in enumerate(item.images):
-        matches = [s for s, image in enumerate(item.truth) if image == number]
-        words = " / ".join(f"“{item.statements[s]}”" for s in matches) or "no statement"
+        matches = []
+        quoted = []
+        for match, (statement, image) in enumerate(zip(item.statements, item.truth, strict=True)):
+            if image == number:
+                matches.append(match)
+                quoted.append(f"“{statement}”")
+        words = " / ".join(quoted) or "no statement"
         # Outcomes are per statement or, with a length of 1, for the whole item.
         which = matches[0] if matches and len(before) == len(item.statements) else 0
         caption = f"{item.pattern}: {words} · {_outcome(before[which], after[which])}"

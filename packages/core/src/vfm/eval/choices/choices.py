@@ -61,11 +61,13 @@ def score_mmvp_vlm(
     # DIVA's features are additional encoders in the same pass, so that each image is decoded once.
     others: dict[str, ClassAndPatches] = {}
     if diva_scoring:
-        others = {_diva_name(name): ClassAndPatches(_clip(name, model)) for name, model in encoders.items()}
+        for name, model in encoders.items():
+            others[_diva_name(name)] = ClassAndPatches(_clip(name, model))
     choices = choice_logits(ctx, {**encoders, **others}, data, prompt, reading, partial(_check_pair, ctx.name_of(data)))
     truth = np.array([item.truth for item in choices.items])  # (P, 2)
     results = {}
     rights = {}
+    correct = {}
     for name in encoders:
         result = mmvp_vlm(np.stack(choices.logits[name]), truth)
         # The two statements of a pair share its images, so for single statements the pairs are the independent items.
@@ -74,7 +76,7 @@ def score_mmvp_vlm(
         pairs = Accuracy("pair_accuracy", result.correct, chance=0.25)
         aligned = Accuracy("aligned_pairs", result.aligned, chance=0.5)
         parts = _by_pattern("pair_accuracy", result.correct, choices, np.full(len(truth), 0.25))
-        columns: dict[str, object] = {"key": choices.keys, "pattern": [item.pattern for item in choices.items]}
+        columns: dict[str, object] = {"key": choices.keys, "pattern": choices.pattern_of_items}
         for side in (0, 1):
             columns[f"truth_{side + 1}"] = truth[:, side] + 1
             columns[f"predicted_{side + 1}"] = result.prediction[:, side] + 1
@@ -83,12 +85,13 @@ def score_mmvp_vlm(
         details = {"mean_over_patterns": stratified_mean(result.correct, choices.patterns), "prompt": prompt}
         scores = [pairs, single, aligned, *parts]
         if diva_scoring:
-            correct = mmvp_vlm(np.stack(choices.logits[_diva_name(name)]), truth).correct
-            scores.append(Accuracy("diva_pair_accuracy", correct, chance=0.25))
-            columns["diva_correct"] = correct
+            diva_result = mmvp_vlm(np.stack(choices.logits[_diva_name(name)]), truth)
+            scores.append(Accuracy("diva_pair_accuracy", diva_result.correct, chance=0.25))
+            columns["diva_correct"] = diva_result.correct
         results[name] = ModelResult(scores, {"pairs": columns}, details)
         rights[name] = result.right
-    pattern_panel(ctx, choices, {name: result.predictions["pairs"]["correct"] for name, result in results.items()})
+        correct[name] = result.correct
+    pattern_panel(ctx, choices, correct)
     flip_panels(ctx, data, choices, rights)
     return Evaluated(data_hash(data, choices.digests), results)
 
@@ -120,15 +123,22 @@ def score_choices(
         reading: Batch size and tolerance of bad samples.
     """
     choices = choice_logits(ctx, encoders, data, prompt, reading)
-    rights = [np.array(item.truth)[:, None] == np.arange(len(item.images)) for item in choices.items]  # (S, I) each
-    text_chance, image_chance, group_chance = np.array([_chances(right) for right in rights]).T
+    rights = []  # (S, I) each
+    chances = []
+    for item in choices.items:
+        right = np.array(item.truth)[:, None] == np.arange(len(item.images))
+        rights.append(right)
+        chances.append(_chances(right))
+    text_chance, image_chance, group_chance = np.array(chances).T
     results = {}
     group_right = {}
+    correct = {}
     for name in encoders:
-        outcomes = [choose(scores[None], right) for scores, right in zip(choices.logits[name], rights, strict=True)]
-        text = np.array([outcome.text[0] for outcome in outcomes])
-        image = np.array([outcome.image[0] for outcome in outcomes])
-        group = np.array([outcome.group[0] for outcome in outcomes])
+        outcomes = []
+        for logits, right in zip(choices.logits[name], rights, strict=True):
+            outcome = choose(logits[None], right)
+            outcomes.append([outcome.text, outcome.image, outcome.group])
+        text, image, group = np.concatenate(outcomes, axis=1)  # (P,) each
         scores = [
             Accuracy("acc", group, chance=_mean(group_chance)),
             Accuracy("text_acc", text, chance=_mean(text_chance)),
@@ -138,14 +148,15 @@ def score_choices(
         scores += _by_pattern("acc", group, choices, group_chance)
         columns = {
             "key": choices.keys,
-            "pattern": [item.pattern for item in choices.items],
+            "pattern": choices.pattern_of_items,
             "text": text,
             "image": image,
             "correct": group,
         }
         results[name] = ModelResult(scores, {"items": columns}, {"prompt": prompt})
         group_right[name] = group[:, None]
-    pattern_panel(ctx, choices, {name: result.predictions["items"]["correct"] for name, result in results.items()})
+        correct[name] = group
+    pattern_panel(ctx, choices, correct)
     flip_panels(ctx, data, choices, group_right)
     return Evaluated(data_hash(data, choices.digests), results)
 
@@ -179,8 +190,10 @@ def _chances(right: NDArray[np.bool_]) -> tuple[float, float, float]:
     The best statement of an image is correct with probability correct / all, independently for each image. The group
     of two images and two statements has chance 1/6 (Winoground), since one diagonal must hold the two highest scores.
     """
-    text = float(np.prod([share for share in right.mean(axis=0) if share > 0]))
-    image = float(np.prod([share for share in right.mean(axis=1) if share > 0]))
+    of_images = right.mean(axis=0)
+    of_statements = right.mean(axis=1)
+    text = float(of_images[of_images > 0].prod())
+    image = float(of_statements[of_statements > 0].prod())
     if right.shape[1] == 1:
         return text, image, text
     if right.shape == (2, 2):

@@ -102,28 +102,30 @@ def hardest_panel(data: ClassDataset, targets: Tensor, results: Mapping[str, Mod
     if isinstance(data, LabeledDataset):
         return _hardest_classes(data.class_names, targets.numpy(), results)
     positives = targets.numpy()
-    by_model = {}
+    by_column = {}
     for model, result in results.items():
-        by_model[model] = average_precisions(np.stack(result.predictions["images"]["scores"]), positives)
+        precisions = average_precisions(np.stack(result.predictions["images"]["scores"]), positives)
+        by_column[f"{model}, average precision, %"] = precisions
     rows: list[list[str | float | int | None]] = []
     for c, name in enumerate(data.class_names):
         if positives[:, c].any():
-            shares = [round(100 * float(precisions[c]), 1) for precisions in by_model.values()]
+            shares = [round(100 * float(precisions[c]), 1) for precisions in by_column.values()]
             rows.append([name, int(positives[:, c].sum()), *shares])
-    columns = ["label", "images", *(f"{model}, average precision, %" for model in by_model)]
+    columns = ["label", "images", *by_column]
     return TablePanel(title="Average precision by label", order=40, columns=columns, rows=rows)
 
 
 def _hardest_classes(names: Sequence[str], labels: NDArray[np.int64], results: Mapping[str, ModelResult]) -> TablePanel:
-    present = np.unique(labels)
+    counts = np.bincount(labels)
+    present = np.flatnonzero(counts)
     recall = {}
     for model, result in results.items():
         hits = hits_at(np.asarray(result.predictions["images"]["rank"]), 1)
-        recall[model] = np.array([100 * hits[labels == c].mean() for c in present])
-    worst = np.argsort(list(recall.values())[-1], kind="stable")[:HARDEST]
+        recall[f"{model}, % right"] = 100 * (np.bincount(labels, hits) / np.maximum(1, counts))  # (C,)
+    by_last_model = list(recall.values())[-1][present]
     rows: list[list[str | float | int | None]] = []
-    for i in worst:
-        shares = [round(float(values[i]), 1) for values in recall.values()]
-        rows.append([names[present[i]], int((labels == present[i]).sum()), *shares])
-    columns = ["class", "images", *(f"{model}, % right" for model in recall)]
+    for label in present[np.argsort(by_last_model, kind="stable")][:HARDEST]:
+        shares = [round(float(values[label]), 1) for values in recall.values()]
+        rows.append([names[label], int(counts[label]), *shares])
+    columns = ["class", "images", *recall]
     return TablePanel(title="Hardest classes", order=40, columns=columns, rows=rows)

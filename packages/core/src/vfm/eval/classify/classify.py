@@ -91,9 +91,12 @@ def columns_of(names: Sequence[str], num_classes: int, classes: Sequence[str], w
         return list(range(num_classes))
     if len(names) != num_classes:
         raise UserError(f"{where}: expected class_names for {num_classes} outputs of its head, got {len(names)}")
-    # Reversed, so that the first output of a name counts.
-    columns = {name: column for column, name in reversed(list(enumerate(names)))}
-    missing = [name for name in classes if name not in columns]
-    if missing:
-        raise UserError(f"{where}: its head has no class {missing[0]!r}{did_you_mean(missing[0], names)}")
-    return [columns[name] for name in classes]
+    column_of: dict[str, int] = {}
+    for column, name in enumerate(names):
+        column_of.setdefault(name, column)  # the first output of a name counts
+    columns = []
+    for name in classes:
+        if name not in column_of:
+            raise UserError(f"{where}: its head has no class {name!r}{did_you_mean(name, names)}")
+        columns.append(column_of[name])
+    return columns

@@ -117,17 +117,19 @@ def score_few_shot(
         known_features = known.features[name].numpy()
         test_features = test.features[name].numpy()
         trials = {}
+        scores = []
+        by_draw = {}
+        values: list[float | None] = []
         for shots in settings.shots:
-            trials[shots] = _trials(known_features, known.labels, test_features, test.labels, start, shots, settings)
-        scores = [_accuracy(shots, trial.right, len(data.class_names)) for shots, trial in trials.items()]
-        details = {
-            **asdict(settings),
-            "by_draw": {str(shots): trial.right.mean(axis=1).tolist() for shots, trial in trials.items()},
-            "train_sha256": data_hash(train, known.digests),
-        }
+            trial = _trials(known_features, known.labels, test_features, test.labels, start, shots, settings)
+            trials[shots] = trial
+            score = _accuracy(shots, trial.right, len(data.class_names))
+            scores.append(score)
+            by_draw[str(shots)] = trial.right.mean(axis=1).tolist()
+            values.append(100 * score.value)
+        details = {**asdict(settings), "by_draw": by_draw, "train_sha256": data_hash(train, known.digests)}
         results[name] = ModelResult(scores, {"images": _columns(test.keys, test.labels, trials)}, details)
-        values = [100 * score.value for score in scores]
-        curves.append(Series(name=name, x=[float(shots) for shots in settings.shots], y=values))
+        curves.append(Series(name=name, x=list(map(float, settings.shots)), y=values))
     ctx.panel(
         LinesPanel(
             title="Few-shot",

@@ -93,14 +93,14 @@ def _evaluate_lbfgs(
         if not probe.converged:
             ctx.warn(f"{name}: L-BFGS did not converge in {config.max_iter} steps; raise max_iter")
         scores = probe.scores(test.features[name].numpy(), len(data.class_names))
-        tried = sorted(probe.validation_accuracy.items())
+        penalties, accuracies = zip(*sorted(probe.validation_accuracy.items()), strict=True)
         details = {
             "penalty": probe.penalty,
-            "validation_accuracy": {str(p): a for p, a in tried},
+            "validation_accuracy": dict(zip(map(str, penalties), accuracies, strict=True)),
             "train_sha256": train_hash,
         }
         results[name] = result_from_scores(scores, targets, test.keys, data, "lp_", details)
-        curves.append(Series(name=name, x=[p for p, _ in tried], y=[100 * a for _, a in tried]))
+        curves.append(Series(name=name, x=list(penalties), y=(100 * np.array(accuracies)).tolist()))
     add_class_panels(ctx, data, test, targets, results)
     ctx.panel(
         LinesPanel(

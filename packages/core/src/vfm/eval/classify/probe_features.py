@@ -126,10 +126,12 @@ def _tokens(model: ClipModel | nn.Module, pixels: Tensor, chosen: ProbeInput) ->
     means = [tower.norm(layer.patches).mean(dim=1) for layer in layers]
     if chosen.pool == "mean":
         return torch.cat(means, dim=-1)
-    class_tokens = [_class_token(tower, layer.prefix) for layer in layers]
+    features = []
+    for layer in layers:
+        features.append(_class_token(tower, layer.prefix))
     if chosen.pool == "cls_mean":
-        class_tokens.append(means[-1])
-    return torch.cat(class_tokens, dim=-1)
+        features.append(means[-1])
+    return torch.cat(features, dim=-1)
 
 
 def _class_token(tower: VisionTower, prefix: Tensor) -> Tensor:

@@ -236,10 +236,12 @@ def _optimizer(solver: Solver, head: nn.Module) -> torch.optim.Optimizer:
 def _lars(params: list[nn.Parameter]) -> torch.optim.Optimizer:
     """Create LARS, in which matrices step by lr * 0.001 * |w| / |g| * g, and biases as in SGD."""
     # By default timm adapts only parameters with weight decay, and there is none here.
-    groups = [
-        {"params": [p for p in params if p.ndim > 1], "always_adapt": True},
-        {"params": [p for p in params if p.ndim <= 1]},
-    ]
+    matrices: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
+    for param in params:
+        kind = matrices if param.ndim > 1 else biases
+        kind.append(param)
+    groups = [{"params": matrices, "always_adapt": True}, {"params": biases}]
     optimizer: torch.optim.Optimizer = Lars(groups, lr=0.0, momentum=0.9)
     return optimizer
 

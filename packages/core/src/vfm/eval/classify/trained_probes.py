@@ -111,8 +111,8 @@ def score_trained_probe(
             }
             prefix = "lp_" if settings.probe == "linear" else "attn_"
             results[name] = result_from_scores(scores, targets, test.keys, data, prefix, details)
-            tried = sorted(swept.validation.items())
-            curves.append(Series(name=name, x=[lr for lr, _ in tried], y=[100 * score for _, score in tried]))
+            lrs, qualities = zip(*sorted(swept.validation.items()), strict=True)
+            curves.append(Series(name=name, x=list(lrs), y=(100 * np.array(qualities)).tolist()))
         add_class_panels(ctx, data, test, targets, results)
         ctx.panel(_chosen_panel(curves, several=targets.ndim > 1))
         return Evaluated(data_hash(data, test.digests), results)
@@ -140,7 +140,8 @@ def _encode(
     images, targets = encode_with_targets(ctx, tokens, data, reading, files)
     rows = {}
     if writes_files():
-        rows = {name: file.rows() for name, file in files.items()}
+        for name, file in files.items():
+            rows[name] = file.rows()
     return images, targets, rows
 
 

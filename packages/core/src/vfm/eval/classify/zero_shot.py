@@ -93,7 +93,7 @@ def score_zero_shot(
     templates = list(prompts.templates or data.templates)
     if len(names) != len(data.class_names):
         raise UserError(f"class_names: expected one per class, {len(data.class_names)}, got {len(names)}")
-    if len(names) > NUM_DIGITS and all(NUMBERED.fullmatch(name) for name in names):
+    if len(names) > NUM_DIGITS and all(map(NUMBERED.fullmatch, names)):
         fix = "give class_names here, or names_of in the stage of the dataset"
         ctx.warn(f"class names {names[0]!r}, {names[1]!r}, ... are numbers, which mean nothing to a text tower: {fix}")
     images, targets = encode_with_targets(ctx, encoders, data, reading)
@@ -180,7 +180,7 @@ def sentence_classifier(
         UserError: If a feature is not finite.
     """
     features = encode_texts(model, list(chain.from_iterable(sentences)), batch_size, name)
-    parts = features.split([len(group) for group in sentences])  # type: ignore[no-untyped-call]  # of (P, D)
+    parts = features.split(list(map(len, sentences)))  # type: ignore[no-untyped-call]  # of (P, D)
     return torch.cat([ensemble_templates(part[None]) for part in parts])
 
 

@@ -30,13 +30,14 @@ def confusion_panel(
     """
     pairs, counts = np.unique(np.stack([labels, predicted]), axis=1, return_counts=True)
     rows: list[list[str | float | int | None]] = []
-    if len(np.unique(pairs)) <= MATRIX_CLASSES:
-        classes = np.unique(pairs)
-        by_pair = {(int(label), int(guess)): int(count) for (label, guess), count in zip(pairs.T, counts, strict=True)}
-        for label in classes:
-            counts_of_label = [by_pair.get((int(label), int(guess)), 0) for guess in classes]
-            rows.append([names[label], *counts_of_label])
-        columns = ["class", *(names[guess] for guess in classes)]
+    classes = np.unique(pairs)
+    if len(classes) <= MATRIX_CLASSES:
+        matrix = np.zeros((len(classes), len(classes)), dtype=np.int64)
+        matrix[tuple(np.searchsorted(classes, pairs))] = counts
+        shown = [names[label] for label in classes]
+        for name, counts_of_label in zip(shown, matrix.tolist(), strict=True):
+            rows.append([name, *counts_of_label])
+        columns = ["class", *shown]
         note = f"{unit.capitalize()} by class (rows) and by the prediction of {model} (columns). {note}".strip()
         return TablePanel(title="Confusion matrix", note=note, order=41, columns=columns, rows=rows)
     totals = np.bincount(np.asarray(labels), minlength=len(names))

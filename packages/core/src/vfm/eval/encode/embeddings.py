@@ -102,15 +102,19 @@ def embed_dataset(
     bad = BadSamples(ctx)
     seen = 0
     for batch in decoded_batches(source, reading, lambda sample: None, fits=preprocesses([encoder])):
-        good = [item for _, item in batch if not isinstance(item, BadSample)]
+        images = []
+        keys = []
+        texts = []
         for number, item in batch:
             if isinstance(item, BadSample):
                 bad.skip(item, source.where(number))
-        if good:
-            vectors = encoder.encode_images([image for _, image, _ in good], reading.batch_size).numpy()
-            samples = [sample for sample, *_ in good]
-            keys = [sample.key for sample in samples]
-            texts = [_text(sample, source.class_names) for sample in samples]
+                continue
+            sample, image, _ = item
+            images.append(image)
+            keys.append(sample.key)
+            texts.append(_text(sample, source.class_names))
+        if images:
+            vectors = encoder.encode_images(images, reading.batch_size).numpy()
             check_finite(vectors, name, keys)
             writer.write(keys, texts, vectors)
         seen += len(batch)

@@ -101,8 +101,9 @@ def encode_texts(model: TextImageEncoder, texts: Sequence[str], batch_size: int,
     Raises:
         UserError: If a feature is not finite.
     """
-    rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    batches = own_share(in_batches(list(rows), batch_size))
+    different = list(dict.fromkeys(texts))
+    rows = dict(zip(different, range(len(different)), strict=True))
+    batches = own_share(in_batches(different, batch_size))
     encoded = (_encode_finite(model, batch, batch_size, name) for batch in batches)
     features = torch.empty(0, 0)
     done = 0

@@ -110,7 +110,9 @@ def report_models(
     """
     checkpoints = {short_name(ref): ctx.load(ref) for ref in config.models}
     with distributed(config.runtime) as world, sharing(world):
-        models = {name: load(name, checkpoint, world.device) for name, checkpoint in checkpoints.items()}
+        models = {}
+        for name, checkpoint in checkpoints.items():
+            models[name] = load(name, checkpoint, world.device)
         evaluated = evaluate(models)
         leave_to_first()
         return write_report(config, ctx, evaluated, checkpoints)
@@ -134,14 +136,18 @@ def write_report(
     dataset = short_name(config.data)
     task = config.task_name
     scores: list[tuple[str, Score]] = []
+    metrics: list[Metric] = []
+    metrics_by_model: dict[str, list[Metric]] = {}
     for name, result in results.items():
-        scores.extend((name, score) for score in result.scores)
-    metrics = [to_metric(score, model=name) for name, score in scores]
+        metrics_by_model[name] = []
+        for score in result.scores:
+            scores.append((name, score))
+            metrics_by_model[name].append(to_metric(score, model=name))
+        metrics += metrics_by_model[name]
     comparisons = _against_the_first(results)
     _write_predictions(ctx.directory, results)
     write_items(ctx.directory, scores)
-    for name in results:
-        metrics_of_model = [metric for metric in metrics if metric.model == name]
+    for name, metrics_of_model in metrics_by_model.items():
         record = _record(config, evaluated, name, metrics_of_model, checkpoints.get(name))
         file = ctx.directory / "results" / f"{dataset}_{name}_{task}.json"
         file.parent.mkdir(exist_ok=True)
@@ -181,17 +187,24 @@ def _record(
     Times are in the manifest instead, so that repeated runs of the stage write the same bytes.
     """
     facts = checkpoint.model_dump() if checkpoint else {}
+    values = {}
+    counts = {}
+    intervals = {}
+    for metric in metrics:
+        values[metric.name] = metric.value
+        counts[metric.name] = metric.n
+        intervals[metric.name] = [metric.low, metric.high]
     return {
         "dataset": short_name(config.data),
         "model": facts.get("model") or facts.get("architecture") or name,
         "pretrained": checkpoint.path.resolve().name if checkpoint else "",
         "task": config.task_name,
         "language": evaluated.language,
-        "metrics": {m.name: m.value for m in metrics},
+        "metrics": values,
         "main_metric": metrics[0].name,
         "n": metrics[0].n,
-        "n_by_metric": {m.name: m.n for m in metrics},
-        "ci95": {m.name: [m.low, m.high] for m in metrics},
+        "n_by_metric": counts,
+        "ci95": intervals,
         "name": name,
         "precision": getattr(config, "precision", "fp32"),
         "resize_mode": config.resize_mode or "model",

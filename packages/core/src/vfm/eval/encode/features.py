@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -105,8 +106,9 @@ def encode_dataset(
             good[number] = (sample, first.digest(number))
         except BadSample as problem:
             bad.skip(problem, source.where(number))
-    new: dict[str, list[tuple[list[int], Tensor]]] = {name: [] for name in encoders}
-    missing = [number for number in range(len(source)) if number not in cached_by_all]
+    new_numbers: defaultdict[str, list[int]] = defaultdict(list)
+    new_rows: defaultdict[str, list[Tensor]] = defaultdict(list)
+    missing = sorted(set(range(len(source))) - cached_by_all)
     batches = own_share(in_batches(missing, reading.batch_size))
     share = list(chain.from_iterable(batches))
     decoded = decoded_batches(source, reading, check, share, fits=preprocesses(encoders.values()))
@@ -118,28 +120,33 @@ def encode_dataset(
                 bad.skip(item, source.where(number))
             else:
                 good[number] = item
-        for name, part in features_of_batch.items():
-            new[name].append(_write(files[name], *part) if files else part)
+        for name, (numbers, rows) in features_of_batch.items():
+            new_numbers[name] += numbers
+            new_rows[name].append(_write(files[name], rows) if files else rows)
         seen += len(items)
         ctx.progress(seen, len(source), "images")
     bad.check(reading, len(source))
-    for name, parts in new.items():
-        if parts:
-            new_numbers = list(chain.from_iterable(part for part, _ in parts))
-            digests = [good[number][1] for number in new_numbers]
-            caches[name].update(new_numbers, digests, torch.cat([part for _, part in parts]))
+    for name, numbers in new_numbers.items():
+        new_digests = [good[number][1] for number in numbers]
+        caches[name].update(numbers, new_digests, torch.cat(new_rows[name]))
     numbers = sorted(good)
+    samples = []
+    digests = []
+    image_digests = []
+    for number in numbers:
+        sample, digest = good[number]
+        samples.append(sample)
+        digests.append(digest[:ITEM_BYTES])
+        image_digests.append(digest[ITEM_BYTES:])
     features = {name: cache.rows(numbers) for name, cache in caches.items()}
+    whole = Encoded(numbers, samples, digests, image_digests, features)
 
     def check_rows() -> None:  # also of cached features, which an older version may have stored unchecked
         for name, rows in features.items():
-            check_finite(rows, name, [good[n][0].key for n in numbers])
+            check_finite(rows, name, whole.keys)
 
     of_first(check_rows)
-    samples = [good[number][0] for number in numbers]
-    digests = [good[number][1] for number in numbers]
-    of_items = [digest[:ITEM_BYTES] for digest in digests]
-    return Encoded(numbers, samples, of_items, [digest[ITEM_BYTES:] for digest in digests], features)
+    return whole
 
 
 def _caches(source: Source, encoders: Mapping[str, ImageEncoder]) -> dict[str, FeatureCache]:
@@ -168,22 +175,24 @@ def _encode(
     Raises:
         UserError: If a feature is not finite.
     """
-    good = {number: item for number, item in batch if not isinstance(item, BadSample)}
-    features = {}
-    for name, encoder in encoders.items():
-        images = {number: image for number, (_, image, _) in good.items() if number not in cached[name]}
-        if images:
-            part = encoder.encode_images(list(images.values()), batch_size)
-            check_finite(part, name, [good[number][0].key for number in images])
-            features[name] = (list(images), part)
     items: list[NumberedItem] = []
+    good: list[tuple[int, str, Any]] = []
     for number, item in batch:
         if isinstance(item, BadSample):
             items.append((number, item))
         else:
-            sample, _, digest = item
+            sample, image, digest = item
+            good.append((number, sample.key, image))
             # The image files of all batches would not fit in memory.
             items.append((number, (replace(sample, image=b""), digest)))
+    features = {}
+    for name, encoder in encoders.items():
+        uncached = [item for item in good if item[0] not in cached[name]]
+        if uncached:
+            numbers, keys, images = zip(*uncached, strict=True)
+            rows = encoder.encode_images(list(images), batch_size)
+            check_finite(rows, name, keys)
+            features[name] = (list(numbers), rows)
     return items, features
 
 
@@ -192,10 +201,10 @@ def _for_others(encoded: tuple[list[NumberedItem], Features]) -> tuple[list[Numb
     return items, {name: (numbers, without_values(part)) for name, (numbers, part) in features.items()}
 
 
-def _write(file: RowFile, numbers: list[int], part: Tensor) -> tuple[list[int], Tensor]:
+def _write(file: RowFile, rows: Tensor) -> Tensor:
     """Write features to a file, and return them without columns."""
-    file.append(part)
-    return numbers, part.new_empty(len(part), 0)
+    file.append(rows)
+    return rows.new_empty(len(rows), 0)
 
 
 def encode_labeled(
@@ -226,10 +235,12 @@ def encode_labeled(
 
 def preprocesses(encoders: Iterable[ImageEncoder]) -> frozenset[Preprocess]:
     """Collect how images are resized for models. The set is empty if any model needs the images themselves."""
-    models = list(encoders)
-    if all(isinstance(model, ClipModel | PooledVision) for model in models):
-        return frozenset(model.preprocess for model in models if isinstance(model, ClipModel | PooledVision))
-    return frozenset()
+    resized = set()
+    for encoder in encoders:
+        if not isinstance(encoder, ClipModel | PooledVision):
+            return frozenset()
+        resized.add(encoder.preprocess)
+    return frozenset(resized)
 
 
 def decoded_batches(
@@ -267,8 +278,9 @@ def decoded_batches(
         waiting: list[tuple[int, Future[Decoded] | BadSample]] = []
         chosen = range(len(source)) if numbers is None else numbers
         for start in range(0, len(chosen), reading.batch_size):
-            source.read_ahead(chosen[start : start + reading.batch_size])
-            submitted = [(number, submit(number)) for number in chosen[start : start + reading.batch_size]]
+            batch = chosen[start : start + reading.batch_size]
+            source.read_ahead(batch)
+            submitted = list(zip(batch, map(submit, batch), strict=True))
             if waiting:
                 yield results(waiting)
             waiting = submitted  # decoded by the pool while the caller encodes the batch before

@@ -101,4 +101,5 @@ def first_of_each(indices: NDArray[np.int64], groups: NDArray[np.int64], count: 
     """
     # `np.unique` sorts by group; the positions of first occurrences restore the order of interest.
     _, first = np.unique(groups[indices], return_index=True)
-    return [int(index) for index in indices[np.sort(first)[:count]]]
+    chosen: list[int] = indices[np.sort(first)[:count]].tolist()
+    return chosen

@@ -130,7 +130,7 @@ def similarity_maps(image_features: Tensor, patch_tokens: Tensor) -> Tensor:
         (B, N).
     """
     cosines = F.cosine_similarity(patch_tokens.double(), image_features.double()[:, None], dim=-1)
-    return torch.stack([_stretched(row) for row in cosines]).float()
+    return torch.stack(list(map(_stretched, cosines))).float()
 
 
 @torch.no_grad()
@@ -168,9 +168,12 @@ def compute_patch_maps(
     for number, image in enumerate(fitted):
         shown = enlarge(image.numpy())
         maps = [colours[number].numpy()]
-        maps += [magma(heat[number].numpy())[:, :3] for heat in heats]
-        flat = [(255 * values).round().astype(np.uint8) for values in maps]
-        parts = [_on_pixels(values, tower.grid, len(shown)) for values in flat]
+        for heat in heats:
+            maps.append(magma(heat[number].numpy())[:, :3])
+        parts = []
+        for values in maps:
+            flat = (255 * values).round().astype(np.uint8)
+            parts.append(_on_pixels(flat, tower.grid, len(shown)))
         views.append(PatchMaps(shown, parts[0], parts[1], parts[2] if attention else None))
     return views
 
@@ -181,14 +184,14 @@ def pca_sheet(encoder: Any, source: Source, directory: Path, *, num_images: int 
     folder = directory / "pictures"
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
+    views: list[PatchMaps] = []
     if shown:
-        views = compute_patch_maps(encoder, [image for _, image in shown], [key for key, _ in shown])
-    else:
-        views = []
+        keys, images = zip(*shown, strict=True)
+        views = compute_patch_maps(encoder, images, keys)
     for number, view in enumerate(views):
         file = f"pictures/semantic-{number}.png"
         Image.fromarray(view.sheet()).save(directory / file)
-        entries.append(PanelImage(file=file, caption=shown[number][0]))
+        entries.append(PanelImage(file=file, caption=keys[number]))
     note = (
         "Each image as the model gets it; its patches coloured by the first three principal components of their "
         "features, which all images share; the similarity of each patch to the feature of the whole image"
@@ -203,7 +206,7 @@ def pca_sheet(encoder: Any, source: Source, directory: Path, *, num_images: int 
 
 def _first(source: Source, num_images: int) -> Iterator[tuple[str, Image.Image]]:
     decoded = (_decoded(source, number) for number in range(len(source)))
-    return islice((item for item in decoded if item), num_images)
+    return islice(filter(None, decoded), num_images)
 
 
 def _decoded(source: Source, number: int) -> tuple[str, Image.Image] | None:

@@ -32,8 +32,13 @@ def row_blocks(num_rows: int, num_columns: int, max_scores: int = MAX_SCORES) ->
         num_columns: Number of columns.
         max_scores: Largest number of numbers in a block. A block has at least one row.
     """
-    rows = max(1, max_scores // max(1, num_columns))
-    return (slice(start, min(start + rows, num_rows)) for start in range(0, num_rows, rows))
+    return slices(num_rows, max(1, max_scores // max(1, num_columns)))
+
+
+def slices(length: int, size: int) -> Iterator[slice]:
+    """Yield slices of `size` items each, and a last one with the rest."""
+    for start in range(0, length, size):
+        yield slice(start, min(start + size, length))
 
 
 def best_ranks(

@@ -39,7 +39,7 @@ def read_items(directory: Path) -> dict[Key, Accuracy]:
         accuracies = {}
         start = 0
         for key, rows in groupby(names):
-            count = sum(1 for _ in rows)
+            count = len(list(rows))
             accuracies[key] = _accuracy(key[1], table.slice(start, count))
             start += count
         return accuracies

@@ -88,14 +88,14 @@ def check_same_architecture(start: ClipModel, end: ClipModel) -> None:
         second = second_shapes.get(name, "absent")
         if first != second:
             raise UserError(f"{pair}: {name} is {first} in the first, {second} in the second")
-    configs = [_flat_config(model.config) for model in (start, end)]
-    preprocessing = [model.preprocess.model_dump() for model in (start, end)]
-    for facts in (configs, preprocessing):
-        for key in sorted(facts[0].keys() | facts[1].keys()):
-            if facts[0].get(key) != facts[1].get(key):
-                raise UserError(
-                    f"{pair}: {key} is {facts[0].get(key)!r} in the first, {facts[1].get(key)!r} in the second"
-                )
+    _check_same_values(pair, _flat_config(start.config), _flat_config(end.config))
+    _check_same_values(pair, start.preprocess.model_dump(), end.preprocess.model_dump())
+
+
+def _check_same_values(pair: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    for key in sorted(first.keys() | second.keys()):
+        if first.get(key) != second.get(key):
+            raise UserError(f"{pair}: {key} is {first.get(key)!r} in the first, {second.get(key)!r} in the second")
 
 
 def _mix(start: Tensor, end: Tensor, alpha: float) -> Tensor:

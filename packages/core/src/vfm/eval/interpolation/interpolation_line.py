@@ -65,17 +65,26 @@ def evaluate_line(config: Interpolate, ctx: Context, mixed: Callable[[float], Cl
             ):
                 # All gains are relative to the first model of the line.
                 start = first.setdefault(evaluation.name, scores)
-                points = {name: Point.of(score, start[name]) for name, score in scores.items()}
+                points = {}
+                values = {}
+                gains = {}
+                for name, score in scores.items():
+                    point = Point.of(score, start[name])
+                    points[name] = point
+                    values[name] = point.value
+                    if point.gain:
+                        gains[name] = point.gain
                 lines[evaluation.name].append(points)
-                values = {name: point.value for name, point in points.items()}
-                gains = {name: point.gain for name, point in points.items() if point.gain}
                 record = {"alpha": alpha, "eval": evaluation.name, **values, "gains": gains}
                 file.write(json.dumps(record) + "\n")
             ctx.progress(number, len(alphas), "models")
     bands = f"Bands: 95 % intervals of the difference from the model at {alphas[0]:g}, paired by items."
     ends = f"From '{config.start}' (0) to '{config.end}' (1). This stage saves the model at {config.alpha:g}."
     for order, (name, line) in enumerate(lines.items(), start=10):
-        series = [_series(score, alphas, line, score) for score in line[0] if "/" not in score]
+        series = []
+        for score in line[0]:
+            if "/" not in score:
+                series.append(_series(score, alphas, line, score))
         title = f"Interpolated models: {name.replace('_', ' ')}"
         note = f"{ends} {bands}" if any(curve.low for curve in series) else ends
         ctx.panel(LinesPanel(title=title, note=note, order=order, series=series, x_label="alpha", y_label="score"))
@@ -114,17 +123,19 @@ def trade_off_panel(lines: Mapping[str, Line], curve: str, bands: str) -> LinesP
 
 def _series(name: str, x: Sequence[float], line: Line, score: str) -> Series:
     """Build the curve of a score, with a band around it if the scores of all items are known."""
-    points = [by_metric[score] for by_metric in line]
-    first = points[0].value
-    gains = [point.gain for point in points if point.gain]
-    paired = len(gains) == len(points)
-    return Series(
-        name=name,
-        x=[*x],
-        y=[point.value for point in points],
-        low=[first + low for _, low, _ in gains] if paired else None,
-        high=[first + high for _, _, high in gains] if paired else None,
-    )
+    first = line[0][score].value
+    values: list[float | None] = []
+    low: list[float | None] = []
+    high: list[float | None] = []
+    for points in line:
+        point = points[score]
+        values.append(point.value)
+        if point.gain:
+            low.append(first + point.gain[1])
+            high.append(first + point.gain[2])
+    if len(low) < len(line):
+        return Series(name=name, x=[*x], y=values)
+    return Series(name=name, x=[*x], y=values, low=low, high=high)
 
 
 def _scores(evaluation: Evaluation, ctx: Context, encoder: Any) -> Scores:

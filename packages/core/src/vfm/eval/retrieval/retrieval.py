@@ -149,11 +149,13 @@ def _predictions(images: Encoded, captions: CaptionIndex, ranks: RetrievalRanks)
 
 def _rank_facts(ranks: RetrievalRanks) -> dict[str, dict[str, float]]:
     """Compute mean and median rank, counted from 1 as in open_clip."""
-    pairs = {"image_retrieval": ranks.image_retrieval, "text_retrieval": ranks.text_retrieval}
-    return {
-        "mean_rank": {name: float(np.mean(r)) + 1 for name, r in pairs.items()},
-        "median_rank": {name: float(np.floor(np.median(r))) + 1 for name, r in pairs.items()},
-    }
+    means = {}
+    medians = {}
+    for name in ("image_retrieval", "text_retrieval"):
+        ranks_of_name = getattr(ranks, name)
+        means[name] = float(np.mean(ranks_of_name)) + 1
+        medians[name] = float(np.floor(np.median(ranks_of_name))) + 1
+    return {"mean_rank": means, "median_rank": medians}
 
 
 @dataclass(frozen=True)
@@ -175,11 +177,11 @@ class _Examples:
         best = first_of_each(by_rank, self.captions.image, SHOWN)
         worst = first_of_each(by_rank[::-1], self.captions.image, SHOWN)
         lost = np.argsort(-self.ranks.text_retrieval, kind="stable")[:SHOWN]
-        hits = [self._own_image(text) for text in best]
+        hits = list(map(self._own_image, best))
         misses = []
         for text in worst:
             misses += [self._own_image(text), self._first_image(text)]
-        lost_images = [self._with_first_caption(image) for image in lost]
+        lost_images = list(map(self._with_first_caption, lost))
         folder = ctx.directory
         note = "Each caption's own image, then the image that came first instead."
         return [

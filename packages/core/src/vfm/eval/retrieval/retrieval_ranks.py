@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from vfm.eval.encode.ranking import MAX_SCORES, row_blocks, tie_width
+from vfm.eval.encode.ranking import MAX_SCORES, row_blocks, slices, tie_width
 
 TILE_SCORES = 1 << 19  # 256 x 2,048: a tile stays in the processor's cache for all operations on it
 TILE_ASPECT = 8  # texts per image of a tile
@@ -65,10 +65,10 @@ def retrieval_ranks(
         torch.zeros_like(pair_cosines, dtype=torch.int64),
     )
     rows = max(1, isqrt(max_scores // TILE_ASPECT))
-    for some_texts in _slices(len(pair_cosines), max(1, max_scores // rows)):
+    for some_texts in slices(len(pair_cosines), max(1, max_scores // rows)):
         texts = F.normalize(text_features[some_texts], dim=-1)
         image = image_of_text[some_texts]
-        for some_images in _slices(num_images, rows):
+        for some_images in slices(num_images, rows):
             scores = F.normalize(image_features[some_images], dim=-1) @ texts.T
             right = ((image >= some_images.start) & (image < some_images.stop)).nonzero()[:, 0]
             scores[image[right] - some_images.start, right] = -torch.inf  # correct items do not count against the query
@@ -121,10 +121,6 @@ def nearest(queries: Tensor, items: Tensor, k: int, *, max_scores: int = MAX_SCO
         cosines = queries[block] @ items.T / length  # up to a factor for each query
         indices.append(cosines.topk(count, dim=1).indices.cpu().numpy())
     return np.concatenate(indices)
-
-
-def _slices(length: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def _count(mask: Tensor, dim: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from vfm.base import load_function
-from vfm.eval.base import ReadSettings, ResizeMode
+from vfm.eval.base import ReadSettings, ResizeMode, values_of
 from vfm.interfaces import Context, Evaluation, Ref, Seed, VideoClassifier, VideoDataset
 
 
@@ -51,4 +51,4 @@ class VideoEvaluation(Evaluation):
     def scores(self, ctx: Context, encoder: Any) -> dict[str, float]:
         """Compute the value of each metric for a model in training."""
         evaluated = load_function("vfm.eval.video.videos:evaluate_predictors")(self, ctx, {"model": encoder})
-        return {score.metric: score.value for score in evaluated.results["model"].scores}
+        return values_of(evaluated.results["model"].scores)

@@ -29,24 +29,25 @@ def add_class_panel(
     """
     predicted = {}
     recall = {}
-    present = np.unique(labels)
+    counts = np.bincount(labels)
+    present = np.flatnonzero(counts)
     for name, result in results.items():
         guesses = np.asarray(result.predictions["videos"]["predicted"])
         predicted[name] = guesses
-        recall[name] = np.array([100 * (guesses[labels == c] == c).mean() for c in present])
+        recall[f"{name}, % right"] = 100 * (np.bincount(labels, guesses == labels) / np.maximum(1, counts))  # (C,)
     last = list(predicted.values())[-1]
+    by_last_model = list(recall.values())[-1][present]
     rows: list[list[str | float | int | None]] = []
-    for index in np.argsort(recall[list(recall)[-1]], kind="stable")[:CLASSES_SHOWN].tolist():
-        label = int(present[index])
+    for label in present[np.argsort(by_last_model, kind="stable")][:CLASSES_SHOWN].tolist():
         wrong = last[(labels == label) & (last != label)]
         most = int(np.bincount(wrong).argmax()) if len(wrong) else -1
         if most >= 0:
             taken = f"{data.class_names[most]} ({int((wrong == most).sum())})"
         else:
             taken = ""
-        shares = [round(float(values[index]), 1) for values in recall.values()]
-        rows.append([data.class_names[label], int((labels == label).sum()), *shares, taken])
-    columns = ["class", "videos", *(f"{name}, % right" for name in recall), f"taken for, by {list(recall)[-1]}"]
+        shares = [round(float(values[label]), 1) for values in recall.values()]
+        rows.append([data.class_names[label], int(counts[label]), *shares, taken])
+    columns = ["class", "videos", *recall, f"taken for, by {list(predicted)[-1]}"]
     ctx.panel(TablePanel(title="Hardest classes", order=40, columns=columns, rows=rows))
 
 

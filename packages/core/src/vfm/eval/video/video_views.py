@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
@@ -100,10 +100,13 @@ def read_ahead(
         except BadSample as bad:
             return number, bad
 
+    def submit(start: int) -> list[Future[tuple[int, list[NDArray[np.uint8]] | BadSample]]]:
+        return [pool.submit(read, number) for number in numbers[start : start + at_once]]
+
     with ThreadPoolExecutor(threads) as pool:
-        pending = [pool.submit(read, number) for number in numbers[:at_once]]
+        pending = submit(0)
         for start in range(0, len(numbers), at_once):
             # Decode the next list while the caller works on this one.
-            coming = [pool.submit(read, number) for number in numbers[start + at_once : start + 2 * at_once]]
+            coming = submit(start + at_once)
             yield [future.result() for future in pending]
             pending = coming

@@ -112,13 +112,17 @@ def evaluate_predictors(config: VideoEvaluation, ctx: Context, models: Mapping[s
     bad.check(config.reading, len(source), "videos")
     leave_to_first()
     labels = np.array(source.labels)[numbers]
-    keys = [source.keys[number] for number in numbers]
+    rows = source.table.select(["key", "label", "num_frames"]).to_pylist()
+    keys = []
+    digests = []
+    for number in numbers:
+        keys.append(rows[number]["key"])
+        digests.append(item_digest(rows[number], []))
     results = {name: _result(of_model, labels, keys, data, views) for name, of_model in scored.items()}
     if numbers and config.has_something_to_evaluate:
         add_class_panel(ctx, data, labels, results)
         add_strips(ctx, source, numbers, labels, data, *list(results.items())[-1])
-    rows = source.table.select(["key", "label", "num_frames"]).to_pylist()
-    return Evaluated(data_hash(data, [item_digest(rows[number], []) for number in numbers]), results)
+    return Evaluated(data_hash(data, digests), results)
 
 
 def check_clip_rule(config: VideoEvaluation, models: Mapping[str, VideoPredictor]) -> None:
