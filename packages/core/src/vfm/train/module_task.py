@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vfm.base import UserError
 from vfm.data.loading.batch import Batch, SampleDraw
 from vfm.train.task import Metrics, Task, relative_weights
+from vfm.train.trained import trained_parameters
 
 LossFunction = Callable[[Any, Any], Tensor | tuple[Tensor, Mapping[str, Tensor | float]]]
 """`loss(model, batch)` returns a scalar, or a scalar and other metrics by name."""
@@ -42,7 +43,7 @@ class ModuleTask(Task[Any]):
         self.loss = loss
         self.seed = seed
         self.weight = weight
-        self.fixed = [part for part in model.modules() if _is_fixed(part)]
+        self.fixed = list(filter(_is_fixed, model.modules()))
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode of all submodules except the fixed ones."""
@@ -93,8 +94,7 @@ class ModuleTask(Task[Any]):
 
 
 def _is_fixed(part: nn.Module) -> bool:
-    params = list(part.parameters())
-    return bool(params) and not part.training and not any(param.requires_grad for param in params)
+    return bool(list(part.parameters())) and not part.training and not trained_parameters(part)
 
 
 def _scalar(name: str, value: Tensor | float, device: torch.device) -> Tensor:

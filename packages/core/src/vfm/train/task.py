@@ -179,7 +179,8 @@ class Task(nn.Module, Generic[Inputs]):
         names: set[str] = set()
         for prefix, module in self.named_modules():
             if prefix and callable(getattr(module, "no_weight_decay", None)):
-                names.update(f"{prefix}.{name}" for name in module.no_weight_decay())
+                for name in module.no_weight_decay():
+                    names.add(f"{prefix}.{name}")
         return names
 
     def parameter_groups(self) -> list[ParamGroup]:
@@ -231,7 +232,9 @@ class Task(nn.Module, Generic[Inputs]):
     def frozen(self) -> Iterator[Frozen[Any]]:
         """Yield the models held in `Frozen`, here and in submodules."""
         for module in self.modules():
-            yield from (value for value in vars(module).values() if isinstance(value, Frozen))
+            for value in vars(module).values():
+                if isinstance(value, Frozen):
+                    yield value
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the frozen models too when `.to()` or `.cuda()` is called."""

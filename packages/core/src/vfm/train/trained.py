@@ -82,6 +82,11 @@ def prepare_towers(towers: Iterable[TrainedTower], *, seed: int = 0) -> Merge:
     return merge
 
 
+def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """List the parameters of a module that are trained."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
 def train_all(trained: AllWeights, tower: TrainedTower) -> None:
     """Train all weights, except the patch embedding if it is to be frozen.
 
@@ -123,7 +128,7 @@ def train_low_rank(trained: Lora, tower: TrainedTower) -> Merge:
     """
     layers = tower.layers(tower.root)
     tower.freeze(layers)
-    new = [weight for weight in tower.root.parameters() if weight.requires_grad]
+    new = trained_parameters(tower.root)
     changes = LowRank(
         tower.blocks(tower.root),
         rank=trained.rank,
@@ -171,7 +176,8 @@ def parameter_groups(
         for number, names in enumerate(layers):
             scale = tower.trained.lr_scale * tower.trained.layer_decay ** (len(layers) - 1 - number)
             rate = (number, scale, tower.trained.weight_decay, tower.rate)
-            rates |= {id(weights[name]): rate for name in names}
+            for name in names:
+                rates[id(weights[name])] = rate
     separate = any(tower.separate for tower in towers)
     groups: dict[Any, ParamGroup] = {}
     for parameter, decayed in parameters:
@@ -187,8 +193,7 @@ def parameter_groups(
 def keep_frozen_in_eval(module: nn.Module) -> None:
     """Set submodules without trained weights to evaluation mode, so that they have no drop path and keep statistics."""
     for part in module.modules():
-        weights = list(part.parameters())
-        if weights and not any(weight.requires_grad for weight in weights):
+        if list(part.parameters()) and not trained_parameters(part):
             part.eval()
 
 
@@ -199,7 +204,7 @@ def freeze_unused(module: nn.Module, outputs: Callable[[], Sequence[Tensor]]) ->
         module: The module, changed in place.
         outputs: Runs the module and returns the tensors that the losses depend on.
     """
-    trained = [param for param in module.parameters() if param.requires_grad]
+    trained = trained_parameters(module)
     if not trained:
         return
     total: Any = sum(value.float().sum() for value in outputs())

@@ -171,7 +171,7 @@ class Checkpoints:
         Raises:
             UserError: If some processes see no checkpoints, but others do.
         """
-        steps = self.world.gather([step_of(folder) for folder in self.found()])
+        steps = self.world.gather(list(map(step_of, self.found())))
         if any(steps) and not all(steps):
             raise UserError(
                 f"the checkpoints in {self.folder} differ between processes: expected the same steps, got {steps} in"
@@ -203,7 +203,7 @@ class Checkpoints:
             snapshot = self._read(folder)
         except DAMAGED as error:
             problem = str(error) or type(error).__name__
-        problems = [message for message in self.world.gather(problem) if message]
+        problems = list(filter(None, self.world.gather(problem)))
         return (None, problems[0]) if problems else (snapshot, "")
 
     def _folder_of(self, step: int) -> Path:
@@ -239,7 +239,7 @@ class Checkpoints:
                 self._delete_old(snapshot.step)
         except OSError as raised:
             error = raised
-        errors = [raised for raised in self._gather(error) if raised]
+        errors = list(filter(None, self._gather(error)))
         if errors:
             if self.world.is_main:  # free the space, as the disk is probably full
                 self._discard_unfinished()
@@ -252,7 +252,7 @@ class Checkpoints:
         write_shards({part: values for part, values in tensors.items() if part != "best"}, folder, self.group)
         files = sorted(folder.iterdir())
         seen = self._gather([file.name for file in files])
-        if any(names != seen[0] for names in seen):
+        if seen.count(seen[0]) < len(seen):
             raise UserError(f"{self.folder}: every process sees other files there: it must be shared by all machines")
         mine = files[self.world.rank :: self.world.size]
         hashes = {f"{SHARDS}/{file.name}": (file.stat().st_size, hash_file(file)) for file in mine}

@@ -36,7 +36,7 @@ def checkpoint_folder(path: Path, step: int | None) -> Path:
             raise UserError(f"{path}: expected a folder step-NUMBER, as the training has named it")
     else:
         checkpoints = checkpoints_in(path / KEPT_FOLDER)
-    steps = [step_of(folder) for folder in checkpoints]
+    steps = list(map(step_of, checkpoints))
     if not checkpoints:
         raise UserError(
             f"{path}: no checkpoint was kept there; set checkpoint.keep_state: true in that training, and run it again"

@@ -22,6 +22,7 @@ from vfm.train.optim.ema import Ema
 from vfm.train.optim.optim import build_optimizer
 from vfm.train.optim.precision import AUTOCAST
 from vfm.train.task import Metrics, Task
+from vfm.train.trained import trained_parameters
 
 DEVICE = "cpu"  # contentless too, but unlike `meta` it has the fused optimizer kernels
 
@@ -62,7 +63,7 @@ class _Step:
         for frozen in task.frozen():
             held += [*frozen.module.parameters(), *frozen.module.buffers()]
         weights = counter.hold(held)
-        trained = [parameter for parameter in task.parameters() if parameter.requires_grad]
+        trained = trained_parameters(task)
         with counter:
             optimizer = build_optimizer(task, config.optimizer, config.lr)
             state = _state_bytes(optimizer, trained)
@@ -80,7 +81,11 @@ class _Step:
             flops = runs.flops
             optimizer.step()
         assert average is None or average.average
-        gradients = sum(parameter.nbytes for parameter in trained)
+        gradients = 0
+        num_trained = 0
+        for parameter in trained:
+            gradients += parameter.nbytes
+            num_trained += parameter.numel()
         fixed = weights + gradients + state + averaged
         shards = 1
         if config.runtime.parallel == "fsdp":
@@ -98,7 +103,7 @@ class _Step:
         best = weights if config.evaluation.keep_best else 0
         return Cost(
             parameters=sum(numbers.values()),
-            trained=sum(parameter.numel() for parameter in trained),
+            trained=num_trained,
             memory=memory,
             flops=float(flops) * config.num_steps * config.runtime.processes,
             disk=saved + num_checkpoints * (saved + state + best),

@@ -145,15 +145,16 @@ class MetricsLog:
         memory = round(memory_gib(self.world.device), 3)
         # The slowest process holds up all others, so the log has the largest share of any process.
         by_rank = self.world.gather((waited / seconds, paused / seconds, memory))
+        data_waits, checkpoint_waits, sizes = zip(*by_rank, strict=True)
         speed = {
             "train/samples_per_second": round(samples / seconds, 2),
-            "train/data_wait_pct": round(100 * max(share for share, _, _ in by_rank), 1),
-            "train/checkpoint_wait_pct": round(100 * max(share for _, share, _ in by_rank), 1),
+            "train/data_wait_pct": round(100 * max(data_waits), 1),
+            "train/checkpoint_wait_pct": round(100 * max(checkpoint_waits), 1),
             **self.throughput.reached(steps, seconds),
-            "sys/mem_gib": max(size for _, _, size in by_rank),
+            "sys/mem_gib": max(sizes),
         }
-        if len(by_rank) > 1:
-            for rank, (_, _, size) in enumerate(by_rank):
+        if len(sizes) > 1:
+            for rank, size in enumerate(sizes):
                 speed[f"sys/mem_gib/{rank}"] = size
         return speed
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vfm.base import UserError
+from vfm.data.indexing.indexing import most_common
 from vfm.data.loading.batch import Batch
 from vfm.interfaces import Context, Training
 from vfm.statistics import wilson_interval
@@ -44,7 +45,7 @@ class FiniteGuard:
             values: Tensors that must be finite.
             losses: (keys, loss) of each micro-batch, by which the samples are identified later.
         """
-        finite = torch.stack([torch.isfinite(value) for value in values]).all()
+        finite = torch.stack(list(map(torch.isfinite, values))).all()
         # Computed on the device, where a condition in Python would wait for it.
         self.first = torch.where((self.found_inf == 0) & ~finite, torch.full_like(self.first, step), self.first)
         self.found_inf = torch.maximum(self.found_inf, (~finite).float())
@@ -76,9 +77,10 @@ class FiniteGuard:
                 with_bad_loss += batch_keys
         by_rank = self.world.gather((with_bad_loss, every))
         # With finite losses it is the gradient that overflowed, which may be due to any sample of the step.
-        is_bad_loss = any(bad for bad, _ in by_rank)
+        keys_with_bad_loss, all_keys = zip(*by_rank, strict=True)
+        is_bad_loss = any(keys_with_bad_loss)
         what = "the loss" if is_bad_loss else "the gradient"
-        suspects = [bad if is_bad_loss else all_keys for bad, all_keys in by_rank]
+        suspects = keys_with_bad_loss if is_bad_loss else all_keys
         keys = list(dict.fromkeys(chain.from_iterable(suspects)))
         where = ", ".join(keys[:NAMED])
         if len(keys) > NAMED:
@@ -122,15 +124,20 @@ def check_weights(task: nn.Module, stage: str, world: DistributedWorld) -> None:
 
 
 def _not_finite(task: nn.Module) -> str:
-    values = {name: value for name, value in task.state_dict().items() if value.is_floating_point()}
-    if not values:
+    names = []
+    finite = []
+    for name, value in task.state_dict().items():
+        if value.is_floating_point():
+            names.append(name)
+            finite.append(value.isfinite().all())
+    if not names:
         return ""
-    finite = torch.stack([value.isfinite().all() for value in values.values()]).tolist()
-    wrong = [name for name, is_finite in zip(values, finite, strict=True) if not is_finite]
+    flags = torch.stack(finite).tolist()  # one read for all tensors, as each would wait for the device
+    wrong = [name for name, is_finite in zip(names, flags, strict=True) if not is_finite]
     if not wrong:
         return ""
     return (
-        f"{len(wrong)} of {len(values)} trained tensors contain NaN or infinity, the first is {wrong[0]}; they are not"
+        f"{len(wrong)} of {len(names)} trained tensors contain NaN or infinity, the first is {wrong[0]}; they are not"
         " exported"
     )
 
@@ -187,7 +194,7 @@ class SkippedSamples:
         last = step >= self.plan.num_steps
         share = self.reads / reads if last else wilson_interval(self.reads, reads)[0]
         if share > self.plan.loading.max_bad_fraction:
-            reasons = ", ".join(f"{reason} ({count})" for reason, count in self.counts.most_common(3))
+            reasons = most_common(self.counts)
             reason, where = new[-1]
             raise UserError(
                 f"{self.ctx.stage}: {self.reads} of {reads} reads failed, of {self.counts.total()} samples: {reasons};"

@@ -19,6 +19,7 @@ from vfm.train.loop.curves import memory_gib
 from vfm.train.optim.ema import Ema
 from vfm.train.parallel.dist import DistributedWorld
 from vfm.train.task import Task
+from vfm.train.trained import trained_parameters
 
 GIB = 2**30
 
@@ -67,7 +68,6 @@ def memory_explained(held: Held, plan: Training, ctx: Context, world: Distribute
 
 def memory_parts(held: Held, world: DistributedWorld) -> dict[str, float]:
     """Measure the GiB of each kind of tensor in this process. `activations` are the rest of the peak."""
-    params = list(held.task.parameters())
     state: list[Any] = []
     for values in held.optimizer.state.values():
         state += values.values()
@@ -75,8 +75,8 @@ def memory_parts(held: Held, world: DistributedWorld) -> dict[str, float]:
     for model in held.task.frozen():
         frozen += model.module.parameters()
     parts = {
-        "weights": _gib([*params, *held.task.buffers(), *frozen]),
-        "gradients": _gib(param for param in params if param.requires_grad),
+        "weights": _gib([*held.task.parameters(), *held.task.buffers(), *frozen]),
+        "gradients": _gib(trained_parameters(held.task)),
         "optimizer": _gib(value for value in state if isinstance(value, Tensor)),
         "averages": _gib(held.ema.average.values() if held.ema else ()),
     }
@@ -128,8 +128,11 @@ def _refusal(plan: Training, **changes: object) -> str:
 
 
 def _gib(tensors: Iterable[Tensor]) -> float:
-    local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors)
-    return sum(tensor.numel() * tensor.element_size() for tensor in local) / GIB
+    total = 0
+    for tensor in tensors:
+        local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        total += local.nbytes
+    return total / GIB
 
 
 def _write(file: Path, facts: dict[str, Any], world: DistributedWorld) -> None:

@@ -35,20 +35,26 @@ def charts_of(lines: list[dict[str, Any]]) -> list[LinesPanel]:
     """Draw charts from lines of metrics, each with its `step`, its `split` and values by name."""
     rows = [line for line in lines if line["split"] == "train"]
     rows = rows[:: -(-len(rows) // MAX_POINTS) or 1]  # rounded up, so that at most MAX_POINTS remain
-    names = _values(rows)
-    losses = [name for name in names if name.endswith("loss")]
+    losses = []
+    others = []
+    for name in _values(rows):
+        if name.endswith("loss"):
+            losses.append(name)
+        elif name not in (GRADIENT_NORM, LEARNING_RATE):
+            others.append(name)
     losses.sort(key=lambda name: name != LOSS)  # the total loss first, so that it gets the main colour
     # A loss with one part is logged twice, as total and as part. Draw one curve, with the name of the part.
     distinct = {tuple(row.get(name) for row in rows): name for name in losses}
-    rest = [name for name in names if name not in (*losses, GRADIENT_NORM, LEARNING_RATE)]
     note = "Mean over the steps between two points, or the value at a point, of what is computed for the log only."
+    spikes = "Before clipping. A steady climb or spikes precede divergence."
     charts = [
-        ("Training loss", 10, list(distinct.values()), note),
-        ("Gradient norm", 11, [GRADIENT_NORM], "Before clipping. A steady climb or spikes precede divergence."),
-        ("Learning rate", 12, [LEARNING_RATE], ""),
-        *((in_words(family).capitalize(), 13, parts, note) for family, parts in _families(rest).items()),
+        _chart(rows, "Training loss", 10, list(distinct.values()), note),
+        _chart(rows, "Gradient norm", 11, [GRADIENT_NORM], spikes),
+        _chart(rows, "Learning rate", 12, [LEARNING_RATE], ""),
     ]
-    return [*(_chart(rows, *chart) for chart in charts), *_score_charts(lines)]
+    for family, parts in _families(others).items():
+        charts.append(_chart(rows, in_words(family).capitalize(), 13, parts, note))
+    return [*charts, *_score_charts(lines)]
 
 
 def in_words(name: str) -> str:

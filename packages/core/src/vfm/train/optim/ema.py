@@ -18,9 +18,13 @@ class Ema:
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        self.weights: dict[str, nn.Parameter] = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        self.average: dict[str, Tensor] = {name: param.detach().clone() for name, param in self.weights.items()}
+        self.weights: dict[str, nn.Parameter] = {}
+        self.average: dict[str, Tensor] = {}
         self.decay = decay
+        for name, param in module.named_parameters():
+            if param.requires_grad:
+                self.weights[name] = param
+                self.average[name] = param.detach().clone()
 
     def update(self, step: int) -> None:
         """Add the weights after optimizer step `step` (the first is 0) to the average."""

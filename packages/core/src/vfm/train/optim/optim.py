@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from inspect import signature
-from itertools import chain
 from typing import Any
 
 import torch
@@ -92,12 +91,12 @@ def check_optimizer(config: Optimizer) -> None:
     Raises:
         UserError: If the optimizer does not work with its settings.
     """
-    params = [torch.nn.Parameter(torch.ones(shape)) for shape in ((2, 2), (2,))]
-    # A matrix and a vector, since some optimizers treat them differently.
-    groups = [{"params": [param], "lr_scale": 1.0, "weight_decay": 0.1} for param in params]
-    optimizer: torch.optim.Optimizer = config.build(groups, 0.1)
-    for param in params:
+    groups = []
+    for shape in ((2, 2), (2,)):  # a matrix and a vector, since some optimizers treat them differently
+        param = torch.nn.Parameter(torch.ones(shape))
         param.grad = torch.ones_like(param)
+        groups.append({"params": [param], "lr_scale": 1.0, "weight_decay": 0.1})
+    optimizer: torch.optim.Optimizer = config.build(groups, 0.1)
     try:
         step_if_finite(optimizer, torch.zeros(()))
     except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -124,26 +123,31 @@ def build_optimizer(task: Task[Any], config: Optimizer, lr: float) -> torch.opti
     Raises:
         ValueError: If the groups lack a trained parameter, or have a parameter that the task does not own.
     """
-    groups = task.parameter_groups()
-    grouped = chain.from_iterable(group.params for group in groups)
-    _check_groups(task, {id(param) for param in grouped})
+    grouped: set[int] = set()
     torch_groups = []
-    for group in groups:
+    for group in task.parameter_groups():
+        grouped.update(map(id, group.params))
         decay = config.weight_decay if group.weight_decay is None else group.weight_decay
         torch_groups.append(
             {"params": group.params, "lr_scale": group.lr_scale, "rate": group.rate, "weight_decay": decay}
         )
+    _check_groups(task, grouped)
     optimizer: torch.optim.Optimizer = config.build(torch_groups, lr)
     return optimizer
 
 
 def _check_groups(task: Task[Any], grouped: set[int]) -> None:
     """Check the groups, as a missing parameter would silently stay unchanged, and a foreign one would not be saved."""
-    owned = {id(param): name for name, param in task.named_parameters() if param.requires_grad}
-    left_out = [name for key, name in owned.items() if key not in grouped]
+    owned = set()
+    left_out = []
+    for name, param in task.named_parameters():
+        if param.requires_grad:
+            owned.add(id(param))
+            if id(param) not in grouped:
+                left_out.append(name)
     if left_out:
         raise ValueError(f"{type(task).__name__}.parameter_groups() leaves out {', '.join(left_out[:5])}")
-    if grouped - set(owned):
+    if grouped - owned:
         raise ValueError(f"{type(task).__name__}.parameter_groups() has parameters that the task does not own")
 
 

@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from vfm.train.trained import trained_parameters
+
 Precision = Literal["auto", "fp32", "amp_bf16", "amp_fp16", "amp_fp8", "bf16"]
 MATRICES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 AUTOCAST = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16, "amp_fp8": torch.bfloat16, "bf16": torch.bfloat16}
@@ -79,9 +81,12 @@ class FullWeights:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.params = [param for param in module.parameters() if param.requires_grad]
-        self.full = [param.data for param in self.params]
-        self.rounded = [param.data.bfloat16() for param in self.params]
+        self.params = trained_parameters(module)
+        self.full = []
+        self.rounded = []
+        for param in self.params:
+            self.full.append(param.data)
+            self.rounded.append(param.data.bfloat16())
         self._give(self.rounded)
 
     @contextmanager
@@ -123,12 +128,13 @@ class RoundedMatrices:
         params: dict[int, nn.Parameter] = {}  # by id, since layers may share parameters
         for module in modules:
             for layer in module.modules():
-                if isinstance(layer, MATRICES):
-                    params |= {id(param): param for param in layer.parameters(recurse=False)}
-        self.params = [param for param in params.values() if param.dtype == torch.float32]
-        # On the CPU, since the point of rounding is to free memory of the device.
-        self.full = [param.data.cpu() for param in self.params]
+                for param in layer.parameters(recurse=False):
+                    if isinstance(layer, MATRICES) and param.dtype == torch.float32:
+                        params[id(param)] = param
+        self.params = list(params.values())
+        self.full = []
         for param in self.params:
+            self.full.append(param.data.cpu())  # since the point of rounding is to free memory of the device
             param.data = param.data.to(dtype)
 
     def end(self) -> None:

@@ -40,14 +40,16 @@ def load_model(module: nn.Module, tensors: dict[str, Tensor], where: str) -> Non
         UserError: If the state belongs to another model, as `continue_from` may name one. The message has the first
             weight that differs.
     """
-    first: dict[int, str] = {}
-    state = module.state_dict(keep_vars=True)
-    names = {name: first.setdefault(id(value), name) for name, value in state.items()}
-    expected = {key: state[key] for key in names.values()}
-    difference = _difference({key: value.shape for key, value in expected.items()}, tensors)
+    first_names: dict[int, str] = {}
+    keys: dict[str, str] = {}
+    shapes: dict[str, torch.Size] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        keys[name] = first_names.setdefault(id(value), name)
+        shapes.setdefault(keys[name], value.shape)
+    difference = _difference(shapes, tensors)
     if difference:
         raise UserError(f"{where}: the state is of another model, or of another update of it: {difference}")
-    module.load_state_dict({name: tensors[key] for name, key in names.items()}, strict=True)
+    module.load_state_dict({name: tensors[key] for name, key in keys.items()}, strict=True)
 
 
 def _difference(expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> str:
@@ -84,9 +86,12 @@ def as_saved(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tenso
     params = dict(module.named_parameters())
     state = module.state_dict()
     wider = {name: value for name, value in values.items() if value.shape == params[name].shape != state[name].shape}
+    saved = dict(values)
     with _in_place_of_weights(module, wider):
         state = module.state_dict()
-    return {**values, **{name: state[name] for name in wider}}
+    for name in wider:
+        saved[name] = state[name]
+    return saved
 
 
 def as_stored(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -104,15 +109,15 @@ def as_stored(module: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tens
 
 @contextmanager
 def _in_place_of_weights(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
-    params = {name: param for name, param in module.named_parameters() if name in values}
-    weights = {name: param.data for name, param in params.items()}
+    params = dict(module.named_parameters())
+    weights = {name: params[name].data for name in values}
     try:
-        for name, param in params.items():
-            param.data = values[name]
+        for name, value in values.items():
+            params[name].data = value
         yield
     finally:
-        for name, param in params.items():
-            param.data = weights[name]
+        for name, weight in weights.items():
+            params[name].data = weight
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, Tensor]:
@@ -138,7 +143,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors:
         tensors: Result of `optimizer_tensors`.
     """
     names = {id(param): name for name, param in module.named_parameters()}
-    order = [names[id(param)] for param in parameters_of(optimizer)]
     by_key: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for full_name, value in tensors.items():
         name, _, key = full_name.rpartition("/")
@@ -147,5 +151,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, tensors:
     for key, values in by_key.items():
         for name, value in as_stored(module, values).items():
             state[name][key] = value
-    by_index = {index: state[name] for index, name in enumerate(order) if name in state}
+    by_index = {}
+    for index, param in enumerate(parameters_of(optimizer)):
+        name = names[id(param)]
+        if name in state:
+            by_index[index] = state[name]
     optimizer.load_state_dict({"state": by_index, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -22,7 +22,7 @@ def blocks(module: nn.Module) -> list[nn.Module]:
         else:
             parts = []
         # A list of one element, or of different layers such as a stem, gains nothing from being a unit.
-        if container in inside or len(parts) < 2 or len({type(part) for part in parts}) > 1:
+        if container in inside or len(parts) < 2 or len(set(map(type, parts))) > 1:
             continue
         for part in parts:
             inside.update(part.modules())

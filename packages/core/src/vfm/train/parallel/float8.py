@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import chain
 from typing import Any
 
 import torch
@@ -59,16 +58,21 @@ def float8_products(task: Task[Any], ctx: Context, world: DistributedWorld) -> I
             f" {torch.cuda.get_device_name(device)} has less; use amp_bf16"
         )
     template = _template(device)
-    layers = chain.from_iterable(block.modules() for block in blocks(task))
-    linear = [layer for layer in layers if type(layer) is nn.Linear]
-    suitable = [layer for layer in linear if not (layer.in_features % MULTIPLE or layer.out_features % MULTIPLE)]
+    num_linear = 0
+    suitable = []
+    for block in blocks(task):
+        for layer in block.modules():
+            if type(layer) is nn.Linear:
+                num_linear += 1
+                if layer.in_features % MULTIPLE == layer.out_features % MULTIPLE == 0:
+                    suitable.append(layer)
     if not suitable:
         raise UserError(
             f"{ctx.stage}: precision: amp_fp8 needs linear layers in blocks, of widths that are multiples of"
-            f" {MULTIPLE}; {type(task).__name__} has {len(linear)} linear layers in blocks, none of such widths"
+            f" {MULTIPLE}; {type(task).__name__} has {num_linear} linear layers in blocks, none of such widths"
         )
     if world.is_main:
-        ctx.log(f"fp8: {len(suitable)} of {len(linear)} linear layers in blocks")
+        ctx.log(f"fp8: {len(suitable)} of {num_linear} linear layers in blocks")
     settings = {name: value for name, value in vars(template).items() if name not in vars(suitable[0])}
     # The class is replaced, not the layer: the optimizer, DDP, hooks of padded widths and checkpoints know the layer.
     converted = _only_in_training(type(template))

@@ -50,7 +50,7 @@ def _gather(bucket: list[tuple[str, DTensor]]) -> Iterator[tuple[str, Tensor]]:
     local = torch.cat(parts)
     whole = local.new_empty(size * len(local))
     dist.all_gather_into_tensor(whole, local, group=group)
-    columns = torch.split(whole.view(size, -1), [len(part) for part in parts], dim=1)
+    columns = torch.split(whole.view(size, -1), list(map(len, parts)), dim=1)
     for (name, value), column in zip(bucket, columns, strict=True):
         # A copy, as a view of a single number per process would not be contiguous, and would keep the bucket alive.
         rows = column.clone(memory_format=torch.contiguous_format).view(-1, *value.shape[1:])

@@ -46,7 +46,8 @@ def hollow_copy(task: T, device: torch.device) -> tuple[T, dict[nn.Parameter, nn
     shared: dict[int, Any] = {}
     for held in task.frozen():
         shared[id(held)] = held
-        shared |= {id(module): module for module in held.module.modules()}
+        for module in held.module.modules():
+            shared[id(module)] = module
     sources = {}
     for param in task.parameters():
         new = nn.Parameter(hollow(param, device), requires_grad=param.requires_grad)

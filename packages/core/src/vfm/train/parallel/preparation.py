@@ -89,7 +89,9 @@ def _blocks(task: Task[Any], ctx: Context, setting: str, *frozen: nn.Module) -> 
     """
     composite = []
     for model in (task, *frozen):
-        composite += [block for block in blocks(model) if list(block.children())]
+        for block in blocks(model):
+            if list(block.children()):
+                composite.append(block)
     if not composite:
         raise UserError(f"{ctx.stage}: runtime.{setting}: {type(task).__name__} has no list of equal blocks")
     return composite

@@ -168,11 +168,12 @@ class Sharded(Alone[Inputs]):
             known = unchanged(sources)
         agreed = torch.tensor(known, dtype=torch.int32, device=self.world.device)
         dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
-        return {
-            source: stored
-            for source, is_known in zip(sources, agreed.tolist(), strict=True)
-            if is_known and (stored := stored_weight(source))
-        }
+        found = {}
+        for source, is_known in zip(sources, agreed.tolist(), strict=True):
+            stored = stored_weight(source)
+            if is_known and stored:
+                found[source] = stored
+        return found
 
     def _read_part(self, param: nn.Parameter, stored: StoredWeight) -> None:
         """Read the rows that FSDP leaves to this process. The other rows of the weight have no values."""
