@@ -169,7 +169,9 @@ def parameter_groups(
     """
     rates: dict[int, tuple[int, float, float | None, Any]] = {}
     last = 0
+    separate = False
     for tower in towers:
+        separate = separate or tower.separate
         weights = dict(tower.root.named_parameters())
         layers = tower.layers(tower.root)
         last = max(last, len(layers) - 1)
@@ -178,7 +180,6 @@ def parameter_groups(
             rate = (number, scale, tower.trained.weight_decay, tower.rate)
             for name in names:
                 rates[id(weights[name])] = rate
-    separate = any(tower.separate for tower in towers)
     groups: dict[Any, ParamGroup] = {}
     for parameter, decayed in parameters:
         if parameter.requires_grad:

@@ -134,6 +134,7 @@ def folder_maps(images: str, maps: str, classes: Classes) -> LabelMaps:
         maps: Folder of the maps.
         classes: Names of the classes by value.
     """
+    # Values without a class are not allowed, so that maps of another dataset are reported.
     values = [NOT_ALLOWED] * (max(classes.ids, default=-1) + 1)
     names: list[str] = []
     ids: list[int] = []

@@ -69,7 +69,8 @@ def write_choices(directory: Path, choices: Iterable[Choice]) -> ChoiceDataset:
     with pq.ParquetWriter(directory / CHOICES_FILE, SCHEMA, write_page_checksum=True) as writer:
         while rows := list(islice(iterator, ROWS_PER_GROUP)):
             writer.write_table(pa.Table.from_pylist(list(map(vars, rows)), SCHEMA))
-            patterns |= dict.fromkeys(row.pattern for row in rows)
+            for row in rows:
+                patterns[row.pattern] = None
             count += len(rows)
     return ChoiceDataset.create(directory, num_pairs=count, patterns=list(patterns))
 

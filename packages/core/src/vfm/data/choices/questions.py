@@ -103,11 +103,12 @@ def write_questions(directory: Path, images: Iterable[bytes], questions: Sequenc
                 writer.write_batch(pa.record_batch([pa.array(part, pa.large_binary())], schema=IMAGES))
                 part = []
         writer.write_batch(pa.record_batch([pa.array(part, pa.large_binary())], schema=IMAGES))
+    families: dict[str, None] = {}
     for question in questions:
         if not 0 <= question.image < count:
             raise ValueError(f"{question.key}: expected one of {count} images")
+        families[question.family] = None
     table = pa.Table.from_pylist(list(map(vars, questions)), QUESTIONS)
-    families = dict.fromkeys(question.family for question in questions)
     pq.write_table(table, directory / QUESTIONS_FILE, write_page_checksum=True)
     return QuestionDataset.create(
         directory,

@@ -133,7 +133,7 @@ class _MixedOrder:
 
     def __call__(self, start: int, stop: int) -> NDArray[np.int64]:
         """List the sample numbers at positions `start` to `stop` of the stream."""
-        return np.array([number for _, number in self.of_epochs(start, stop)], dtype=np.int64)
+        return np.array(self.of_epochs(start, stop), dtype=np.int64).reshape(-1, 2)[:, 1]
 
     def of_epochs(self, start: int, stop: int) -> list[tuple[int, int]]:
         """List the samples at positions `start` to `stop` as (epoch of the source, sample number)."""

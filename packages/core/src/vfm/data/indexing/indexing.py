@@ -144,6 +144,7 @@ class Indexing:
         """Yield an account without units of each file that was not opened, since enough samples came before it."""
         if not self.num_samples:
             return
+        # Addresses, since a file may be listed by a relative path and a shard by an absolute one.
         addresses = set()
         for shard in self.shards:
             addresses.add(address_in(shard.path, directory))

@@ -37,7 +37,7 @@ def open_torchvision(name: str, root: str, split: str) -> Any:
     """
     import torchvision.datasets as sets  # an optional extra; it imports torch
 
-    known: dict[str, Any] = {key: kind for key, kind in vars(sets).items() if inspect.isclass(kind)}
+    known: dict[str, Any] = dict(inspect.getmembers(sets, inspect.isclass))
     if name not in known:
         raise UserError(f"torchvision has no dataset '{name}'{did_you_mean(name, known)}")
     kind = known[name]

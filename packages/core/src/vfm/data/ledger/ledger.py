@@ -63,8 +63,8 @@ class LedgerWriter:
         except ValueError as error:
             raise UserError(f"{account.source}: {account.unit} {error}; please report this") from None
         numbers = np.bincount(runs.codes, runs.stops - runs.starts, minlength=len(runs.uses)).astype(int).tolist()
-        used = {use: number for use, number in zip(runs.uses, numbers, strict=True) if number}
-        self.totals.setdefault(account.unit, Counter()).update(used)
+        totals = self.totals.setdefault(account.unit, Counter())
+        totals += Counter(dict(zip(runs.uses, numbers, strict=True)))  # unlike `update`, without uses of no unit
         count = len(runs.starts)
         columns = [
             _repeated(redacted(self._address(account.source)), count),

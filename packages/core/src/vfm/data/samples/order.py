@@ -95,7 +95,7 @@ class SampleOrder:
 
     def __call__(self, start: int, stop: int) -> Integers:
         """List the sample numbers at positions `start` to `stop` of the stream."""
-        return np.array([number for _, number in self.of_epochs(start, stop)], dtype=np.int64)
+        return np.array(self.of_epochs(start, stop), dtype=np.int64).reshape(-1, 2)[:, 1]
 
     def of_epochs(self, start: int, stop: int) -> list[tuple[int, int]]:
         """List the samples at positions `start` to `stop` as (epoch, sample number)."""

@@ -120,8 +120,9 @@ class StreamOrder:
 
     def __call__(self, start: int, stop: int) -> NDArray[np.int64]:
         """List the sample numbers at positions `start` to `stop` of the stream."""
-        places = map(self.lanes.place, range(start, stop))
-        return np.array([position * self.lanes.most + lane for lane, position in places], dtype=np.int64)
+        places = list(map(self.lanes.place, range(start, stop)))
+        lanes, positions = np.array(places, dtype=np.int64).reshape(-1, 2).T
+        return np.asarray(positions * self.lanes.most + lanes)
 
     def of_epochs(self, start: int, stop: int) -> list[tuple[int, int]]:
         """List the samples at positions `start` to `stop` as (seed, sample number)."""

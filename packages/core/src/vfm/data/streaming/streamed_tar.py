@@ -29,8 +29,7 @@ class StreamedTar(TarShard):
 
     def __init__(self, shard: Shard, spec: DatasetSpec, name: str | None = None) -> None:
         extensions = spec.image_key.split(",") if spec.image_key else IMAGE_EXTENSIONS
-        images = {extension.strip().lower() for extension in extensions}
-        self.content = TarContent(shard.path, slots_of(spec), images)
+        self.content = TarContent(shard.path, slots_of(spec), set(extensions))
         self._rows = _Rows(self.content)
         scan = cast("Any", self._rows)
         super().__init__(shard.path, shard.size, spec, scan=scan, version=shard.mtime, name=name)

@@ -77,6 +77,7 @@ def render_captions(images: Path, world: World, seed: int, start: int, stop: int
     source = open_dataset(Pool.load(images, verify=False))
     first = source[0].key
     offset = start - int(first) if first.isdigit() else 0
+    # Keys are read too, so that images of another range are noticed.
     drawn = {}
     for number in range(max(0, offset), min(offset + stop - start, len(source))):
         sample = source[number]

@@ -130,6 +130,7 @@ def write_image_lists(directory: Path, entries: Iterable[ImageEntry], spec: Data
         UserError: If the address of an image has credentials. They would stay in the list.
     """
     directory.mkdir(parents=True, exist_ok=True)
+    # Types are given, as a list of images without labels or problems has columns of nulls only.
     fields = {"key": pa.string(), "image": pa.string(), "label": pa.int32(), "reason": pa.string()}
     if spec.columns:
         fields["columns"] = pa.string()

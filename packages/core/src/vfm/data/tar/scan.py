@@ -79,8 +79,7 @@ def scan_tar(
     Raises:
         UserError: If the file is not an uncompressed tar.
     """
-    images = {extension.strip().lower() for extension in image_extensions}
-    content = TarContent(path, slots, images)
+    content = TarContent(path, slots, set(image_extensions))
     with open_tar(path, size) as stream:
         members = TarMembers(stream, path)
         starts, owners, owner = content.starts, content.owners, None
@@ -136,6 +135,7 @@ class TarContent:
     unread: dict[int, str] = field(default_factory=dict)  # range of each member without a slot -> its name
 
     def __post_init__(self) -> None:
+        self.images = {extension.strip().lower() for extension in self.images}
         self.slot_of = {name: index for index, name in enumerate(self.slots) if index}
         self.slot_of |= dict.fromkeys(self.images, 0)
 

@@ -130,7 +130,7 @@ def _by_time(
     for group, (key, wanted) in enumerate(groups.items()):
         if group or key:  # the first group may start at the beginning of the file, without a seek
             container.seek(facts.key_times[key], stream=stream, backward=True)
-        times = {facts.time_of(number): number for number in wanted}
+        times = dict(zip(map(facts.time_of, wanted), wanted, strict=True))
         last = wanted[-1]
         left = len(wanted)
         for packet in container.demux(stream):

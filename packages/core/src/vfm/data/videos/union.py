@@ -50,6 +50,7 @@ def join_videos(config: VideoUnion, ctx: Context) -> VideoDataset:
             # Paths in the index are relative to the folder of their dataset.
             if "://" not in path:
                 path = str(source.directory / path)
+            # Counted here, since `unusual` of the parts includes the videos that are left out.
             unusual["variable_rate"] += row["variable_rate"]
             unusual["rotated"] += bool(row["rotation"])
             rows.append({**row, "path": path, "label": labels[row["label"]], "key": f"{part.path.name}/{row['key']}"})

@@ -178,6 +178,7 @@ def _chunk_logits(
         num_images.append(len(item_images))
         all_texts += [prompt + text for text in item.statements]
         num_texts.append(len(item.statements))
+    # A batch for each item would be too small for a GPU, so the features of all items are split afterwards.
     image_features = torch.split(model.encode_images(all_images, batch_size), num_images)  # (I, D) of each item
     text_features = torch.split(encode_texts(model, all_texts, batch_size, name), num_texts)  # (S, D) of each item
     scale = logit_scale(model)

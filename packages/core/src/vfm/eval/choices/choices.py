@@ -134,6 +134,7 @@ def score_choices(
     group_right = {}
     correct = {}
     for name in encoders:
+        # Items differ in their numbers of images and statements, so each is scored alone.
         outcomes = []
         for logits, right in zip(choices.logits[name], rights, strict=True):
             outcome = choose(logits[None], right)

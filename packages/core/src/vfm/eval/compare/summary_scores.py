@@ -133,6 +133,7 @@ def mean_over(scored: Sequence[ReportScore], name: str) -> tuple[list[Metric], l
     metrics = []
     comparisons = []
     for model in scored[0].values:
+        # Means of different datasets cannot be compared, so a model that some report lacks has none.
         if len(values[model]) < len(scored):
             continue
         mean = Estimate.over_sets(values[model])

@@ -169,6 +169,7 @@ def choose_shapes(
             lacking.append(name)
     chosen = set(config.shapes or data.labels)
     if lacking:
+        # Only a shape that the user has named is an error; by default, what all models have is compared.
         if config.shapes and "masks" in chosen:
             raise UserError(f"{lacking[0]}: shapes has masks, its predictions have boxes only")
         chosen.discard("masks")

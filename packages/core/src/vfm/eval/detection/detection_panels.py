@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from vfm.data import BadSample
 from vfm.data.annotated import AnnotatedSource
+from vfm.eval.base import values_of
 from vfm.eval.dense.dense_panels import GAP, NUM_IMAGES, class_table, join
 from vfm.eval.dense.object_drawing import SHOWN_SIDE, draw_objects
 from vfm.eval.dense.stages import Detection
@@ -61,8 +62,7 @@ def _rule_panel(
     rows: list[list[str | float | int | None]] = []
     for name, by_shape in scored.items():
         for scores in by_shape:
-            values = {score.metric: score for score in scores.scores()}
-            average_recall = values[f"{PREFIX[scores.shape]}_ar"].value
+            average_recall = values_of(scores.scores())[f"{PREFIX[scores.shape]}_ar"]
             recalls = scores.recalls()
             shares = [round(100 * value, 1) for value in (recalls[1], recalls[10], average_recall)]
             rows.append([name, scores.shape, *shares])

@@ -108,7 +108,9 @@ def report_models(
     Raises:
         LeftToFirst: In all processes but the first.
     """
-    checkpoints = {short_name(ref): ctx.load(ref) for ref in config.models}
+    checkpoints = {}
+    for ref in config.models:
+        checkpoints[short_name(ref)] = ctx.load(ref)
     with distributed(config.runtime) as world, sharing(world):
         models = {}
         for name, checkpoint in checkpoints.items():

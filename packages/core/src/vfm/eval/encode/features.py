@@ -95,6 +95,7 @@ def encode_dataset(
     """
     caches = _caches(source, encoders)
     cached = {name: set(cache.numbers.tolist()) for name, cache in caches.items()}
+    # Only samples that no model needs to see again are not decoded.
     cached_by_all = set.intersection(*cached.values()) if cached else set()
     first = next(iter(caches.values()), FeatureCache())
     good: dict[int, tuple[Sample, bytes]] = {}
@@ -187,6 +188,7 @@ def _encode(
             items.append((number, (replace(sample, image=b""), digest)))
     features = {}
     for name, encoder in encoders.items():
+        # The caches of models may differ, as they may have been filled by different runs.
         uncached = [item for item in good if item[0] not in cached[name]]
         if uncached:
             numbers, keys, images = zip(*uncached, strict=True)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,7 @@ def evaluate_line(config: Interpolate, ctx: Context, mixed: Callable[[float], Cl
     device = prepare_device(config.runtime)
     alphas = sorted({*config.evaluation.alphas, config.alpha})
     first: dict[str, Scores] = {}
-    lines: dict[str, list[Mapping[str, Point]]] = {evaluation.name: [] for evaluation in config.evaluation.tasks}
+    lines: defaultdict[str, list[Mapping[str, Point]]] = defaultdict(list)
     with (ctx.directory / "line.jsonl").open("w", encoding="utf-8") as file:
         for number, alpha in enumerate(alphas, start=1):
             model = mixed(alpha).to(device)
@@ -82,9 +83,9 @@ def evaluate_line(config: Interpolate, ctx: Context, mixed: Callable[[float], Cl
     ends = f"From '{config.start}' (0) to '{config.end}' (1). This stage saves the model at {config.alpha:g}."
     for order, (name, line) in enumerate(lines.items(), start=10):
         series = []
-        for score in line[0]:
-            if "/" not in score:
-                series.append(_series(score, alphas, line, score))
+        for metric in line[0]:
+            if "/" not in metric:  # scores of groups would be too many curves
+                series.append(_series(metric, alphas, line, metric))
         title = f"Interpolated models: {name.replace('_', ' ')}"
         note = f"{ends} {bands}" if any(curve.low for curve in series) else ends
         ctx.panel(LinesPanel(title=title, note=note, order=order, series=series, x_label="alpha", y_label="score"))

@@ -50,7 +50,8 @@ def evaluate_segmentation(config: Segmentation, ctx: Context, source: AnnotatedS
     for name, path in config.predictions.items():
         predict[name] = _by_files(path, source)
     classes = len(source.dataset.class_names)
-    counts: list[dict[str, PixelCounts]] = []  # of each image, by model
+    # Counts of each image by model, since the maps of all images would not fit in memory.
+    counts: list[dict[str, PixelCounts]] = []
     numbers = []
     digests = []
 

@@ -159,5 +159,6 @@ def _state_bytes(optimizer: torch.optim.Optimizer, trained: list[torch.nn.Parame
     optimizer.step()
     total = 0
     for state in optimizer.state.values():
-        total += sum(value.nbytes for value in state.values() if isinstance(value, Tensor))
+        for value in filter(torch.is_tensor, state.values()):
+            total += value.nbytes
     return total

@@ -68,16 +68,16 @@ def memory_explained(held: Held, plan: Training, ctx: Context, world: Distribute
 
 def memory_parts(held: Held, world: DistributedWorld) -> dict[str, float]:
     """Measure the GiB of each kind of tensor in this process. `activations` are the rest of the peak."""
-    state: list[Any] = []
+    state: list[Tensor] = []
     for values in held.optimizer.state.values():
-        state += values.values()
+        state += filter(torch.is_tensor, values.values())
     frozen: list[Tensor] = []
     for model in held.task.frozen():
         frozen += model.module.parameters()
     parts = {
         "weights": _gib([*held.task.parameters(), *held.task.buffers(), *frozen]),
         "gradients": _gib(trained_parameters(held.task)),
-        "optimizer": _gib(value for value in state if isinstance(value, Tensor)),
+        "optimizer": _gib(state),
         "averages": _gib(held.ema.average.values() if held.ema else ()),
     }
     return parts | {"activations": max(0.0, memory_gib(world.device) - sum(parts.values()))}

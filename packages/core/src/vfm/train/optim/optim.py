@@ -55,7 +55,8 @@ def build_sgd(config: Sgd, groups: Groups, lr: float) -> torch.optim.Optimizer:
     """
     sharded = False
     for group in groups:
-        sharded = sharded or any(isinstance(param, DTensor) for param in group["params"])
+        for param in group["params"]:
+            sharded = sharded or isinstance(param, DTensor)
     # torch's fused SGD does not support sharded parameters.
     return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, fused=not sharded)
 

@@ -43,6 +43,7 @@ def load_model(module: nn.Module, tensors: dict[str, Tensor], where: str) -> Non
     first_names: dict[int, str] = {}
     keys: dict[str, str] = {}
     shapes: dict[str, torch.Size] = {}
+    # Tied weights have several names, and are stored under the first. `keep_vars` keeps their identity.
     for name, value in module.state_dict(keep_vars=True).items():
         keys[name] = first_names.setdefault(id(value), name)
         shapes.setdefault(keys[name], value.shape)

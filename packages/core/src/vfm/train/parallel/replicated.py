@@ -55,5 +55,4 @@ def has_state_in_buffers(module: nn.Module) -> bool:
     Constants, such as rotary positions or an attention mask, are not in its state dict. DDP would send them from rank 0
     in every step.
     """
-    state = module.state_dict()
-    return any(name in state for name, _ in module.named_buffers())
+    return not module.state_dict().keys().isdisjoint(dict(module.named_buffers()))
