@@ -71,7 +71,7 @@ def lines_svg(panel: LinesPanel, salt: str) -> str:
 
 
 def _draw(axes: Axes, series: Series, index: int) -> None:
-    style = (0, [float(part) for part in dash(index).split()]) if dash(index) else "-"
+    style = (0, list(map(float, dash(index).split()))) if dash(index) else "-"
     marker = "o" if len(series.x) <= 12 or series.marks else ""
     hue = light(f"series-{index % len(SERIES)}")
     y = _with_gaps(series.y)
@@ -115,7 +115,7 @@ def _axes(axes: Axes, panel: LinesPanel) -> None:
         axis.set_major_formatter(FuncFormatter(compact))
     axes.set_xlabel(str(shown(panel.x_label)), loc="right")
     if axes.get_yscale() == "linear":
-        finite = [y for y in ys if math.isfinite(y)]
+        finite = list(filter(math.isfinite, ys))
         low, high = calm_limits(min(finite, default=0.0), max(finite, default=0.0))
         axes.set_ylim(low - MARGIN * (high - low), high + MARGIN * (high - low))
 

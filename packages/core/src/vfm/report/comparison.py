@@ -41,19 +41,20 @@ def write_comparison(runs: Mapping[str, RunSummary], path: Path) -> None:
         for entry in summary.stages:
             stages.setdefault(entry.name, {})[run] = entry
             everything.append(_of_run(entry, run))
-    changed = {}
+    result_tables = []
+    sections = []
     for name, entries in stages.items():
         ids = {entry.id for entry in entries.values()}
-        if len(ids) > 1:
-            changed[name] = entries
-    result_tables = [result_table(name, entries) for name, entries in changed.items()]
-    tables, findings = corrected_tables([table for table in result_tables if table])
-    settings = settings_table(stages, list(runs))
-    sections = []
-    for entries in changed.values():
+        if len(ids) == 1:
+            continue
+        table = result_table(name, entries)
+        if table:
+            result_tables.append(table)
         drawings = list(overlaid_curves(entries))
         if drawings:
             sections.append(Section(next(iter(entries.values())), None, drawings, repeats=False))
+    tables, findings = corrected_tables(result_tables)
+    settings = settings_table(stages, list(runs))
     first = next(iter(runs.values()))
     summary = replace(
         first,
@@ -82,23 +83,28 @@ def result_table(name: str, entries: Entries) -> ResultTable | None:
     if len(reports) < 2:
         return None
     first, *_ = reports
-    items = {run: read_items(entries[run].directory) for run in reports}
-    data = {run: _data_hash(entries[run].directory) for run in reports}
+    first_items = read_items(entries[first].directory)
+    first_data = _data_hash(entries[first].directory)
+    all_same = True
     results: dict[str, Result] = {}
     for run, report in reports.items():
+        items = read_items(entries[run].directory)
+        is_same = _data_hash(entries[run].directory) == first_data
+        all_same &= is_same
         for metric in report.metrics:
             main = metric.name in report.main_metrics
             empty = Result(metric.name, metric.unit, metric.n, metric.chance, [], main)
             result = results.setdefault(metric.name, empty)
             test = None
             # Paired tests need the same items.
-            if run != first and data[run] == data[first]:
+            if run != first and is_same:
                 key = (metric.model, metric.name)
-                test = _paired(items[first].get(key), items[run].get(key), first, f"{run}: {metric.model}")
+                test = _paired(first_items.get(key), items.get(key), first, f"{run}: {metric.model}")
             row = ResultRow(f"{run}: {metric.model}", metric.value, metric.low, metric.high, comparison=test)
             result.rows.append(row)
-    same = all(data[run] == data[first] for run in reports)
-    subtitle = f"{reports[first].task} on {reports[first].dataset}" + ("" if same else ", on different data: no tests")
+    subtitle = f"{reports[first].task} on {reports[first].dataset}"
+    if not all_same:
+        subtitle += ", on different data: no tests"
     anchor = f"made-{_of_run(entries[first], first).anchor}"
     return ResultTable(name, subtitle, anchor, list(results.values()), num_headline=len(results))
 
@@ -154,7 +160,7 @@ def settings_table(stages: Mapping[str, Entries], runs: Sequence[str]) -> TableP
             by_run = {run: {part: record.get(part, {})} for run, record in records.items()}
             for key, values in _differing(by_run).items():
                 setting = key.removeprefix("config.")
-                rows.append([name, setting, *(_shown(value) for value in values.values())])
+                rows.append([name, setting, *map(_shown, values.values())])
     if rows:
         note = "Stages that differ only because an earlier one does have no row."
     else:

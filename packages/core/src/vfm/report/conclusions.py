@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from vfm.base import number_format
@@ -74,8 +74,13 @@ def findings_of(reports: Mapping[str, Report]) -> list[ReportedComparison]:
 
 def findings_over_seeds(summaries: Sequence[SeedSummary]) -> list[ReportedComparison]:
     """List the comparisons over seeds."""
-    compared = [(summary, summary.comparison) for summary in summaries if summary.comparison]
-    return [ReportedComparison(s.report, test, s.unit, len(s.values), s.main) for s, test in compared]
+    findings = []
+    for summary in summaries:
+        test = summary.comparison
+        if test:
+            number = len(summary.values)
+            findings.append(ReportedComparison(summary.report, test, summary.unit, number, summary.main))
+    return findings
 
 
 def corrected(findings: Sequence[ReportedComparison]) -> list[ReportedComparison]:
@@ -83,29 +88,30 @@ def corrected(findings: Sequence[ReportedComparison]) -> list[ReportedComparison
 
     An interval then excludes zero exactly if the p-value is small.
     """
-    if not findings:
-        return []
-    from vfm.statistics import corrected_interval, detectable_difference, holm  # scipy is not installed for curation
-
     families: defaultdict[tuple[bool, bool], list[int]] = defaultdict(list)
     for number, finding in enumerate(findings):
         families[finding.kind].append(number)
     fixed = list(findings)
     for numbers in families.values():
-        family = [findings[number] for number in numbers]
-        raw = [finding.test.p_value for finding in family]
-        counts = _counts(family)
-        num_tests = math.fsum(count for count, finding in zip(counts, family, strict=True) if finding.is_known)
-        for number, finding, p_value in zip(numbers, family, holm(raw, counts).tolist(), strict=True):
-            test = finding.test
-            ends = (test.low, test.high)
-            low, high = corrected_interval(
-                test.difference, ends, test.p_value, raw, counts, num_seeds=finding.num_seeds
-            )
-            changes = {"p_value": p_value, "low": low, "high": high}
-            detectable = detectable_difference(ends, num_tests=num_tests, num_seeds=finding.num_seeds)
-            fixed[number] = replace(finding, test=test.model_copy(update=changes), detectable=detectable)
+        family = _corrected_family([findings[number] for number in numbers])
+        for number, finding in zip(numbers, family, strict=True):
+            fixed[number] = finding
     return fixed
+
+
+def _corrected_family(family: Sequence[ReportedComparison]) -> Iterator[ReportedComparison]:
+    from vfm.statistics import corrected_interval, detectable_difference, holm  # scipy is not installed for curation
+
+    raw = [finding.test.p_value for finding in family]
+    counts = _counts(family)
+    num_tests = math.fsum(count for count, finding in zip(counts, family, strict=True) if finding.is_known)
+    for finding, p_value in zip(family, holm(raw, counts).tolist(), strict=True):
+        test = finding.test
+        ends = (test.low, test.high)
+        low, high = corrected_interval(test.difference, ends, test.p_value, raw, counts, num_seeds=finding.num_seeds)
+        changes = {"p_value": p_value, "low": low, "high": high}
+        detectable = detectable_difference(ends, num_tests=num_tests, num_seeds=finding.num_seeds)
+        yield replace(finding, test=test.model_copy(update=changes), detectable=detectable)
 
 
 def _counts(family: Sequence[ReportedComparison]) -> list[float]:

@@ -18,17 +18,29 @@ def decisions(findings: Sequence[ReportedComparison]) -> list[str]:
     With several seeds, they are about the effect of a method, and the comparisons of single seeds are left out. With
     one seed, they are about the items. Items show no gain of a method.
     """
-    known = [finding for finding in findings if finding.is_known]
-    over_seeds = [finding for finding in known if finding.num_seeds]
-    on_items = [finding for finding in known if not finding.num_seeds and not (over_seeds and "@" in finding.report)]
-    read = _once([*over_seeds, *on_items])
-    main = sorted((finding for finding in read if finding.main), key=lambda finding: not finding.is_clear)
-    lines = [in_words(finding) for finding in main[:MAX_DECISIONS]]
+    over_seeds = []
+    on_items = []
+    for finding in findings:
+        if finding.is_known and finding.num_seeds:
+            over_seeds.append(finding)
+        elif finding.is_known:
+            on_items.append(finding)
+    if over_seeds:
+        on_items = [finding for finding in on_items if "@" not in finding.report]
+    main = []
+    further = []
+    for finding in _once(over_seeds + on_items):
+        if finding.main:
+            main.append(finding)
+        elif finding.is_clear:
+            further.append(finding)
+    main.sort(key=lambda finding: not finding.is_clear)
+    lines = list(map(in_words, main[:MAX_DECISIONS]))
     rest = main[MAX_DECISIONS:]
     if rest:
         clear = sum(finding.is_clear for finding in rest)
         lines.append(f"{number_format.number(len(rest))} more comparisons of main metrics, {clear} of them clear.")
-    lines += _further([finding for finding in read if not finding.main and finding.is_clear])
+    lines += _further(further)
     if any(finding.is_clear for finding in on_items):
         lines.append("Whether a method makes the difference needs several seeds.")
     return lines

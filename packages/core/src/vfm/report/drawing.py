@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -104,6 +104,11 @@ def draw_panels(directory: Path, salt: str) -> Iterator[Drawing]:
         yield draw(panel, directory, f"{salt}-{index}")
 
 
+def draw_all(panels: Iterable[Panel], directory: Path, salt: str) -> list[Drawing]:
+    """Prepare several panels for the page. The arguments are those of `draw`."""
+    return [draw(panel, directory, f"{salt}-{index}") for index, panel in enumerate(panels)]
+
+
 def draw(panel: Panel, directory: Path, salt: str) -> Drawing:
     """Prepare a panel for the page.
 
@@ -126,11 +131,7 @@ def _content(panel: Panel, directory: Path, salt: str) -> CurvesChart | Bars | T
     """Build the content of a panel. A text, and an empty panel, have none."""
     match panel:
         case LinesPanel() if any(series.y.count(None) < len(series.y) for series in panel.series):
-            legend = [(series.name, color(i), dash(i)) for i, series in enumerate(panel.series)]
-            named = [name.lower() for name, _, _ in legend] == [panel.title.lower()]
-            if named:
-                legend = []
-            return CurvesChart(charts.lines_svg(panel, salt), legend)
+            return _curves(panel, salt)
         case BarsPanel() if panel.values:
             return _bars(panel)
         case TablePanel() if panel.rows:
@@ -139,6 +140,13 @@ def _content(panel: Panel, directory: Path, salt: str) -> CurvesChart | Bars | T
             return ImageGrid([_image(image, directory, panel.width) for image in panel.pictures])
         case _:
             return None
+
+
+def _curves(panel: LinesPanel, salt: str) -> CurvesChart:
+    legend = []
+    if len(panel.series) > 1 or panel.series[0].name.lower() != panel.title.lower():
+        legend = [(series.name, color(i), dash(i)) for i, series in enumerate(panel.series)]
+    return CurvesChart(charts.lines_svg(panel, salt), legend)
 
 
 def _bars(panel: BarsPanel) -> Bars:

@@ -24,12 +24,15 @@ def main_results(tables: Sequence[ResultTable]) -> list[str]:
     An example is "zero_shot: top-1 accuracy 36.7 % (clip), n = 1,080".
     """
     lines = []
-    for table in [table for table in tables if table.headline][-MAX_LINES:]:
+    filled = [table for table in tables if table.headline]
+    for table in filled[-MAX_LINES:]:
         result = table.headline[0]
-        quantities = [number_format.quantity(row.value, result.unit) for row in result.rows]
-        models = [f" ({row.model})" if row.model else "" for row in result.rows]
-        values = ", ".join(f"{value}{model}" for value, model in zip(quantities, models, strict=True))
-        lines.append(", ".join([f"{table.title}: {metric_in_words(result.metric)} {values}", *result.facts]) + ".")
+        values = []
+        for row in result.rows:
+            value = number_format.quantity(row.value, result.unit)
+            values.append(f"{value} ({row.model})" if row.model else value)
+        main = f"{table.title}: {metric_in_words(result.metric)} {', '.join(values)}"
+        lines.append(", ".join([main, *result.facts]) + ".")
     return lines
 
 
@@ -44,15 +47,18 @@ def first_panels(drawings: Mapping[str, Sequence[Drawing]]) -> list[Drawing]:
     """
     sheets: list[Drawing] = []
     answers: list[Drawing] = []
-    curves: list[Drawing] = []
-    for panels in drawings.values():
+    curves: dict[str, Drawing] = {}  # first curve of each training
+    for stage, panels in drawings.items():
         for drawing in panels:
-            if isinstance(drawing.panel, ImagesPanel) and drawing.panel.pictures:
+            panel = drawing.panel
+            if isinstance(panel, ImagesPanel) and panel.pictures:
                 sheets.append(drawing)
-                if any(image.right is not None for image in drawing.panel.pictures):
+                if any(image.right is not None for image in panel.pictures):
                     answers.append(drawing)
-        curves += [d for d in panels if isinstance(d.panel, LinesPanel) and d.panel.x_label == TRAINING_AXIS][:1]
-    return [*map(_cut, answers[:1] or sheets[-1:]), *curves[-1:]]
+            elif isinstance(panel, LinesPanel) and panel.x_label == TRAINING_AXIS:
+                curves.setdefault(stage, drawing)
+    last_curve = list(curves.values())[-1:]
+    return [*map(_cut, answers[:1] or sheets[-1:]), *last_curve]
 
 
 def _cut(sheet: Drawing) -> Drawing:

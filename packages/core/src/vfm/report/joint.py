@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from vfm.interfaces import LinesPanel, Series
 
-Key = tuple[str, str, str]
-"""Title and axes of a chart."""
 Parts = list[tuple[str, LinesPanel]]
-"""Panels whose curves have the same name except for the seed, each with its stage."""
+"""Panels, each with its stage."""
 
 
 def joint_panels(panels: Iterable[tuple[str, LinesPanel]]) -> list[LinesPanel]:
@@ -27,29 +25,29 @@ def joint_panels(panels: Iterable[tuple[str, LinesPanel]]) -> list[LinesPanel]:
     Args:
         panels: (stage, panel).
     """
-    groups: defaultdict[Key, defaultdict[str, Parts]] = defaultdict(lambda: defaultdict(list))
+    groups: defaultdict[tuple[str, str, str], Parts] = defaultdict(list)  # by the title and axes of the chart
     for stage, panel in panels:
         if panel.curve and panel.series:
-            parts = groups[panel.title, panel.x_label, panel.y_label][panel.curve.split("@", 1)[0]]
-            parts.append((stage, panel))
-    return [_joint(key, curves) for key, curves in groups.items() if sum(map(len, curves.values())) > 1]
+            groups[panel.title, panel.x_label, panel.y_label].append((stage, panel))
+    return [_joint(parts) for parts in groups.values() if len(parts) > 1]
 
 
-def _joint(key: Key, curves: dict[str, Parts]) -> LinesPanel:
-    title, x_label, y_label = key
-    _, first = next(iter(curves.values()))[0]
+def _joint(parts: Parts) -> LinesPanel:
+    _, first = parts[0]
+    curves: defaultdict[str, Parts] = defaultdict(list)  # by the name without the seed
+    for stage, panel in parts:
+        curves[panel.curve.split("@", 1)[0]].append((stage, panel))
     series: list[Series] = []
     num_seeds: dict[str, int] = {}  # number of seeds by name of the mean curve
-    for name, parts in curves.items():
-        mean = _mean(name, [panel for _, panel in parts])
+    for name, of_seeds in curves.items():
+        mean = _mean(name, of_seeds)
         if mean:
-            num_seeds[name] = len(parts)
-        series += [mean] if mean else _each(parts)
-    panels: list[LinesPanel] = []
-    for parts in curves.values():
-        panels += [panel for _, panel in parts]
+            num_seeds[name] = len(of_seeds)
+            series.append(mean)
+        else:
+            series += _each(of_seeds)
     for common in first.series[1:]:
-        if all(common in panel.series for panel in panels):
+        if all(common in panel.series for _, panel in parts):
             series.append(common)
     if len(num_seeds) == len(curves):
         points = "Each point"
@@ -62,34 +60,49 @@ def _joint(key: Key, curves: dict[str, Parts]) -> LinesPanel:
     else:
         note = first.note
     return LinesPanel(
-        title=f"{title}, all curves", note=note, front=True, order=first.order, series=series,
-        x_label=x_label, y_label=y_label, x_log=first.x_log, y_log=first.y_log,
+        title=f"{first.title}, all curves", note=note, front=True, order=first.order, series=series,
+        x_label=first.x_label, y_label=first.y_label, x_log=first.x_log, y_log=first.y_log,
     )  # fmt: skip
 
 
 def _each(parts: Parts) -> list[Series]:
-    count = Counter(panel.curve for _, panel in parts)
-    names = [panel.curve if count[panel.curve] == 1 else f"{panel.curve} ({stage})" for stage, panel in parts]
-    return [panel.series[0].model_copy(update={"name": name}) for name, (_, panel) in zip(names, parts, strict=True)]
+    counts = Counter(panel.curve for _, panel in parts)
+    series = []
+    for stage, panel in parts:
+        name = panel.curve
+        if counts[name] > 1:
+            name = f"{name} ({stage})"
+        series.append(panel.series[0].model_copy(update={"name": name}))
+    return series
 
 
-def _mean(name: str, parts: Sequence[LinesPanel]) -> Series | None:
+def _mean(name: str, parts: Parts) -> Series | None:
     """Compute the mean curve of several seeds.
 
     There is none if their points differ, or stages share a name.
     """
-    curves = [panel.series[0] for panel in parts]
-    y = [[value for value in curve.y if value is not None] for curve in curves]
-    same_points = len({len(curve.x) for curve in curves} | {len(values) for values in y}) == 1
-    if len(parts) == 1 or len({panel.curve for panel in parts}) < len(parts) or not same_points:
+    names = set()
+    lengths = set()
+    xs = []
+    ys = []
+    for _, panel in parts:
+        curve = panel.series[0]
+        y = [value for value in curve.y if value is not None]
+        names.add(panel.curve)
+        lengths |= {len(curve.x), len(y)}
+        xs.append(curve.x)
+        ys.append(y)
+    if len(parts) == 1 or len(names) < len(parts) or len(lengths) > 1:
         return None
     from vfm.statistics import t_interval  # needs scipy, an optional extra
 
-    points = list(zip(*y, strict=True))  # S values each
-    intervals = [t_interval(values) for values in points]
-    xs = [curve.x for curve in curves]
-    mean_x = [statistics.fmean(values) for values in zip(*xs, strict=True)]
-    low = [interval[0] for interval in intervals]
-    high = [interval[1] for interval in intervals]
-    y_mean = [statistics.fmean(values) for values in points]
-    return Series(name=name, x=mean_x, y=y_mean, low=low, high=high, marks=curves[0].marks)
+    x = list(map(statistics.fmean, zip(*xs, strict=True)))
+    points = list(zip(*ys, strict=True))  # S values each
+    y = list(map(statistics.fmean, points))
+    low = []
+    high = []
+    for values in points:
+        ends = t_interval(values)
+        low.append(ends[0])
+        high.append(ends[1])
+    return Series(name=name, x=x, y=y, low=low, high=high, marks=parts[0][1].series[0].marks)

@@ -214,6 +214,7 @@ def _entry(directory: Path, name: str, log: RunLog, now: float, alive: bool) -> 
 def _charts(file: Path) -> list[LinesPanel]:
     """Draw the charts of a running training stage, once it has written a complete line."""
     try:
-        return charts_of([json.loads(line) for line in file.read_bytes().rpartition(b"\n")[0].splitlines()])
+        lines = file.read_bytes().rpartition(b"\n")[0].splitlines()
+        return charts_of(list(map(json.loads, lines)))
     except (OSError, ValueError, KeyError):
         return []

@@ -60,8 +60,12 @@ class Section:
     def contents(self) -> str:
         """Content of the folded section, such as "4 charts, 1 table, 16 images"."""
         counts = Counter({"table": int(bool(self.table and self.table.further))})
-        for panel in (drawing.panel for drawing in self.drawings if drawing.panel):
-            counts[NOUNS[panel.type]] += len(panel.pictures) if isinstance(panel, ImagesPanel) else 1
+        for drawing in self.drawings:
+            panel = drawing.panel
+            if isinstance(panel, ImagesPanel):
+                counts["image"] += len(panel.pictures)
+            elif panel:
+                counts[NOUNS[panel.type]] += 1
         parts = []
         for noun, count in counts.items():
             if count:
@@ -132,7 +136,7 @@ def write_report(run: RunSummary, path: Path, known: Drawn | None = None) -> Non
         UserError: If jinja2 or matplotlib is not installed.
     """
     try:
-        from vfm.report.drawing import draw  # imports matplotlib, an optional extra
+        from vfm.report.drawing import draw_all  # imports matplotlib, an optional extra
     except ImportError as error:
         raise UserError(f"the report needs {error.name}: {how_to_install('vfm-core[report]')}") from None
     over_seeds = seed_tables(run)
@@ -144,20 +148,24 @@ def write_report(run: RunSummary, path: Path, known: Drawn | None = None) -> Non
     fixed, findings = corrected_tables([*over_seeds.values(), *stage_tables.values()])
     headline = [table for table in fixed if table.headline]
     tables = dict(zip(stage_tables, fixed[len(over_seeds) :], strict=True))
-    bases = [entry.base_name for entry in run.stages]
     drawn = _drawings(run, Drawn() if known is None else known, power_charts(findings))
     front: list[Drawing] = []
     curves: list[tuple[str, LinesPanel]] = []
     for name, drawings in drawn.items():
-        front += [drawing for drawing in drawings if drawing.front]
-        curves += [(name, drawing.panel) for drawing in drawings if isinstance(drawing.panel, LinesPanel)]
-    front += [draw(panel, path.parent, f"joint-{i}") for i, panel in enumerate(joint_panels(curves))]
+        for drawing in drawings:
+            if drawing.front:
+                front.append(drawing)
+            if isinstance(drawing.panel, LinesPanel):
+                curves.append((name, drawing.panel))
+    front += draw_all(joint_panels(curves), path.parent, "joint")
     results = [] if front else main_results(headline)
     front = front or first_panels(drawn)
     sections = []
-    for index, (entry, base) in enumerate(zip(run.stages, bases, strict=True)):
+    earlier: set[str] = set()  # names of stages without the seed
+    for entry in run.stages:
         folded = [drawing for drawing in drawn[entry.name] if drawing not in front]
-        sections.append(Section(entry, tables.get(entry.name), folded, base in bases[:index]))
+        sections.append(Section(entry, tables.get(entry.name), folded, repeats=entry.base_name in earlier))
+        earlier.add(entry.base_name)
     render(run, headline, front, sections, findings, path, says=results)
 
 
@@ -166,17 +174,14 @@ def _drawings(run: RunSummary, known: Drawn, power: Mapping[str, Panel]) -> dict
 
     `power` has the chart of each evaluation's power, by the name of its stage.
     """
-    from vfm.report.drawing import draw, draw_panels
+    from vfm.report.drawing import draw, draw_all, draw_panels
 
     drawn = {}
     for entry in run.stages:
         if entry.manifest and entry.name not in known:
             known[entry.name] = list(draw_panels(entry.directory, entry.anchor))
-        panels = known.get(entry.name) or [
-            draw(chart, entry.directory, f"{entry.anchor}-{index}") for index, chart in enumerate(entry.charts)
-        ]
-        speed = [draw(chart, entry.directory, f"{entry.anchor}-speed-{i}") for i, chart in enumerate(entry.speed)]
-        drawn[entry.name] = panels + speed
+        panels = known.get(entry.name) or draw_all(entry.charts, entry.directory, entry.anchor)
+        drawn[entry.name] = panels + draw_all(entry.speed, entry.directory, f"{entry.anchor}-speed")
         if entry.name in power:
             drawn[entry.name].append(draw(power[entry.name], entry.directory, f"{entry.anchor}-power"))
     return drawn
@@ -210,7 +215,11 @@ def render(
         import jinja2  # optional extra
     except ImportError as error:
         raise UserError(f"the report needs {error.name}: {how_to_install('vfm-core[report]')}") from None
-    linked = {section.entry.name: section.entry.anchor for section in sections if section.filled}
+    filled = [section for section in sections if section.filled]
+    anchors = {entry.name: f"made-{entry.anchor}" for entry in run.stages}
+    for section in filled:
+        if section.entry.name in anchors:  # a section of a comparison has the name of several stages
+            anchors[section.entry.name] = section.entry.anchor
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, finalize=shown,
         trim_blocks=True, lstrip_blocks=True,
@@ -218,11 +227,12 @@ def render(
     bad: list[tuple[StageEntry, str, int]] = []
     warnings: list[tuple[StageEntry, str]] = []
     for entry in run.stages:
-        bad.extend((entry, reason, count) for reason, count in entry.manifest.get("bad_samples", {}).items())
-        warnings.extend((entry, message) for message in entry.manifest.get("warnings", ()))
+        for reason, count in entry.manifest.get("bad_samples", {}).items():
+            bad.append((entry, reason, count))
+        for message in entry.manifest.get("warnings", ()):
+            warnings.append((entry, message))
     style = (FOLDER / "page.css").read_text(encoding="utf-8")
-    scripts = [(FOLDER / name).read_text(encoding="utf-8") for name in ("overlay.js", "page.js")]
-    script = "".join(scripts)
+    script = (FOLDER / "overlay.js").read_text(encoding="utf-8") + (FOLDER / "page.js").read_text(encoding="utf-8")
     environment.globals.update(color=color, format=number_format, metric_in_words=metric_in_words)
     page = environment.get_template("page.html.j2").render(
         run=run,
@@ -234,8 +244,8 @@ def render(
         corrections=corrections(findings),
         tests=sorted({finding.test.test for finding in findings}),
         front=front,
-        sections=[section for section in sections if section.filled],
-        anchors={entry.name: linked.get(entry.name, f"made-{entry.anchor}") for entry in run.stages},
+        sections=filled,
+        anchors=anchors,
         bad=bad,
         warnings=warnings,
         as_yaml=as_yaml,

@@ -28,10 +28,11 @@ def power_charts(findings: Iterable[ReportedComparison]) -> dict[str, LinesPanel
 def _chart(compared: list[ReportedComparison]) -> LinesPanel:
     first = compared[0]
     scale = number_format.PERCENT_UNITS.get(first.unit, 1.0)
+    num_metrics = len({finding.test.metric for finding in compared})
     series = []
     for finding in compared:
         name = f"{finding.test.model} against {finding.test.baseline}"
-        if len({other.test.metric for other in compared}) > 1:
+        if num_metrics > 1:
             name = f"{finding.test.metric}: {name}"
         x = [finding.n * times for times in TIMES]
         y = [scale * finding.detectable / math.sqrt(times) for times in TIMES]

@@ -58,12 +58,12 @@ class Result:
     @property
     def facts(self) -> list[str]:
         """The number of items and the score of a random guess, shown next to the metric's name."""
-        count = [] if self.n is None else [f"n = {number_format.number(self.n)}"]
-        if self.chance is None:
-            guess = []
-        else:
-            guess = [f"chance {number_format.quantity(self.chance, self.unit)}"]
-        return [fact.replace(" ", number_format.NO_BREAK) for fact in count + guess]
+        facts = []
+        if self.n is not None:
+            facts.append(f"n = {number_format.number(self.n)}")
+        if self.chance is not None:
+            facts.append(f"chance {number_format.quantity(self.chance, self.unit)}")
+        return [fact.replace(" ", number_format.NO_BREAK) for fact in facts]
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,10 @@ class ResultTable:
         baselines: set[str] = set()
         has_seeds = False
         for result in self.results:
-            baselines |= {row.comparison.baseline for row in result.rows if row.comparison}
-            has_seeds |= any(row.values for row in result.rows)
+            for row in result.rows:
+                has_seeds |= bool(row.values)
+                if row.comparison:
+                    baselines.add(row.comparison.baseline)
         tests = "Difference" if baselines else ""
         if len(baselines) == 1:
             tests = f"Against {baselines.pop()}"
@@ -102,6 +104,10 @@ class ResultTable:
         if not tests:
             return "Each seed"
         return f"{tests}; each seed"
+
+    def result_of(self, metric: str) -> Result | None:
+        """Find the result of a metric."""
+        return next((result for result in self.results if result.metric == metric), None)
 
     def scale(self, unit: str) -> Scale:
         """Choose one scale for all values of a unit, so that bars are comparable throughout the table."""
@@ -167,17 +173,19 @@ def _with_tests(rows: Sequence[ResultRow], tests: Iterator[Comparison]) -> list[
 
 def seed_tables(run: RunSummary) -> dict[str, ResultTable]:
     """Build the summaries over seeds, one table per report name. Units and chance are taken from the reports."""
+    stages: dict[str, StageEntry] = {}
+    for entry in run.stages:
+        stages.setdefault(entry.base_name, entry)
     tables: dict[str, ResultTable] = {}
     for s in run.seeds:
-        entry = next(entry for entry in run.stages if entry.base_name == s.report)
+        entry = stages[s.report]
         subtitle = f"mean over {len(s.values)} seeds, 95 % t-interval"
         table = tables.setdefault(s.report, ResultTable(s.report, subtitle, entry.anchor, []))
-        result = next((result for result in table.results if result.metric == s.metric), None)
+        result = table.result_of(s.metric)
         if result is None:
             single = report_table(entry, set())
-            known = {result.metric: result for result in single.results} if single else {}
-            like = known.get(s.metric, Result(s.metric, "", None, None, []))
-            result = replace(like, n=None, rows=[], main=s.main)
+            like = single and single.result_of(s.metric)
+            result = replace(like or Result(s.metric, "", None, None, []), n=None, rows=[], main=s.main)
             table.results.append(result)
         result.rows.append(ResultRow(s.model, s.mean, s.low, s.high, s.values, s.comparison))
     return tables

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -91,9 +92,9 @@ def panel_tables(artifact: Path, title: str = "") -> Iterator[Table]:
         if isinstance(panel, TablePanel) and panel.title.startswith(title):
             table = Table(title=escape(panel.title), title_justify="left", caption_justify="left", box=None)
             table.caption = escape(panel.note)
-            rows = [[_panel_cell(cell) for cell in row] for row in panel.rows]
+            rows = [list(map(_panel_cell, row)) for row in panel.rows]
             for index, column in enumerate(panel.columns):
-                cells = [row[index] for row in rows]
+                cells = map(itemgetter(index), rows)
                 widths = [cell.longest_part for cell in cells if isinstance(cell, MetricName)]
                 table.add_column(escape(column), overflow="fold", min_width=max(widths, default=None))
             for row in rows:

@@ -19,11 +19,14 @@ def reports(directory: Path) -> dict[str, Report]:
     Raises:
         UserError: If the facts of an artifact are missing or damaged.
     """
-    links = [directory / LINKS / name for name in read_sealed(directory / RUN_FILE, "stages")["stages"]]
-    artifacts = {link.name: Artifact.load(link, verify=False) for link in links if link.is_dir()}
-    loaded = {name: artifact for name, artifact in artifacts.items() if isinstance(artifact, Report)}
-    for report in loaded.values():
-        report.verify()
+    loaded = {}
+    for name in read_sealed(directory / RUN_FILE, "stages")["stages"]:
+        link = directory / LINKS / name
+        if link.is_dir():
+            artifact = Artifact.load(link, verify=False)
+            if isinstance(artifact, Report):
+                artifact.verify()
+                loaded[name] = artifact
     return loaded
 
 
@@ -55,8 +58,9 @@ def over_seeds(loaded: dict[str, Report]) -> list[SeedSummary]:
         stage, at, seed = name.partition("@")
         if not at:
             continue
-        main |= {(stage, metric) for metric in report.main_metrics}
         for metric in report.metrics:
+            if metric.name in report.main_metrics:
+                main.add((stage, metric.name))
             units[stage, metric.name] = metric.unit
             values[stage, metric.name][metric.model.split("@", 1)[0]][seed] = metric.value
     summaries = []

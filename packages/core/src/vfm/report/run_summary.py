@@ -98,19 +98,26 @@ def summary_of_run(directory: Path) -> RunSummary:
         started = datetime.fromtimestamp(record["started"])
         seconds = float(record["seconds"])
     log = EventLog.read(directory / EVENTS_FILE)
-    folders = {name: Path(os.path.realpath(directory / LINKS / name)) for name in record["stages"]}
-    missing = [name for name, folder in folders.items() if not folder.is_dir()]
+    folders = {}
+    missing = []
+    for name in record["stages"]:
+        folders[name] = Path(os.path.realpath(directory / LINKS / name))
+        if not folders[name].is_dir():
+            missing.append(name)
     if missing:
         raise UserError(f"{directory}: no artifact of {', '.join(missing)}; finish the run of {record['recipe']} first")
     manifests = {name: read_manifest(folder) for name, folder in folders.items()}
-    for folder in folders.values():
+    names = {}  # stage that made each artifact, by identity
+    for name, folder in folders.items():
         check_folder(folder, MANIFEST_FILE, "panels/")
-    names = {manifest["identity"]: name for name, manifest in manifests.items()}
+        names[manifests[name]["identity"]] = name
     stages = []
     for name, folder in folders.items():
         manifest = manifests[name]
-        inputs = {names.get(identity, ref): identity for ref, identity in manifest["inputs"].items()}
-        inputs = {ref: folders[ref].name if ref in folders else identity for ref, identity in inputs.items()}
+        inputs = {}
+        for ref, identity in manifest["inputs"].items():
+            maker = names.get(identity, ref)
+            inputs[maker] = folders[maker].name if maker in folders else identity
         status = log.status.get(name, "cached")
         taken = log.seconds.get(name, 0.0)
         entry = StageEntry(name, manifest["kind"], folder.name, status, taken, folder, inputs, manifest)
