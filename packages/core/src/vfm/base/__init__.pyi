@@ -2,6 +2,7 @@ from .config import (
     Config as Config,
     UserError as UserError,
     error_lines as error_lines,
+    error_text as error_text,
     load_function as load_function,
     merge_settings as merge_settings,
     readable as readable,
@@ -14,6 +15,7 @@ from .incidental import (
 )
 from .installation import how_to_install as how_to_install
 from .metric_names import metric_in_words as metric_in_words
+from .nested import map_items as map_items
 from .number_format import (
     PERCENT_UNITS as PERCENT_UNITS,
     change as change,
@@ -25,6 +27,7 @@ from .parts import Part as Part, choices_of as choices_of
 from .ray_connection import connected_ray as connected_ray
 from .redaction import redacted as redacted, redacted_words as redacted_words
 from .sequences import positions as positions
+from .repeats import repeated as repeated
 from .terminal import TerminalConsole as TerminalConsole
 from .unknown_keys import did_you_mean as did_you_mean, unknown_key as unknown_key
 from .visible import escaped_json as escaped_json, visible as visible

@@ -124,6 +124,15 @@ def error_lines(error: ValidationError, model: type[BaseModel]) -> list[tuple[tu
     return [(location, line) for location, line in lines.items() if location not in parts]
 
 
+def error_text(error: ValidationError, model: type[BaseModel], start: str) -> str:
+    """Write pydantic's errors, one line each: `start`, the dotted key and the mistake."""
+    lines = []
+    for location, line in error_lines(error, model):
+        key = ".".join(map(str, location))
+        lines.append(f"{start}{key}: {line}")
+    return "\n".join(lines)
+
+
 def readable(error: ValidationError, model: type[BaseModel]) -> ValidationError:
     """Write out the lines of an error, for a value whose model is chosen during validation."""
     written = [

@@ -6,11 +6,13 @@ smaller micro-batch. Manifests list these settings and the step from which they 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel
+
+from vfm.base.nested import map_items
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,7 @@ def incidental_settings(config: BaseModel, prefix: str = "") -> dict[str, Any]:
 def _decisive(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return decisive_settings(value)
-    if isinstance(value, (list, tuple)):
-        return [_decisive(item) for item in value]
-    if isinstance(value, Mapping):
-        return {key: _decisive(item) for key, item in value.items()}
-    return value
+    return map_items(_decisive, value)
 
 
 def _incidental(value: Any, key: str) -> Iterator[tuple[str, Any]]:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+from vfm.base.nested import map_items
+
 MASK = "***"
 T = TypeVar("T")
 
@@ -51,7 +53,7 @@ def redacted(value: T) -> T:
     elif isinstance(value, Mapping):
         shown = {redacted(key): _redacted_item(key, item) for key, item in value.items()}
     elif isinstance(value, list | tuple):
-        shown = [redacted(item) for item in value]
+        shown = list(map(redacted, value))
     return shown  # type: ignore[no-any-return]
 
 
@@ -99,8 +101,4 @@ def _masked(value: Any) -> Any:
     """Replace all text in a secret value. Numbers and empty values stay."""
     if isinstance(value, str):
         return MASK if value else value
-    if isinstance(value, Mapping):
-        return {key: _masked(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_masked(item) for item in value]
-    return value
+    return map_items(_masked, value)

@@ -38,7 +38,7 @@ from vfm.flow.execution.execution import read_step, run_step, torchrun_lines, wr
 from vfm.flow.execution.run import RunResult
 from vfm.flow.execution.subprocesses import Send, end_without_reader
 from vfm.flow.listeners.listeners import ConsoleListener, PipeListener, sender
-from vfm.flow.plan.plan import Step, steps_until
+from vfm.flow.plan.plan import Step, stage_names, steps_until
 from vfm.flow.plan.preflight import preflight
 from vfm.flow.plan.store import LINKS, Store
 from vfm.flow.recipe.recipe_source import find_recipe, read_text
@@ -152,7 +152,7 @@ def _chosen(steps: list[Step], name: str, *, fresh: bool) -> Step:
     """Find the step to prepare."""
     chosen = next((step for step in steps if step.stage.name == name), None)
     if chosen is None:
-        raise UserError(f"--prepare {name}: no stage has this name; stages: {', '.join(s.stage.name for s in steps)}")
+        raise UserError(f"--prepare {name}: no stage has this name; stages: {', '.join(stage_names(steps))}")
     if chosen.status == "cached" and not fresh:
         raise UserError(f"--prepare {name}: {chosen.slot.name} is already finished")
     return chosen

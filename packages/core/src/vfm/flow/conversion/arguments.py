@@ -161,6 +161,10 @@ class Arguments:
             return as_number(values[-1], f"--{name}")
         return self._default(name, default)
 
+    def numbers(self, name: str) -> list[float]:
+        """Get several numbers."""
+        return [as_number(text, f"--{name}") for text in self.texts(name)]
+
     def count(self, name: str, default: int) -> int:
         """Get a whole number, or the tool's default."""
         values = self._read(name)

@@ -8,7 +8,7 @@ from itertools import chain, product
 from pathlib import Path
 
 from vfm.base import UserError
-from vfm.flow.conversion.arguments import OptionTable, as_number
+from vfm.flow.conversion.arguments import OptionTable
 from vfm.flow.conversion.draft import Draft, Fields, Tool, not_empty
 from vfm.flow.recipe.shipped import shipped_files
 from vfm.flow.requests.inputs import stage_name
@@ -137,7 +137,7 @@ def _evaluation(draft: Draft, dataset: str, language: str, models: list[str]) ->
     short = plain.rsplit("/", 1)[-1]
     if task == "zeroshot_retrieval":
         _add_once(draft, {"kind": "data.pairs", "name": name, "path": path})
-        fields: Fields = {"recall_k": [int(word) for word in arguments.texts("recall_k")]}
+        fields: Fields = {"recall_k": list(map(int, arguments.texts("recall_k")))}
         fields |= {"language": language} if language != "en" else {}
         draft.add("eval.retrieval", f"{name}-retrieval{suffix}", models=models, data=name, **fields)
         return
@@ -215,7 +215,7 @@ def _probe(draft: Draft, name: str, images: Fields, models: list[str]) -> None:
         return
     if "val_split" in arguments.values:
         draft.lose("val_split", "a part of the training images chooses the rate: validation_fraction")
-    share = [as_number(text, "--val_proportion") for text in arguments.texts("val_proportion")]
+    share = arguments.numbers("val_proportion")
     settings: Fields = {"solver": "sgd", "lrs": [arguments.number("fewshot_lr", 0.1)]}
     settings |= {"epochs": arguments.count("fewshot_epochs", 10), "train_batch_size": arguments.count("batch_size", 64)}
     settings |= {"validation_fraction": share[0]} if share else {}

@@ -86,9 +86,15 @@ def finished(draft: Draft) -> ConvertedRecipe:
     """Write a draft as a recipe, with comments about options and defaults."""
     arguments = draft.arguments
     table = draft.arguments.table
-    fates = {name: table.fates[name] for name in arguments.values if name in table.fates}
-    lost = [arguments.shown(name) for name, fate in fates.items() if fate == "no counterpart"] + draft.lost
-    elsewhere = [f"{arguments.shown(name)}: {fate}" for name, fate in fates.items() if fate != "no counterpart"]
+    lost = []
+    elsewhere = []
+    for name in arguments.values:
+        fate = table.fates.get(name)
+        if fate == "no counterpart":
+            lost.append(arguments.shown(name))
+        elif fate is not None:
+            elsewhere.append(f"{arguments.shown(name)}: {fate}")
+    lost += draft.lost
     defaults = [f"--{name} {value}" for name, value in arguments.defaults.items()]
     program = " ".join([draft.command.program, *draft.command.words]).strip()
     comments = [

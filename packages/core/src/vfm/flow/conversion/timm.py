@@ -241,7 +241,7 @@ def _optimizer(draft: Draft) -> Fields:
     if fields["type"] == "sgd":
         fields["momentum"] = arguments.number("momentum", 0.9)
     elif fields["type"] in ("adamw", "lamb"):
-        betas = [as_number(text, "--opt-betas") for text in arguments.texts("opt-betas")]
+        betas = arguments.numbers("opt-betas")
         fields |= {"betas": betas or [0.9, 0.999], "eps": arguments.number("opt-eps") or 1e-8}
     if arguments.text("clip-mode", "norm") != "norm":
         draft.lose("clip-mode", "the recipe limits the norm")
@@ -273,7 +273,7 @@ def _augmentation(draft: Draft) -> Fields:
         policy = ""
     if arguments.text("remode", "pixel") != "pixel":
         draft.lose("remode", "erased pixels are noise")
-    scale = [as_number(text, "--scale") for text in arguments.texts("scale")]
+    scale = arguments.numbers("scale")
     return {
         "crop_scale": scale or [0.08, 1.0],
         "flip": arguments.number("hflip", 0.5),

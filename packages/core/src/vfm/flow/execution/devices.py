@@ -62,5 +62,7 @@ def environment_of(stage: Stage, gpus: list[str]) -> dict[str, str]:
 def _visible_gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [gpu for gpu in visible.split(",") if gpu]
-    return [str(number) for number, _ in enumerate(GPUS.iterdir())] if GPUS.is_dir() else []
+        return list(filter(None, visible.split(",")))
+    if not GPUS.is_dir():
+        return []
+    return list(map(str, range(len(list(GPUS.iterdir())))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -20,18 +21,17 @@ NEWEST = 20  # number of artifacts of each kind to read
 
 def longest_paths(steps: Sequence[Step]) -> dict[str, float]:
     """Compute for each step of a plan the seconds from its start to the end of the last step that needs it."""
-    after: dict[str, list[str]] = {step.stage.name: [] for step in steps}
-    for step in steps:
-        for ref in step.inputs:
-            after.get(ref, []).append(step.stage.name)
     measured = _measured_seconds(steps)
     seconds: dict[str, float] = {}
+    following: defaultdict[str, float] = defaultdict(float)  # the longest path after each step
     for step in reversed(steps):
         name = step.stage.name
         step_seconds = 0.0
         if step.status != "cached":
             step_seconds = measured.get(without_seed(name), _guess(step.stage))
-        seconds[name] = step_seconds + max((seconds[later] for later in after[name]), default=0.0)
+        seconds[name] = step_seconds + following[name]
+        for ref in step.inputs:
+            following[ref] = max(following[ref], seconds[name])
     return seconds
 
 

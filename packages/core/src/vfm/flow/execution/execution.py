@@ -209,7 +209,7 @@ def _check_inputs(step: Step, rank: int, send: Send) -> None:
 
     def gather(lines: list[str]) -> list[str]:
         exchanged = load_function("vfm.train.parallel.dist:exchanged")
-        return [line for line in "\n".join(exchanged("\n".join(lines))).splitlines() if line]
+        return list(filter(None, "\n".join(exchanged("\n".join(lines))).splitlines()))
 
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size > 1:

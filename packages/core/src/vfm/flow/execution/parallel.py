@@ -24,7 +24,7 @@ from vfm.flow.execution.durations import longest_paths
 from vfm.flow.execution.fork_server import ForkServers, can_fork
 from vfm.flow.execution.ray_jobs import RayNodes
 from vfm.flow.execution.subprocesses import Job, Processes, Send, Start, signals_forwarded, stopped_by
-from vfm.flow.plan.plan import Step
+from vfm.flow.plan.plan import Step, stage_names
 from vfm.interfaces import Evaluation, Event, Preempted
 
 RunOne = Callable[[Step, Send, Job], bool]
@@ -91,7 +91,7 @@ class _Queue:
         self.needs = _needs(steps)
         self.waiting = sorted(steps, key=lambda step: -seconds[step.stage.name])  # stable: the plan's order breaks ties
         self.running: dict[str, tuple[Step, list[str]]] = {}  # steps with their GPUs
-        self.unfinished = {step.stage.name for step in steps}
+        self.unfinished = set(stage_names(steps))
         self.failures: dict[str, BaseException] = {}
         self.stopped: list[Step] = []
         self.any_ran = False
@@ -208,7 +208,7 @@ def _needs(steps: Sequence[Step]) -> dict[str, set[str]]:
 
     They are its inputs, and an earlier step that makes the same artifact.
     """
-    names = {step.stage.name for step in steps}
+    names = set(stage_names(steps))
     first: dict[str, str] = {}
     needs = {}
     for step in steps:
@@ -226,6 +226,7 @@ def _features(step: Step) -> set[tuple[str, str]]:
 
 
 def _one_error(errors: list[BaseException]) -> BaseException:
-    if all(isinstance(error, UserError) for error in errors):
-        return UserError("\n".join(map(str, errors)))
-    return next(error for error in errors if not isinstance(error, UserError))
+    for error in errors:
+        if not isinstance(error, UserError):
+            return error
+    return UserError("\n".join(map(str, errors)))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vfm.flow.execution.durations import without_seed
-from vfm.flow.plan.plan import Step
+from vfm.flow.plan.plan import Step, stage_names
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class StageJob:
     @property
     def stages(self) -> list[str]:
         """Names of the stages, with their seeds."""
-        return [step.stage.name for step in self.steps]
+        return stage_names(self.steps)
 
 
 def stage_jobs(steps: Sequence[Step]) -> list[StageJob]:
@@ -52,4 +52,8 @@ def dependency(job: StageJob, submitted: Sequence[tuple[StageJob, str]]) -> str:
         if any(inputs):
             one_each = len(inputs) > 1 and inputs == [{name} for name in earlier.stages]
             numbers["aftercorr" if one_each else "afterok"].append(number)
-    return ",".join(":".join([kind, *known]) for kind, known in numbers.items() if known)
+    conditions = []
+    for kind, known in numbers.items():
+        if known:
+            conditions.append(":".join([kind, *known]))
+    return ",".join(conditions)

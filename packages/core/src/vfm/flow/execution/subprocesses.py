@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from vfm.base import UserError
-from vfm.flow.plan.plan import Step
+from vfm.flow.plan.plan import Step, stage_names
 from vfm.interfaces import Event, Preempted
 
 Send = Callable[[Event], None]
@@ -180,7 +180,7 @@ def run_subprocess(start: Start, step: Step, send: Send, lock_descriptor: int, p
 
 def stopped_by(steps: list[Step], number: int) -> Preempted:
     """Build the error for steps that a signal has stopped."""
-    names = ", ".join(step.stage.name for step in steps)
+    names = ", ".join(stage_names(steps))
     by = f"stopped by {signal.Signals(number).name}; the next run resumes from the last checkpoint"
     return Preempted(f"{names}: {by}" if names else by, number)
 

@@ -93,10 +93,12 @@ class ConsoleListener:
         if data["cached"]:
             self.say(f"[green]✓[/] [bold]{stage}[/] [dim]{data['id']}, cached[/]")
             return
-        shown = [(key, value) for key, value in data["numbers"].items() if not key.startswith("sys/")][:4]
         units = data.get("units", {})
-        words = (f"{key} {_with_unit(value, units.get(key, ''))}" for key, value in shown)
-        numbers = escape("  ".join(words))
+        words = []
+        for key, value in data["numbers"].items():
+            if not key.startswith("sys/"):
+                words.append(f"{key} {_with_unit(value, units.get(key, ''))}")
+        numbers = escape("  ".join(words[:4]))
         self.say(f"[green]✓[/] [bold]{stage}[/] {data['seconds']:.1f} s [dim]{data['id']}[/]  {numbers}")
 
     def on_stage_failed(self, stage: str, data: dict[str, Any]) -> None:
@@ -212,7 +214,7 @@ def sender(manager: pluggy.PluginManager, required: Sequence[Any]) -> Callable[[
         event = replace(event, data=redacted(event.data))
         for hook in list(manager.hook.vfm_event.get_hookimpls()):
             try:
-                hook.function(*(event for _ in hook.argnames))
+                hook.function(*[event] * len(hook.argnames))
             except (Exception, SystemExit) as error:
                 if hook.plugin in required:
                     raise

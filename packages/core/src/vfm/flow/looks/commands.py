@@ -47,8 +47,12 @@ def training_commands(
 
 def _settings(stage: str, fields: Fields) -> str:
     """Write the fields of a stage as options of `vfm run`."""
-    settings = {f"{stage}.{key}": value for key, value in fields.items() if key not in ("kind", "name")}
-    return "".join(f" --set {shlex.quote(f'{key}={flow_text(value)}')}" for key, value in settings.items())
+    options = []
+    for key, value in fields.items():
+        if key not in ("kind", "name"):
+            setting = f"{stage}.{key}={flow_text(value)}"
+            options.append(f" --set {shlex.quote(setting)}")
+    return "".join(options)
 
 
 def _word(value: object) -> str:

@@ -18,12 +18,14 @@ ABSENT = "(absent)"  # placeholder for a path that the user of a recipe must set
 
 def known_artifacts(recipe: Recipe, store: Store) -> tuple[dict[str, Path], str]:
     """Find the folders of existing inputs, and the reason why artifacts of earlier runs are missing, if they are."""
+    folders: dict[str, Path] = {}
+    missing = ""
     try:
-        steps = make_plan(recipe, store)
-        folders = {step.stage.name: step.slot.artifact for step in steps if step.status == "cached"}
-        missing = ""
+        for step in make_plan(recipe, store):
+            if step.status == "cached":
+                folders[step.stage.name] = step.slot.artifact
     except UserError as error:
-        folders, missing = {}, str(error).splitlines()[0]
+        missing = str(error).splitlines()[0]
     names = {stage.name for stage in recipe.stages}  # stage names take precedence over folders, as in the plan
     saved: dict[str, Path] = {}
     for stage in recipe.stages:
@@ -39,8 +41,10 @@ def with_steps(recipe: Recipe, artifacts: Mapping[str, Path]) -> Recipe:
     Raises:
         UserError: If a stage's settings do not fit the number of steps.
     """
-    ctx = Preflight({stage.name: stage for stage in recipe.stages}, artifacts)
-    stages = [stage.with_steps(ctx.artifact) if isinstance(stage, Training) else stage for stage in recipe.stages]
+    ctx = recipe.preflight(artifacts)
+    stages = []
+    for stage in recipe.stages:
+        stages.append(stage.with_steps(ctx.artifact) if isinstance(stage, Training) else stage)
     return replace(recipe, stages=tuple(stages))
 
 
@@ -50,7 +54,7 @@ def estimate_costs(recipe: Recipe, artifacts: Mapping[str, Path]) -> dict[str, C
     Raises:
         UserError: If a stage's settings do not fit its models.
     """
-    ctx = Preflight({stage.name: stage for stage in recipe.stages}, artifacts)
+    ctx = recipe.preflight(artifacts)
     return {stage.name: estimate_cost(stage, ctx) for stage in recipe.stages if stage.costs}
 
 
@@ -69,7 +73,7 @@ def known_costs(recipe: Recipe, store: Store, names: Collection[str]) -> dict[st
     costs = {}
     with suppress(UserError):  # the preflight reports mistakes
         recipe = with_steps(recipe, artifacts)
-    ctx = Preflight({stage.name: stage for stage in recipe.stages}, artifacts)
+    ctx = recipe.preflight(artifacts)
     for stage in recipe.stages:
         with suppress(UserError):
             if stage.costs and stage.name in names:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vfm.base import UserError, decisive_settings
+from vfm.base import UserError, decisive_settings, map_items
 from vfm.flow.plan.roots import manifest_of, origin_of
 from vfm.flow.plan.store import Slot, Store
 from vfm.flow.recipe.recipe import Recipe
@@ -54,15 +54,28 @@ class Step:
 
     def roots(self) -> dict[str, str]:
         """Look up the roots of the existing inputs, by identity."""
-        roots = {self.inputs[ref]: origin_of(folder).root for ref, folder in self.folders.items()}
-        return {identity: root for identity, root in roots.items() if root}
+        roots = {}
+        for ref, folder in self.folders.items():
+            root = origin_of(folder).root
+            if root:
+                roots[self.inputs[ref]] = root
+        return roots
 
     def changed_inputs(self) -> list[str]:
         """List the inputs that have other roots now than when the published artifact was computed from them."""
         before = origin_of(self.slot.artifact).roots if self.folders else {}
         now = self.roots() if before else {}
-        changed = {identity for identity in before.keys() & now.keys() if before[identity] != now[identity]}
-        return [ref for ref, identity in self.inputs.items() if identity in changed]
+        changed = []
+        for ref, identity in self.inputs.items():
+            root = now.get(identity)
+            if root and before.get(identity, root) != root:
+                changed.append(ref)
+        return changed
+
+
+def stage_names(steps: Iterable[Step]) -> list[str]:
+    """List the names of the stages of steps."""
+    return [step.stage.name for step in steps]
 
 
 def make_plan(recipe: Recipe, store: Store, announce: Callable[[str], None] = lambda line: None) -> list[Step]:
@@ -97,7 +110,7 @@ def make_plan(recipe: Recipe, store: Store, announce: Callable[[str], None] = la
                     problems |= dict.fromkeys(_wrong_files(Path(ref)))
             try:
                 sources = _sources(stage)
-                remote = remote_fingerprints([path for path in sources if files.is_remote(path)])
+                remote = remote_fingerprints(list(filter(files.is_remote, sources)))
                 fingerprints = {path: remote.get(path) or fingerprint(path) for path in sources}
             except UserError as error:
                 of = f" of {os.path.basename(recipe.file)}" if recipe.file else ""
@@ -119,13 +132,14 @@ def steps_until(steps: Sequence[Step], name: str) -> list[Step]:
         UserError: If no stage has this name.
     """
     needed = {name}
+    chosen: list[Step] = []
     # Inputs come earlier in a plan, so one pass from the end finds everything that is needed.
     for step in reversed(steps):
         if step.stage.name in needed:
             needed |= set(step.inputs)
-    chosen = [step for step in steps if step.stage.name in needed]
+            chosen.insert(0, step)
     if not chosen or chosen[-1].stage.name != name:
-        raise UserError(f"no stage is named {name}; stages: {', '.join(step.stage.name for step in steps)}")
+        raise UserError(f"no stage is named {name}; stages: {', '.join(stage_names(steps))}")
     return chosen
 
 
@@ -235,11 +249,7 @@ def _with_identities(value: Any, inputs: Mapping[str, str], named: Mapping[str, 
         if not paths:
             return value
         return [named[path] for path in paths]
-    if isinstance(value, dict):
-        return {key: _with_identities(item, inputs, named) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_with_identities(item, inputs, named) for item in value]
-    return value
+    return map_items(lambda item: _with_identities(item, inputs, named), value)
 
 
 def _paths(value: str, known: Mapping[str, Any]) -> list[str]:
@@ -261,6 +271,7 @@ def saved_identity(folder: Path, fingerprint: Callable[[str], str]) -> str:
     manifest = folder / MANIFEST_FILE
     if manifest.is_file():
         return str(read_sealed(manifest, "identity")["identity"])
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    listing = [(str(path.relative_to(folder)), fingerprint(str(path))) for path in paths]
+    listing = []
+    for path in sorted(filter(Path.is_file, folder.rglob("*"))):
+        listing.append((str(path.relative_to(folder)), fingerprint(str(path))))
     return hashlib.sha256(json.dumps(listing).encode()).hexdigest()[:32]

@@ -26,9 +26,11 @@ def preflight(steps: Sequence[Step], *, fresh: bool = False) -> None:
     """
     failures = []
     for step, before in _waiting(steps, fresh=fresh):
-        tasks = step.stage.evaluation.tasks if isinstance(step.stage, Training) else []
-        nested = [(f"evaluation.tasks.{task.name}: ", task) for task in tasks]
-        for prefix, stage in [("", step.stage), *nested]:
+        stages = [("", step.stage)]  # each with the prefix of its settings
+        if isinstance(step.stage, Training):
+            for task in step.stage.evaluation.tasks:
+                stages.append((f"evaluation.tasks.{task.name}: ", task))
+        for prefix, stage in stages:
             try:
                 if isinstance(stage, Training):
                     _check_training(stage)

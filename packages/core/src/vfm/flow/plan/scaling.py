@@ -20,7 +20,7 @@ def step_loads(recipe: Recipe, artifacts: Mapping[str, Path]) -> dict[str, Load]
     Raises:
         UserError: If a stage's settings do not fit its models.
     """
-    ctx = Preflight({stage.name: stage for stage in recipe.stages}, artifacts)
+    ctx = recipe.preflight(artifacts)
     loads = {}
     for stage in recipe.stages:
         if isinstance(stage, Training) and stage.costs:

@@ -182,11 +182,18 @@ class Store:
         """
         return self.runs / name
 
+    def entries(self) -> list[Path]:
+        """List the entries whose names are those of artifacts, in the order of their names."""
+        return [self.root / name for name in sorted(_names_in(self.root)) if SLOT_NAME.fullmatch(name)]
+
     def artifacts(self) -> list[Path]:
         """List the folders of the published artifacts."""
-        names = (name for name in _names_in(self.root) if SLOT_NAME.fullmatch(name) and not name.startswith("."))
-        folders = (self.root / name for name in sorted(names))
-        return [path for path in folders if (path / MANIFEST_FILE).exists() and (path / FACTS_FILE).is_file()]
+        published = []
+        for path in self.entries():
+            is_hidden = path.name.startswith(".")
+            if not is_hidden and (path / MANIFEST_FILE).exists() and (path / FACTS_FILE).is_file():
+                published.append(path)
+        return published
 
     def unlinked(self, without: Collection[Path] = ()) -> list[Slot]:
         """Find the slots, published or left by a crash, that no run links to and no process holds.
@@ -201,11 +208,17 @@ class Store:
                 if link.is_symlink():  # it may lead to another run's link, so both ends count
                     linked |= {link.readlink().name, Path(os.path.realpath(link)).name}
         entries = _names_in(self.root)
-        partial = (name.removeprefix(".").rpartition(".") for name in entries if name.startswith("."))
-        left = {name for name, _, ending in partial if ending in ("part", "work") and SLOT_NAME.fullmatch(name)}
-        names = ({path.name for path in self.artifacts()} | left) - linked
-        slots = [Slot(self.root, name) for name in sorted(names)]
-        return [slot for slot in slots if slot.folders and not (slot.has_lock(entries) and slot.is_locked)]
+        names = {path.name for path in self.artifacts()}
+        for entry in entries:
+            name, _, ending = entry.removeprefix(".").rpartition(".")
+            if entry.startswith(".") and ending in ("part", "work") and SLOT_NAME.fullmatch(name):
+                names.add(name)
+        found = []
+        for name in sorted(names - linked):
+            slot = Slot(self.root, name)
+            if slot.folders and not (slot.has_lock(entries) and slot.is_locked):
+                found.append(slot)
+        return found
 
 
 def _is_folder(path: Path) -> bool:

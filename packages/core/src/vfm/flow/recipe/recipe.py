@@ -8,15 +8,16 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
-from vfm.base import Config, UserError, did_you_mean, error_lines, redacted, redacted_words, unknown_key
+from vfm.base import Config, UserError, did_you_mean, error_lines, map_items, redacted, redacted_words, unknown_key
 from vfm.flow.recipe.recipe_source import Mistakes, RecipeSource, apply_overrides, find_recipe, read_source, read_text
 from vfm.flow.recipe.run_names import run_name
+from vfm.flow.recipe.seeds import per_seed
 from vfm.flow.recipe.yaml_lines import KeyPath, dump, one_line
-from vfm.interfaces import FACTS_FILE, Artifact, Evaluation, Ref, Runtime, Stage, refs, unknown_kind
+from vfm.interfaces import FACTS_FILE, Artifact, Evaluation, Preflight, Ref, Runtime, Stage, refs, unknown_kind
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,10 @@ class Recipe:
     def stage_place(self, stage: Stage) -> str:
         """Look up the file and line of a stage, or of the stage that it repeats with another seed."""
         return self.places.get(stage.name) or self.places.get(stage.name.rpartition("@")[0], "")
+
+    def preflight(self, artifacts: Mapping[str, Path]) -> Preflight:
+        """Collect the facts known before a run, with the artifacts that exist."""
+        return Preflight({stage.name: stage for stage in self.stages}, artifacts)
 
 
 class RecipeKeys(Config):
@@ -126,11 +131,10 @@ def parse_recipe(
         mistakes.raise_if_any()
         raise
     _check_runtime_keys(keys, known, mistakes)
-    items = keys.stages
-    if absent_path:
-        items = [_with_path(item, known, absent_path) for item in items]
     stages = []
-    for index, item in enumerate(items):
+    for index, item in enumerate(keys.stages):
+        if absent_path:
+            item = _with_path(item, known, absent_path)
         stage = _stage(item, index, keys, known, mistakes)
         if stage:
             stages.append(stage)
@@ -164,8 +168,11 @@ def runtime_of(stage: type[Stage]) -> type[Runtime]:
 
 def _check_runtime_keys(keys: RecipeKeys, known: Mapping[str, type[Stage]], mistakes: Mistakes) -> None:
     """Report the keys of a recipe's runtime that no installed stage type has."""
-    kinds = [item.get("kind") for item in keys.stages]
-    used = [known[kind] for kind in kinds if isinstance(kind, str) and kind in known]
+    used = []
+    for item in keys.stages:
+        kind = item.get("kind")
+        if isinstance(kind, str) and kind in known:
+            used.append(known[kind])
     # The stage types of other kinds are imported only if none of the recipe's has a key.
     for key in keys.runtime.keys() - _runtime_keys(used):
         allowed = _runtime_keys(known.values())
@@ -235,11 +242,9 @@ def _with_folders(value: Any, folders: Mapping[str, str]) -> Any:
     Raises:
         UserError: If a folder has no entry in `paths`.
     """
-    if isinstance(value, dict):
-        return {key: _with_folders(item, folders) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_folders(item, folders) for item in value]
-    match = re.match(r"\$(\w+)/", value) if isinstance(value, str) else None
+    if not isinstance(value, str):
+        return map_items(lambda item: _with_folders(item, folders), value)
+    match = re.match(r"\$(\w+)/", value)
     if not match:
         return value
     if match[1] not in folders:
@@ -286,47 +291,3 @@ def _misfit(ref: Ref[Any], types: Mapping[str, type[Artifact]], names: Sequence[
         saved = type(Artifact.load(ref, verify=False))
         return None if ref.accepts(saved) else f"expected a {ref.expected}; {ref} holds a {saved.__name__}"
     return f"no earlier stage and no saved artifact is named '{ref}'{did_you_mean(ref, types)}"
-
-
-def per_seed(stages: Sequence[Stage], seeds: Sequence[int]) -> list[Stage]:
-    """Repeat the stages that depend on a seed, once for each seed.
-
-    These are the stages with a `seed` that the recipe does not set, and all stages that depend on them. The stage
-    `clip` becomes `clip@0`, `clip@1`, ...
-    """
-    if not seeds:
-        return list(stages)
-    repeated: set[str] = set()
-    result: list[Stage] = []
-    for stage in stages:
-        draws = "seed" in type(stage).model_fields and "seed" not in stage.model_fields_set
-        if not draws and not any(ref in repeated for _, ref in refs(stage)):
-            result.append(stage)
-            continue
-        repeated.add(stage.name)
-        for seed in seeds:
-            changed: dict[str, Any] = {"name": f"{stage.name}@{seed}"}
-            if draws:
-                changed["seed"] = seed
-            renamed = cast("Stage", _renamed(stage, {name: f"{name}@{seed}" for name in repeated}))
-            result.append(renamed.model_copy(update=changed))
-    return result
-
-
-def _renamed(value: Any, names: Mapping[str, str]) -> Any:
-    """Replace every ref to a name in `names`, in a stage or any value in it."""
-    if isinstance(value, Ref):
-        ref: Ref[Any] = Ref(names.get(value, value))
-        # A new Ref does not know the type of artifact that it refers to.
-        ref.target = value.target
-        return ref
-    if isinstance(value, BaseModel):
-        fields = {key: getattr(value, key) for key in type(value).model_fields}
-        renamed = {key: _renamed(item, names) for key, item in fields.items()}
-        # Only changed fields, since `model_copy` marks a field as given, and defaults must stay unmarked.
-        return value.model_copy(update={key: item for key, item in renamed.items() if item != fields[key]})
-    if isinstance(value, (list, tuple)):
-        return type(value)(_renamed(item, names) for item in value)
-    if isinstance(value, dict):
-        return {key: _renamed(item, names) for key, item in value.items()}
-    return value

@@ -123,11 +123,12 @@ def read_source(text: str, where: str, folder: Path, chain: Sequence[Path] = ())
         file = find_recipe(source_name).resolve()
     except UserError as error:
         raise UserError(yaml_lines.one_line(f"{line}: {error}")) from None
+    names = [path.name for path in chain]
     if file in chain:
-        cycle = " -> ".join(path.name for path in (*chain[chain.index(file) :], file))
-        raise UserError(f"{line}: a recipe cannot be its own base: {cycle}")
+        cycle = [*names[chain.index(file) :], file.name]
+        raise UserError(f"{line}: a recipe cannot be its own base: {' -> '.join(cycle)}")
     # Places name a file by its name, or by its path if a recipe and its base have the same name.
-    base_where = str(file) if file.name in {path.name for path in chain} else file.name
+    base_where = str(file) if file.name in names else file.name
     base = read_source(read_text(file), base_where, file.parent, (*chain, file))
     _lay_over(base, source)
     return RecipeSource(where, base.value, base.places, bases=[base.where, *base.bases])

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from vfm.base import UserError
+from vfm.base import UserError, map_items
 
 KeyPath = tuple[str | int, ...]
 MAX_DEPTH = 32  # far beyond any recipe; deeper nesting would exhaust the stack
@@ -108,11 +108,7 @@ def parse(text: str, where: str) -> tuple[Any, dict[KeyPath, int]]:
 
 def _unshared(value: Any) -> Any:
     """Copy a value without sharing, so that an override of a YAML alias changes only one place."""
-    if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
-    if not isinstance(value, list):
-        return value
-    return [_unshared(item) for item in value]
+    return map_items(_unshared, value)
 
 
 def parse_value(text: str, where: str) -> Any:

@@ -31,12 +31,12 @@ def annotated_fields(path: str) -> dict[str, Any] | None:
     names = files.names_in(root)
     if holds_objects(f"{root}/{FIFTYONE}"):
         return {"path": path, "annotations": f"{root}/{FIFTYONE}"}
-    inside = next((name for name in sorted(names) if name.endswith(".json") and holds_objects(f"{root}/{name}")), None)
-    if inside:
-        return {"path": path, "annotations": f"{root}/{inside}"}
-    jsons = _instances(f"{root}/annotations")
-    if jsons:
-        return _json_fields(jsons[0])
+    for name in sorted(names):
+        if name.endswith(".json") and holds_objects(f"{root}/{name}"):
+            return {"path": path, "annotations": f"{root}/{name}"}
+    instances = _instances(f"{root}/annotations")
+    if instances:
+        return _json_fields(instances)
     if not any(has(root) for has in MARKS.values()):
         return None
     described = _yolo_fields(f"{root}/{DATA_YAML}") if DATA_YAML in names else None
@@ -83,14 +83,15 @@ def _edges(path: str) -> bytes:
     return files.read_bytes(path, 0, min(size, EDGE)) + files.read_bytes(path, max(0, size - EDGE), size)
 
 
-def _instances(folder: str) -> list[str]:
-    """List the json files with objects in a folder, training images and instances first."""
-    if files.exists(folder):
-        names = [name for name in sorted(files.names_in(folder)) if name.endswith(".json")]
-    else:
-        names = []
-    ordered = sorted(names, key=lambda name: ("train" not in name, "instances" not in name, name))
-    return [path for path in (f"{folder}/{name}" for name in ordered) if holds_objects(path)]
+def _instances(folder: str) -> str | None:
+    """Find a json file with objects in a folder, preferably of training images and of instances."""
+    if not files.exists(folder):
+        return None
+    names = files.names_in(folder)
+    for name in sorted(names, key=lambda name: ("train" not in name, "instances" not in name, name)):
+        if name.endswith(".json") and holds_objects(f"{folder}/{name}"):
+            return f"{folder}/{name}"
+    return None
 
 
 def _json_fields(path: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from itertools import islice
 from typing import Any
@@ -64,18 +65,20 @@ def _holds_choices(path: str) -> bool:
     """Check whether a path holds caption choices, in a format of `data.choices`."""
     if files.without_query(path).endswith(".jsonl"):
         first = files.read_bytes(path, 0, 1 << 16).decode(errors="replace").split("\n", 1)[0]
-        if '"statements"' in first:
-            return True
-        return any(all(f'"{name}"' in first for name in names) for names in PAIR_COLUMNS)
+        keys = set(re.findall(r'"(\w+)"', first))  # the line may be cut off, and is no valid JSON then
+        return "statements" in keys or _has_pair_columns(keys)
     if files.without_query(path).endswith(".parquet"):
-        columns = set(table_columns(path))
-        return any(columns.issuperset(names) for names in PAIR_COLUMNS)
+        return _has_pair_columns(set(table_columns(path)))
     if files.is_directory(path):
         if files.exists(f"{path}/metadata.json") and files.is_directory(f"{path}/images"):  # NaturalBench-Retrieval
             return True
         names = list(islice(files.walk(path), 8))
         return bool(names) and all(name.endswith(".json") for name in names)
     return path.endswith(".json") and not is_coco_captions(path) and not is_fiftyone_labels(path)
+
+
+def _has_pair_columns(names: set[str]) -> bool:
+    return any(map(names.issuperset, PAIR_COLUMNS))
 
 
 def _in_class_folders(folder: str) -> bool:
@@ -111,5 +114,7 @@ def tar_fields(path: str) -> dict[str, Any]:
 
 def _caption_field(record: dict[str, Any], path: str) -> str:
     """Find the field of a json record with captions, if it has one of the usual names."""
-    named = [name for name in CAPTION_COLUMNS if name in record]
-    return next((name for name in named if clean_captions(record[name], path)), "")
+    for name in CAPTION_COLUMNS:
+        if name in record and clean_captions(record[name], path):
+            return name
+    return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -58,18 +58,24 @@ def image_root(path: str, location: str | None = None) -> str | None:
     location = location or image_location(path)
     if location is None:
         return None
-    values = [image_name(row, location) for row in _first_rows(path, columns_of([location]))]
-    names = [value for value in values if isinstance(value, str)]
-    if not names or any((Path(path).parent / name).exists() for name in names if not name.startswith("/")):
+    names = []
+    for row in _first_rows(path, columns_of([location])):
+        name = image_name(row, location)
+        if isinstance(name, str):
+            names.append(name)
+    relative = [name for name in names if not name.startswith("/")]
+    if not names or _any_exists(Path(path).parent, relative):
         return None
-    if all(name.startswith("/") for name in names):
-        if any(Path(name).exists() for name in names):
-            return "/"
-        return None
+    if not relative:
+        return "/" if _any_exists(Path("/"), names) else None
     for root in _roots(path):
-        if any((root / name).exists() for name in names):
+        if _any_exists(root, names):
             return str(root)
     return None
+
+
+def _any_exists(folder: Path, names: Iterable[str]) -> bool:
+    return any((folder / name).exists() for name in names)
 
 
 def _completed(path: str, columns: list[str]) -> str | None:
@@ -78,7 +84,10 @@ def _completed(path: str, columns: list[str]) -> str | None:
         return None
     rows = _first_rows(path, columns)
     for column in columns:
-        stems = {str(row.get(column)) for row in rows if isinstance(row.get(column), str | int)}
+        stems = set()
+        for row in rows:
+            if isinstance(row.get(column), str | int):
+                stems.add(str(row[column]))
         if len(stems) < len(rows):  # names of classes repeat
             continue
         for root in (Path(path).parent, *_roots(path)):
@@ -91,7 +100,8 @@ def _completed(path: str, columns: list[str]) -> str | None:
 def _roots(path: str) -> Iterator[Path]:
     """List the folders in and around a table's folder, and the working folder."""
     folder = Path(path).parent
-    yield from islice(sorted(part for part in folder.iterdir() if part.is_dir()), NUM_FOLDERS)
+    subfolders = filter(Path.is_dir, folder.iterdir())
+    yield from islice(sorted(subfolders), NUM_FOLDERS)
     yield from (folder.parent, folder.parent.parent, Path())
 
 

@@ -55,8 +55,8 @@ class _Table:
 
     def words(self, column: str) -> float:
         """Compute the mean number of words in a column."""
-        values = self.values(column)
-        return sum(len(value.split()) for value in values) / max(1, len(values))
+        words = " ".join(self.values(column)).split()
+        return len(words) / max(1, len(self.rows))
 
     def repeats(self, column: str) -> bool:
         """Check whether a column has a few values, several times each."""
@@ -65,10 +65,10 @@ class _Table:
 
     def names_each(self, label: str, names: str) -> bool:
         """Check whether each label has one name, and each name one label."""
-        pairs = set(zip(self.values(label), self.values(names), strict=True))
-        labels = {label for label, _ in pairs}
-        named = {name for _, name in pairs}
-        return len(pairs) == len(labels) == len(named)
+        labels = self.values(label)
+        named = self.values(names)
+        pairs = set(zip(labels, named, strict=True))
+        return len(pairs) == len(set(labels)) == len(set(named))
 
 
 def table_fields(layout: Layout) -> dict[str, Any]:
@@ -82,18 +82,21 @@ def table_fields(layout: Layout) -> dict[str, Any]:
     root = image_root(path, image) if image else None
     if root and Path(path).parent in Path(root).parents:
         fields["image_root"] = root
-    if any(name in table.columns for name in CAPTION_COLUMNS):
+    columns = set(table.columns)
+    if not columns.isdisjoint(CAPTION_COLUMNS):
         return {"kind": "data.pairs", **fields}
-    label = next((name for name in LABEL_COLUMNS if name in table.columns), None)
+    label = next((name for name in LABEL_COLUMNS if name in columns), None)
     if label and has_class_names(layout, label):
         return {"kind": "data.labeled", **fields}
     if label:
-        names = [name for name in table.texts if table.repeats(name) and table.names_each(label, name)]
-        return {"kind": "data.labeled", **fields, **({"label_key": names[0]} if names else {})}
+        for name in table.texts:
+            if table.repeats(name) and table.names_each(label, name):
+                return {"kind": "data.labeled", **fields, "label_key": name}
+        return {"kind": "data.labeled", **fields}
     captions = max(table.texts, key=table.words, default="")
     if captions and table.words(captions) >= CAPTION_WORDS:
         return {"kind": "data.pairs", **fields, "texts": {"en": captions}}
-    names = [name for name in table.texts if table.repeats(name)]
+    names = list(filter(table.repeats, table.texts))
     if image and names:
         return {"kind": "data.labeled", **fields, "label_key": names[0]}
     return {"kind": "data.pairs", **fields}

@@ -10,6 +10,8 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 
 from vfm.flow.plan.store import LINKS, SLOT_NAME, STEP_FILE, Slot, Store
@@ -38,22 +40,24 @@ def older_runs(store: Store, keep: int) -> list[KeptRun]:
     This excludes the run of each name that was started last, runs with an active process, and runs through whose
     folders the recipe of a remaining run reads an artifact.
     """
+    old: dict[str, KeptRun] = {}  # by the name of the folder
     runs = kept_runs(store)
-    old: list[KeptRun] = []
-    for name in dict.fromkeys(run.name for run in runs):
-        same = [run for run in runs if run.name == name]
+    for name, group in groupby(runs, key=attrgetter("name")):
+        same = list(group)
         last = os.path.realpath(store.run_directory(name))
         finished = [index for index, run in enumerate(same) if run.finished]
-        older = same[: finished[-keep]] if len(finished) >= keep else []
-        old += [run for run in older if os.path.realpath(run.directory) != last and not is_running(run.directory)]
-    remaining = [run for run in runs if run not in old]
+        if len(finished) < keep:
+            continue
+        for run in same[: finished[-keep]]:
+            if os.path.realpath(run.directory) != last and not is_running(run.directory):
+                old[run.directory.name] = run
+    remaining = [run for run in runs if run.directory.name not in old]
     while remaining:
-        read: set[str] = set()
-        for run in remaining:
-            read |= set(_RUN_IN_PATH.findall(_text(run.directory / RECIPE_FILE)))
-        remaining = [run for run in old if run.directory.name in read]
-        old = [run for run in old if run not in remaining]
-    return old
+        recipe = _text(remaining.pop().directory / RECIPE_FILE)
+        for name in _RUN_IN_PATH.findall(recipe):
+            if name in old:
+                remaining.append(old.pop(name))
+    return list(old.values())
 
 
 def unused_slots(store: Store, without: Collection[Path] = ()) -> list[Slot]:
@@ -64,14 +68,14 @@ def unused_slots(store: Store, without: Collection[Path] = ()) -> list[Slot]:
         without: Folders of runs to be removed.
     """
     slots = {slot.name: slot for slot in store.unlinked(without)}
-    if slots:
-        remaining = [run for run in kept_runs(store) if run.directory not in without]
-    else:
-        remaining = []
+    if not slots:
+        return []
     linked: set[str] = set()
-    for run in remaining:
-        linked |= set(run.links.values())
-    records = [run.directory / RECIPE_FILE for run in remaining]
+    records = []
+    for run in kept_runs(store):
+        if run.directory not in without:
+            linked.update(run.links.values())
+            records.append(run.directory / RECIPE_FILE)
     for name in linked:
         records += _records(Slot(store.root, name))
     read = _named(records, slots)
@@ -114,8 +118,10 @@ def _named(files: Iterable[Path], names: Collection[str]) -> list[str]:
     digits: set[str] = set()
     for file in files:
         text = _text(file)
-        names_read |= {name.lstrip(".") for name in SLOT_NAME.findall(text)}
-        digits |= {identity[:8] for identity in _IDENTITY.findall(text)}
+        for name in SLOT_NAME.findall(text):
+            names_read.add(name.lstrip("."))
+        for identity in _IDENTITY.findall(text):
+            digits.add(identity[:8])
     return [name for name in names if name in names_read or name.rsplit("-", 1)[-1] in digits]
 
 

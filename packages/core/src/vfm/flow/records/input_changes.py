@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vfm.base import UserError
-from vfm.flow.plan.store import SLOT_NAME
+from vfm.flow.plan.store import Store
 from vfm.interfaces import MANIFEST_FILE
 from vfm.storage import files
 from vfm.storage.fingerprints import FingerprintCache, bytes_to_read, contents, contents_names, fingerprint
@@ -45,10 +45,9 @@ class OutsideInput:
 def inputs_of(store: Path) -> list[OutsideInput]:
     """List the outside files behind the artifacts of a store, each with all results that were made from it."""
     manifests: dict[str, Mapping[str, Any]] = {}
-    for folder in sorted(store.iterdir()):
-        if SLOT_NAME.fullmatch(folder.name):
-            with suppress(UserError):  # `vfm verify` reports damaged manifests
-                manifests[folder.name] = read_sealed(folder / MANIFEST_FILE, "identity", "inputs")
+    for folder in Store(store).entries():
+        with suppress(UserError):  # `vfm verify` reports damaged manifests
+            manifests[folder.name] = read_sealed(folder / MANIFEST_FILE, "identity", "inputs")
     users: dict[str, list[str]] = defaultdict(list)  # identity -> artifacts that were made from it
     for name, manifest in manifests.items():
         for identity in manifest["inputs"].values():

@@ -99,10 +99,14 @@ def build_manifest(
     """
     units: dict[str, str] = {}
     if isinstance(artifact, Report):
-        named = {f"{metric.model} {metric.name}".strip(): metric for metric in artifact.metrics}
-        notes.numbers = {name: metric.value for name, metric in named.items()}
-        units = {name: metric.unit for name, metric in named.items()}
-    names = {ref for _, ref in refs(step.stage)}
+        notes.numbers = {}
+        for metric in artifact.metrics:
+            name = f"{metric.model} {metric.name}".strip()
+            notes.numbers[name] = metric.value
+            units[name] = metric.unit
+    inputs = {}
+    for _, ref in refs(step.stage):
+        inputs[ref] = step.inputs[ref]
     return {
         "kind": step.stage.kind,
         "name": step.stage.name,
@@ -113,7 +117,7 @@ def build_manifest(
         "steps": _num_steps(step.stage, context),
         "stretches": notes.stretches,
         "kernels": notes.kernels,
-        "inputs": {name: step.inputs[name] for name in sorted(names)},
+        "inputs": dict(sorted(inputs.items())),
         ROOTS: dict(roots),
         "sources": {located(path): fingerprint for path, fingerprint in step.fingerprints.items()},
         "seed": getattr(step.stage, "seed", None),
@@ -153,7 +157,8 @@ def library_versions() -> dict[str, str]:
     names = set(LIBRARIES)
     # Names of folders, since reading the metadata of every installed package takes a third of a second.
     for folder in sys.path:
-        names |= {info.name.partition("-")[0].replace("_", "-") for info in Path(folder).glob("vfm_*.dist-info")}
+        for info in Path(folder).glob("vfm_*.dist-info"):
+            names.add(info.name.partition("-")[0].replace("_", "-"))
     versions = {}
     for name in sorted(names):
         with suppress(PackageNotFoundError):

@@ -56,7 +56,7 @@ def proof_of(store: Path, digest: str) -> Proof:
     artifacts = Store(store).artifacts()
     for run in kept_runs(Store(store)):
         if (run.directory / RUN_FILE).is_file() and hash_of_record(run.directory) == digest:
-            names = [str(name) for name in run.record.get("artifacts", ())]
+            names = list(map(str, run.record.get("artifacts", ())))
             problems = list(run_problems(run))
             if not run.record.get("roots"):
                 problems.append(f"{run.directory}: not proven: its record is of an older version, without roots")
@@ -72,7 +72,7 @@ def _proof(
 ) -> Proof:
     """Collect the artifacts with these names, and all inputs of inputs."""
     slots = {folder.name[-8:]: folder for folder in artifacts}
-    pending = [store / each for each in names]
+    pending = list(map(store.joinpath, names))
     needed = {}
     while pending:
         folder = pending.pop()

@@ -33,8 +33,10 @@ def reasons(recipe: Recipe, steps: Sequence[Step], store: Store) -> dict[str, st
         store: Store of the artifacts.
     """
     new = [step for step in steps if step.status == "new"]
+    if not new:
+        return {}
     owner = owner_of(recipe.file, recipe.name, store.root)
-    runs = [run for run in reversed(kept_runs(store)) if run.owner == owner] if new else []
+    runs = [run for run in reversed(kept_runs(store)) if run.owner == owner]
     lines = {}
     for step in new:
         changed = step.changed_inputs()

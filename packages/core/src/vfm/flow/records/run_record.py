@@ -5,12 +5,11 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from vfm.base import redacted, redacted_words
-from vfm.flow.plan.plan import Step
+from vfm.flow.plan.plan import Step, stage_names
 from vfm.flow.plan.roots import origin_of
 from vfm.flow.recipe.recipe import Recipe
 from vfm.flow.recipe.run_names import owner_of
@@ -38,7 +37,7 @@ def record_of(
         "file": owner_of(recipe.file, recipe.name, store),
         "description": recipe.description,
         "text": recipe.text,
-        "stages": [step.stage.name for step in steps],
+        "stages": stage_names(steps),
         "artifacts": [step.slot.name for step in steps],
     }
     return {**redacted(what), "command": _command(), "started": started, "seconds": seconds}
@@ -54,16 +53,16 @@ def commitments(steps: Sequence[Step], events: Path) -> dict[str, Any]:
     Returns:
         The root of each stage's artifact, the SHA-256 of each manifest, and number and hash of the last event.
     """
-    artifacts = {step.stage.name: step.slot.artifact for step in steps}
     manifests = {}
-    for name, folder in artifacts.items():
-        with suppress(FileNotFoundError):
-            manifests[name] = hash_file(folder / MANIFEST_FILE)
-    return {
-        "roots": {name: origin_of(artifacts[name]).root for name in manifests},
-        "manifests": manifests,
-        "events": list(end_of_chain(events)),
-    }
+    roots = {}
+    for step in steps:
+        folder = step.slot.artifact
+        try:
+            manifests[step.stage.name] = hash_file(folder / MANIFEST_FILE)
+        except FileNotFoundError:
+            continue
+        roots[step.stage.name] = origin_of(folder).root
+    return {"roots": roots, "manifests": manifests, "events": list(end_of_chain(events))}
 
 
 def after_rerun(record: Mapping[str, Any], before: Mapping[str, Any], *, made: bool) -> dict[str, Any]:

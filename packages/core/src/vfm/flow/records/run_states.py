@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vfm.base import UserError
-from vfm.flow.plan.store import LINKS, Slot
-from vfm.flow.records.runs import EVENTS_FILE
+from vfm.flow.plan.store import Slot
+from vfm.flow.records.runs import EVENTS_FILE, artifact_links
 from vfm.interfaces import Event
 from vfm.storage.locks import is_locked
 
@@ -27,14 +27,13 @@ def is_running(directory: Path) -> bool:
     Raises:
         UserError: If the file of events, or a lock, is not a regular file.
     """
-    folder = directory / LINKS
-    if folder.is_dir():
-        links = [link for link in folder.iterdir() if link.is_symlink()]
-    else:
-        links = []
-    artifacts = (Path(os.path.realpath(link)) for link in links)
-    files = (directory / EVENTS_FILE, *(Slot(path.parent, path.name).lock_file for path in artifacts))
-    return any(is_locked(file) for file in files)
+    if is_locked(directory / EVENTS_FILE):
+        return True
+    for link in artifact_links(directory):
+        artifact = Path(os.path.realpath(link))
+        if is_locked(Slot(artifact.parent, artifact.name).lock_file):
+            return True
+    return False
 
 
 def state_of(directory: Path, record: Mapping[str, Any]) -> State:

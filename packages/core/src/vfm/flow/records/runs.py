@@ -71,12 +71,15 @@ class KeptRun:
     @property
     def links(self) -> dict[str, str]:
         """Name of the artifact's folder by stage."""
-        folder = self.directory / LINKS
-        if folder.is_dir():
-            links = [link for link in folder.iterdir() if link.is_symlink()]
-        else:
-            links = []
-        return {link.name: link.readlink().name for link in links if not link.name.startswith(".")}
+        return {link.name: link.readlink().name for link in artifact_links(self.directory)}
+
+
+def artifact_links(directory: Path) -> list[Path]:
+    """List the links of a run's folder to the artifacts of its stages."""
+    folder = directory / LINKS
+    if not folder.is_dir():
+        return []
+    return [link for link in folder.iterdir() if link.is_symlink() and not link.name.startswith(".")]
 
 
 def kept_runs(store: Store) -> list[KeptRun]:
@@ -162,19 +165,23 @@ def _numbered(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:
     """Find the folder of the run with the plan's artifacts, or create a folder with the next number."""
     existing = kept_runs(store)
     name = own_name(recipe.name, _owner(recipe, store), [(run.name, run.owner) for run in existing])
-    runs = [run for run in existing if run.name == name]
-    following = store.run_directory(f"{name}@{max((run.number for run in runs), default=0) + 1}")
+    wanted = {step.stage.name: step.slot.name for step in steps}
+    same = None
+    number = 0
+    for run in existing:
+        if run.name == name:
+            number = run.number
+            if run.links == wanted:
+                same = run
+    following = store.run_directory(f"{name}@{number + 1}")
     older = store.run_directory(name)
     if older.is_dir() and not older.is_symlink():  # versions without numbers stored the only run of a recipe there
         older.rename(following)
         return _numbered(recipe, steps, store)
-    wanted = {step.stage.name: step.slot.name for step in steps}
-    same = [run for run in runs if run.links == wanted]
     if same:
-        run = same[-1]
-        if not run.finished and is_writable(run.directory):
-            write_record(run.directory, _first_record(recipe, steps, store))
-        return run.directory
+        if not same.finished and is_writable(same.directory):
+            write_record(same.directory, _first_record(recipe, steps, store))
+        return same.directory
     # Filled under another name and then renamed, so that no other process finds half a run.
     part = part_name(following)
     part.mkdir()

@@ -15,7 +15,7 @@ from vfm.flow.records.run_verification import run_problems
 from vfm.flow.records.runs import kept_runs
 from vfm.interfaces import MANIFEST_FILE
 from vfm.storage.fingerprints import FINGERPRINTS_PATTERN
-from vfm.storage.integrity import Known, damage, known_files, read_sealed, unlisted
+from vfm.storage.integrity import Known, damage, known_files, num_bytes, read_sealed, unlisted
 
 META_FILE = "meta.json"  # record of a checkpoint
 # Keys that every version has written.
@@ -42,7 +42,12 @@ class Place:
     @property
     def num_bytes(self) -> int:
         """Number of bytes to read."""
-        return sum(size for size, _ in (self.known or {}).values())
+        return num_bytes(self.known or {})
+
+    @property
+    def num_files(self) -> int:
+        """Number of files to read."""
+        return len(self.known or ())
 
     def verify(self, on_bytes: Callable[[int], None]) -> list[str]:
         """Read all files and list the problems, one line each. `on_bytes` is called with the bytes of each block."""
@@ -68,12 +73,16 @@ def places(store: Path) -> list[Place]:
         raise UserError(f"{store}: no such folder; expected a folder of artifacts and runs")
     if (store / MANIFEST_FILE).is_file():
         return [place_of(store)]
-    artifacts = [path for path in store.iterdir() if SLOT_NAME.fullmatch(path.name) and path.is_dir()]
-    checkpoints = [path for path in store.glob(CHECKPOINTS) if path.is_dir()]
-    if not (artifacts or checkpoints or os.path.lexists(Store(store).runs)):
+    listed = []
+    for path in Store(store).entries():
+        if path.is_dir():
+            listed.append(place_of(path))
+    for path in sorted(store.glob(CHECKPOINTS)):
+        if path.is_dir():
+            listed.append(_place(path, META_FILE))
+    if not (listed or os.path.lexists(Store(store).runs)):
         raise UserError(f"{store}: expected a folder of artifacts and runs, got one with neither")
-    listed = [place_of(path) for path in sorted(artifacts)]
-    return [*listed, *(_place(path, META_FILE) for path in sorted(checkpoints))]
+    return listed
 
 
 def place_of(folder: Path) -> Place:
@@ -126,9 +135,13 @@ def damaged_records(store: Path) -> Iterator[str]:
 
 def _changed_inputs(store: Path) -> Iterator[str]:
     """Yield a line for each input that has another root now than when an artifact was computed from it."""
-    origins = {path.name: origin_of(path) for path in store.iterdir() if SLOT_NAME.fullmatch(path.name)}
-    now = {name[-8:]: (name, origin.root) for name, origin in origins.items() if origin.root}
-    for artifact, origin in sorted(origins.items()):
+    origins = {}
+    now = {}  # name and present root, by the digits of the identity
+    for path in Store(store).entries():
+        origins[path.name] = origin_of(path)
+        if origins[path.name].root:
+            now[path.name[-8:]] = (path.name, origins[path.name].root)
+    for artifact, origin in origins.items():
         for identity, root in origin.roots.items():
             name, current = now.get(identity[:8], ("", root))
             if current != root:

@@ -70,10 +70,14 @@ def _finetuning(request: Classification, model: Input, train: str) -> Fields:
 def _add_datasets(stages: list[Fields], request: Classification, known: Mapping[str, type[Stage]]) -> dict[str, str]:
     """Add the stages that import the images, with the classes of both, and name them."""
     train, val = _fields(request.train, request.val, request.data_options, known)
-    fields = {TRAIN: train, VAL: val}
-    imported = {name: value for name, value in fields.items() if isinstance(value, dict)}
-    refs = {name: name for name in imported}
-    refs |= {name: value for name, value in fields.items() if isinstance(value, str)}
+    imported: dict[str, Fields] = {}
+    refs = {}
+    for name, value in ((TRAIN, train), (VAL, val)):
+        if isinstance(value, dict):
+            imported[name] = value
+            refs[name] = name
+        elif isinstance(value, str):
+            refs[name] = value
     names = _class_names(list(imported.values()))
     for name, value in imported.items():
         more = {"class_names": names} if names else {}

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vfm.base import UserError, did_you_mean, error_lines, load_function
+from vfm.base import UserError, did_you_mean, error_text, load_function
 from vfm.data.pairs.stages import Pairs
 from vfm.flow.recipe.yaml_lines import parse_value
 from vfm.flow.requests.inputs import Fields
@@ -55,7 +55,8 @@ def with_data_options(fields: Fields, options: Mapping[str, Any], known: Mapping
     """
     if not options:
         return fields
-    kind = next((_KINDS[key] for key in options if key in _KINDS), fields["kind"])
+    kinds = filter(None, map(_KINDS.get, options))
+    kind = next(kinds, fields["kind"])
     allowed = known[kind].model_fields
     _check_names(options, [name for name in allowed if name not in _SET_OTHERWISE], kind)
     return {**{key: value for key, value in fields.items() if key in allowed}, "kind": kind, **options}
@@ -71,16 +72,17 @@ def image_options(path: str, options: Mapping[str, Any]) -> Pairs:
     recognised: Fields = {}
     with suppress(UserError):  # reported when the data are read
         recognise = load_function("vfm.flow.recognition.formats:recognise")  # imports pyarrow
-        recognised = {key: value for key, value in recognise(path).items() if key in _IMAGE_OPTIONS}
+        for key, value in recognise(path).items():
+            if key in _IMAGE_OPTIONS:
+                recognised[key] = value
     try:
         return Pairs.model_validate({"name": "data", "path": path, **recognised, **options})
     except ValidationError as error:
-        lines = [f"data-option {'.'.join(map(str, key))}: {line}" for key, line in error_lines(error, Pairs)]
-        raise UserError("\n".join(lines)) from None
+        raise UserError(error_text(error, Pairs, "data-option ")) from None
 
 
 def _check_names(options: Mapping[str, Any], allowed: Sequence[str], kind: str) -> None:
-    unknown = next((key for key in options if key not in allowed), None)
-    if unknown is not None:
-        hint = did_you_mean(unknown, allowed)
-        raise UserError(f"data-option {unknown}: expected one of {', '.join(allowed)} for {kind}{hint}")
+    for key in options:
+        if key not in allowed:
+            hint = did_you_mean(key, allowed)
+            raise UserError(f"data-option {key}: expected one of {', '.join(allowed)} for {kind}{hint}")

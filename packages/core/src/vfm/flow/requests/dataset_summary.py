@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from pydantic import ValidationError
 
-from vfm.base import UserError, did_you_mean, error_lines, how_to_install, redacted
+from vfm.base import UserError, did_you_mean, error_text, how_to_install, redacted
 from vfm.data import BadSample, DatasetSpec, open_dataset, read_index
 from vfm.data.indexing.stages import ImageFiles
 from vfm.data.layouts.layout import find_layout
@@ -219,10 +219,8 @@ def import_summary(
     try:
         stage = known[fields["kind"]].model_validate({**fields, "name": NAME, **supported})
     except ValidationError as error:  # a kind without a path, or with other required fields
-        lines = error_lines(error, known[fields["kind"]])
-        where = f"--kind {fields['kind']}"
-        messages = [f"{where}: {'.'.join(map(str, key))}: {line}" for key, line in lines]
-        raise UserError("\n".join(messages)) from None
+        start = f"--kind {fields['kind']}: "
+        raise UserError(error_text(error, known[fields["kind"]], start)) from None
     first: dict[str, str] = {}
 
     def remember(event: Event) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import chain
 
 from pydantic import ValidationError
 
-from vfm.base import UserError, error_lines, load_function
+from vfm.base import UserError, error_text, load_function
 from vfm.flow.requests.inputs import Fields, Input, saved_artifact
 from vfm.interfaces import AnnotatedImages, Stage
 
@@ -25,7 +24,9 @@ def dense_tasks(models: Sequence[Input], data: Input, known: Mapping[str, type[S
     Raises:
         UserError: If the files of the dataset cannot be read.
     """
-    predicted = set(chain(*(model.predicts for model in models)))
+    predicted: set[str] = set()
+    for model in models:
+        predicted.update(model.predicts)
     if not predicted or not issubclass(data.makes, AnnotatedImages):
         return []
     common = predicted & set(labels_of(data, known))
@@ -45,8 +46,7 @@ def labels_of(data: Input, known: Mapping[str, type[Stage]]) -> list[str]:
     try:
         config = stage.model_validate(data.stage)
     except ValidationError as error:
-        lines = [f"{data.name}.{'.'.join(map(str, key))}: {line}" for key, line in error_lines(error, stage)]
-        raise UserError("\n".join(lines)) from None
+        raise UserError(error_text(error, stage, f"{data.name}.")) from None
     return list(load_function("vfm.data.annotated.formats:open_reader")(config).labels)
 
 

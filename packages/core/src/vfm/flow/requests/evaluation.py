@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import chain, product
+from itertools import product
 from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
-from vfm.base import UserError, did_you_mean
+from vfm.base import UserError, did_you_mean, repeated
 from vfm.flow.recipe.yaml_lines import dump
 from vfm.flow.requests.datasets import EvaluationDataset
 from vfm.flow.requests.dense_tasks import dense_tasks, import_settings, no_common_task
@@ -82,37 +82,40 @@ def evaluation_recipe(
     Raises:
         UserError: If a task is unknown or fits no dataset or model, or a name is used twice.
     """
-    kinds = set()
-    for stage in plan.known.values():
-        if issubclass(stage, Evaluation) and "data" in stage.model_fields:
-            kinds.add(stage.kind_name().removeprefix("eval."))
-    for task in tasks:
-        if task not in kinds:
-            raise UserError(f"tasks: no task {task!r}{did_you_mean(task, kinds)}")
-    dense = [model for model in plan.models if model.stage and model.stage["kind"] == IMPORT_DENSE]
-    inputs = [model for model in plan.models if model not in dense]
-    _check_names(plan.models, datasets)
-    chosen = [tasks or tuple(dataset.scores) or _default_tasks(plan, dataset) for dataset in datasets]
-    for dataset, of_dataset in zip(datasets, chosen, strict=True):
+    _check_tasks(tasks, plan.known)
+    data = [dataset.data for dataset in datasets]
+    _check_names([*plan.models, *data])
+    dense = []
+    inputs = []
+    for model in plan.models:
+        if model.stage and model.stage["kind"] == IMPORT_DENSE:
+            dense.append(model)
+        else:
+            inputs.append(model)
+    chosen = []
+    used: set[str] = set()
+    for dataset in datasets:
+        of_dataset = tasks or tuple(dataset.scores) or _default_tasks(plan, dataset)
+        chosen.append((dataset, of_dataset))
+        used.update(of_dataset)
         inputs.append(dataset.data)
         # Indexing the training images of COCO takes minutes, and most tasks do not read them.
         if dataset.train and any("train" in plan.known[f"eval.{task}"].model_fields for task in of_dataset):
             inputs.append(dataset.train)
     for model in dense:  # after the data, whose classes they get
         assert model.stage is not None
-        model.stage.update(import_settings(model, [dataset.data for dataset in datasets], set(chain(*chosen))))
+        model.stage.update(import_settings(model, data, used))
     inputs += dense
     for part in inputs:
         if part.stage and part.stage not in plan.stages:
             plan.stages.append(part.stage)
-    for dataset, of_dataset in zip(datasets, chosen, strict=True):
+    for dataset, of_dataset in chosen:
         for task in of_dataset:
             plan.stages += _evaluations(plan, dataset, task)
     if not plan.scores:
         suite = f"{plan.suite}: " if plan.suite else ""
-        raise UserError(
-            "\n".join(f"{suite}{gap.title}: {gap.why}" for gap in plan.left_out) or _no_task(plan, datasets)
-        )
+        gaps = [f"{suite}{gap.title}: {gap.why}" for gap in plan.left_out]
+        raise UserError("\n".join(gaps) or _no_task(plan, data))
     summary: Fields = {"kind": "eval.summary", "name": SUMMARY, "scores": plan.scores}
     if plan.left_out:
         summary["missing"] = [_non_empty(asdict(gap)) for gap in plan.left_out]
@@ -134,7 +137,7 @@ def _evaluations(plan: EvaluationPlan, dataset: EvaluationDataset, task: str) ->
     ways = []
     for language, mode in variants:
         language_name = language if len(languages) > 1 else None
-        ways.append(", ".join(part for part in (extra_task, language_name, mode) if part))
+        ways.append(", ".join(filter(None, (extra_task, language_name, mode))))
     why = _misfit(dataset, kind)
     if why:
         plan.left_out.append(SkippedDataset(_title(dataset, task), dataset.group, why, tuple(ways)))
@@ -145,17 +148,17 @@ def _evaluations(plan: EvaluationPlan, dataset: EvaluationDataset, task: str) ->
         if why:
             plan.left_out.append(SkippedDataset(_title(dataset, task), "", why))
         else:
-            fitting.append(model)
+            fitting.append(model.ref)
     if not fitting:
         return
-    fields: Fields = {"models": [model.ref for model in fitting], "data": dataset.data.ref, **dataset.settings}
+    fields: Fields = {"models": fitting, "data": dataset.data.ref, **dataset.settings}
     if "train" in kind.model_fields and dataset.train:
         fields["train"] = dataset.train.ref
     for (language, mode), way in zip(variants, ways, strict=True):
         more = {"language": language, "resize_mode": mode}
-        name = "-".join(str(part) for part in (stage_name(dataset.data.name), task, language, mode) if part)
+        name = "-".join(filter(None, (stage_name(dataset.data.name), task, language, mode)))
         yield {"kind": f"eval.{task}", "name": name, **fields, **_non_empty(more)}
-        title = " ".join(part for part in (dataset.title or dataset.data.name, language, mode) if part)
+        title = " ".join(filter(None, (dataset.title or dataset.data.name, language, mode)))
         metrics = dataset.scores.get(task, [])
         shown = _non_empty({"title": title, "group": dataset.group, "way": way, "metrics": metrics})
         plan.scores.append({"report": name, **shown})
@@ -191,8 +194,8 @@ def _model_misfit(model: Input, kind: type[Stage]) -> str:
         if not model.predicts or set(model.predicts) & set(needed):
             return ""
         return f"{model.name} predicts {', '.join(model.predicts)}, {task} needs {' or '.join(needed)}"
-    heads = (VideoClassifier, DenseCheckpoint)
-    if model.makes in heads or any(models.accepts(head) for head in heads):
+    heads: tuple[type[Artifact], ...] = (VideoClassifier, DenseCheckpoint)
+    if model.makes in heads or any(map(models.accepts, heads)):
         reason = f"{task} needs a {models.expected}"
     elif model.makes is ClipCheckpoint:
         reason = "with a text tower"
@@ -211,13 +214,17 @@ def _fits(plan: EvaluationPlan, dataset: EvaluationDataset, task: str) -> bool:
     return f"eval.{task}" in plan.known and not _misfit(dataset, plan.known[f"eval.{task}"])
 
 
-def _no_task(plan: EvaluationPlan, datasets: Iterable[EvaluationDataset]) -> str:
+def _no_task(plan: EvaluationPlan, datasets: Iterable[Input]) -> str:
     dense = [model for model in plan.models if model.predicts]
-    annotated = [dataset.data for dataset in datasets if issubclass(dataset.data.makes, AnnotatedImages)]
+    annotated = []
+    names = []
+    for data in datasets:
+        names.append(f"{data.name} ({data.makes.__name__})")
+        if issubclass(data.makes, AnnotatedImages):
+            annotated.append(data)
     if dense and annotated:
         return no_common_task(dense, annotated, plan.known)
-    names = ", ".join(f"{dataset.data.name} ({dataset.data.makes.__name__})" for dataset in datasets)
-    return f"no task fits {names or 'no data'}; give tasks to choose others"
+    return f"no task fits {', '.join(names) or 'no data'}; give tasks to choose others"
 
 
 def _input_ref(kind: type[Stage], name: str) -> Ref[Artifact]:
@@ -233,10 +240,20 @@ def _title(dataset: EvaluationDataset, task: str) -> str:
     return f"{dataset.title or dataset.data.name}, {task}"
 
 
-def _check_names(models: Sequence[Input], datasets: Sequence[EvaluationDataset]) -> None:
-    names = [part.name for part in (*models, *(dataset.data for dataset in datasets))]
-    repeated = [name for name in names if names.count(name) > 1]
-    if repeated:
-        raise UserError(f"two of the models and datasets are named {repeated[0]!r}; {ANOTHER_NAME}")
+def _check_tasks(tasks: Iterable[str], known: Mapping[str, type[Stage]]) -> None:
+    kinds = set()
+    for stage in known.values():
+        if issubclass(stage, Evaluation) and "data" in stage.model_fields:
+            kinds.add(stage.kind_name().removeprefix("eval."))
+    for task in tasks:
+        if task not in kinds:
+            raise UserError(f"tasks: no task {task!r}{did_you_mean(task, kinds)}")
+
+
+def _check_names(inputs: Iterable[Input]) -> None:
+    names = [part.name for part in inputs]
+    twice = repeated(names)
+    if twice:
+        raise UserError(f"two of the models and datasets are named {twice[0]!r}; {ANOTHER_NAME}")
     if SUMMARY in names:
         raise UserError(f"{SUMMARY!r} is the name of the table of all results; {ANOTHER_NAME}")

@@ -105,8 +105,12 @@ def finetuning_recipe(request: Finetuning, known: Mapping[str, type[Stage]]) -> 
             options = request.data_options if kinds[name] == "data.pairs" else {}
             fields = with_data_options(fields_for(kinds[name], path), options, known)
             stages.append({"kind": fields["kind"], "name": name, **fields})
-    tasks = [("own", "eval.retrieval", refs.get("val")), ("kept", "eval.zero_shot", refs.get("general"))]
-    evaluations = [(name, kind, ref) for name, kind, ref in tasks if ref]
+    models = [model.ref, TUNED, WISE]
+    evaluations: list[Fields] = []
+    if "val" in refs:
+        evaluations.append({"kind": "eval.retrieval", "name": "own", "models": models, "data": refs["val"]})
+    if "general" in refs:
+        evaluations.append({"kind": "eval.zero_shot", "name": "kept", "models": models, "data": refs["general"]})
     start = model.ref
     changes: Fields = {"type": "lora", "rank": request.rank or RANK} if request.lora else {}
     vision: Fields = {"type": "frozen"} if request.lock else changes
@@ -127,10 +131,9 @@ def finetuning_recipe(request: Finetuning, known: Mapping[str, type[Stage]]) -> 
     stages.append(training)
     line: Fields = {"kind": "models.interpolate", "name": WISE, "start": start, "end": TUNED, "alpha": 0.5}
     if evaluations:
-        line["evaluation"] = {"tasks": [{"kind": kind, "data": ref} for _, kind, ref in evaluations]}
+        line["evaluation"] = {"tasks": [{"kind": task["kind"], "data": task["data"]} for task in evaluations]}
     stages.append(line)
-    models = [start, TUNED, WISE]
-    stages += [{"kind": kind, "name": name, "models": models, "data": ref} for name, kind, ref in evaluations]
+    stages += evaluations
     about = f"{request.model.name} fine-tuned on {request.data}, and interpolated with its first weights (WiSE-FT)."
     record = {"description": about, "stages": stages}
     return dump(record)

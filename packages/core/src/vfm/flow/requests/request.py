@@ -59,11 +59,11 @@ def requested_recipe(request: EvaluationRequest, known: Mapping[str, type[Stage]
     Raises:
         UserError: If there is no such model, dataset or task, or nothing fits.
     """
-    wrong = [mode for mode in request.resize if mode not in RESIZE_MODES]
-    if wrong:
-        raise UserError(f"resize: {wrong[0]!r} is not a valid mode{did_you_mean(wrong[0], RESIZE_MODES)}")
+    for mode in request.resize:
+        if mode not in RESIZE_MODES:
+            raise UserError(f"resize: {mode!r} is not a valid mode{did_you_mean(mode, RESIZE_MODES)}")
     plan = EvaluationPlan(
-        [model_input(word) for word in request.models],
+        list(map(model_input, request.models)),
         known,
         list(dict.fromkeys(request.languages)),
         [None if mode == "model" else mode for mode in dict.fromkeys(request.resize)],

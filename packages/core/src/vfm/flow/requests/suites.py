@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from vfm.base import Config, UserError, did_you_mean, error_lines
+from vfm.base import Config, UserError, did_you_mean, error_text
 from vfm.data.prompts.clip_benchmark import splits_of
 from vfm.flow.recipe.shipped import shipped_files
 from vfm.flow.requests.datasets import EvaluationDataset, import_fields
@@ -107,8 +107,7 @@ def load_suite(source: str, known: Mapping[str, type[Stage]] | None = None) -> S
     try:
         suite = Suite.model_validate(yaml.safe_load(text))
     except ValidationError as error:
-        lines = [f"{file.name}: {'.'.join(map(str, where))}: {line}" for where, line in error_lines(error, Suite)]
-        raise UserError("\n".join(lines)) from None
+        raise UserError(error_text(error, Suite, f"{file.name}: ")) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if known is not None:
@@ -119,9 +118,14 @@ def load_suite(source: str, known: Mapping[str, type[Stage]] | None = None) -> S
 
 def _check_kinds(suite: Suite, file: Path, known: Mapping[str, type[Stage]]) -> None:
     """Check that stage types exist: those that import the datasets, and those of the tasks."""
-    used = [(f"{entry.name}: data.kind", str(entry.data.get("kind"))) for entry in suite.sets if entry.data is not None]
-    for scores in (suite.scores, *(entry.scores for entry in suite.sets)):
-        used += [("scores", f"eval.{task}") for task in scores or ()]
+    used = []
+    tasks = list(suite.scores or ())
+    for entry in suite.sets:
+        if entry.data is not None:
+            used.append((f"{entry.name}: data.kind", str(entry.data.get("kind"))))
+        tasks += entry.scores or ()
+    for task in tasks:
+        used.append(("scores", f"eval.{task}"))
     for key, kind in used:
         if kind not in known:
             raise UserError(f"{file}: {key}: {unknown_kind(kind, known)}")
@@ -142,8 +146,7 @@ def _check_stage(kind: type[Stage], fields: Fields, where: str) -> None:
     try:
         kind.model_validate({"name": "data", **fields})
     except ValidationError as error:
-        lines = [f"{where}.{'.'.join(map(str, key))}: {line}" for key, line in error_lines(error, kind)]
-        raise UserError("\n".join(lines)) from None
+        raise UserError(error_text(error, kind, f"{where}.")) from None
 
 
 def find_datasets(
@@ -220,7 +223,8 @@ def shipped_names() -> set[str]:
     """List the names of all datasets of the shipped suites."""
     names: set[str] = set()
     for suite in map(load_suite, shipped_files("suites")):
-        names |= {entry.name for entry in suite.sets}
+        for entry in suite.sets:
+            names.add(entry.name)
     return names
 
 
