@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ def predict_dense(
     if out and out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: expected a folder, got a file")
     ids = image_ids(files)
+    stems = Counter(file.stem for file in files)
     records: list[dict[str, Any]] = []
     predictions = find(checkpoint, images, open_device(device))
     for number, (file, image, prediction) in enumerate(zip(files, images, predictions, strict=True)):
@@ -55,8 +57,7 @@ def predict_dense(
         if out:
             out.mkdir(parents=True, exist_ok=True)
             # Files of the same name in several folders must not overwrite each other.
-            repeated = [other.stem for other in files].count(file.stem) > 1
-            suffix = f"-{number}" if repeated else ""
+            suffix = f"-{number}" if stems[file.stem] > 1 else ""
             target = out / f"{file.stem}{suffix}.png"
             prediction.drawn(image, min_score).save(target)
             show(f"  {target}")

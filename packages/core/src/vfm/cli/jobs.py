@@ -15,7 +15,7 @@ from vfm.flow.execution.job_sizes import START_MINUTES, check_scopes, chosen_for
 from vfm.flow.execution.jobs import submit, submit_array
 from vfm.flow.execution.stage_jobs import StageJob, dependency, stage_jobs
 from vfm.flow.plan.estimate import known_costs
-from vfm.flow.plan.plan import Step
+from vfm.flow.plan.plan import Step, stage_names
 from vfm.flow.plan.store import Store
 from vfm.flow.recipe.recipe import Recipe
 from vfm.interfaces import Stage
@@ -36,7 +36,7 @@ def submit_run(on: str | None, parameters: Sequence[str], store: Path) -> None:
     """
     if on is None:
         raise UserError("--job needs --on slurm or --on local")
-    settings = dict(_parameter(text) for text in parameters)
+    settings = dict(map(_parameter, parameters))
     job = submit(_words(), store / "jobs", on, settings)  # type: ignore[arg-type]
     show(f"submitted job {job.number} to {on}; its output: {job.output}, its errors: {job.errors}")
 
@@ -63,8 +63,8 @@ def submit_stages(
         raise UserError("--job-per-stage: expected no --fresh, with which each job would make its inputs again")
     if on != "slurm":
         raise UserError(f"--job-per-stage: expected --on slurm, which starts jobs one after another, got --on {on}")
-    settings = dict(_parameter(text) for text in parameters)
-    check_scopes(settings, [step.stage.name for step in steps])
+    settings = dict(map(_parameter, parameters))
+    check_scopes(settings, stage_names(steps))
     folder = store / "jobs"
     jobs = stage_jobs(steps)
     costs = known_costs(recipe, Store(store), {job.steps[0].stage.name for job in jobs})
@@ -80,7 +80,8 @@ def submit_stages(
         seeds = f", {len(tasks)} seeds" if len(tasks) > 1 else ""
         show(f"submitted job {number} for {job.name}{seeds}; its output: {tasks[0].output}")
     size = {"timeout_min": START_MINUTES, **chosen_for(REPORT, settings)}
-    after = _after(":".join(["afterok", *(number for _, number in submitted)]) if submitted else "", size)
+    numbers = [number for _, number in submitted]
+    after = _after(":".join(["afterok", *numbers]) if numbers else "", size)
     last = submit(_words(), folder, "slurm", size | after)
     show(f"submitted job {last.number} for the report; its output: {last.output}")
 
@@ -115,5 +116,5 @@ def _without(words: Sequence[str], options: tuple[str, ...]) -> Iterator[str]:
     for word in remaining:
         if word in options:
             next(remaining, None)
-        elif not word.startswith(tuple(f"{option}=" for option in options)):
+        elif word.partition("=")[0] not in options:
             yield word

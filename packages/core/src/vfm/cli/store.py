@@ -49,7 +49,7 @@ def show(
     console.print_json(data=redacted(loaded.model_dump(mode="json")))
     if manifest is not None:
         console.print_json(data=redacted(manifest))
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for file in sorted(filter(Path.is_file, folder.rglob("*"))):
         show_line(f"{file.stat().st_size:>14,}  {file.relative_to(folder)}")
 
 
@@ -157,8 +157,7 @@ def _clean(store: Store, keep_runs: int | None, *, partial: bool, dry_run: bool)
     old = older_runs(store, keep_runs) if keep_runs else []
     without = {run.directory for run in old}
     slots = unused_slots(store, without)
-    names = {slot.name for slot in slots}
-    abandoned = [slot for slot in abandoned_slots(store, without) if slot.name not in names]
+    abandoned = [slot for slot in abandoned_slots(store, without) if slot not in slots]
     verb = "would remove" if dry_run else "removed"
     for run in old:
         if not dry_run:

@@ -109,6 +109,7 @@ def _verify_files(store: Path) -> list[str]:
     folders = places(store)
     table = Table("folder", "files", "bytes", "state", box=None)
     problems = list(damaged_records(store))
+    num_files = 0
     with _reading(sum(checked.num_bytes for checked in folders)) as read:
         for checked in folders:
             lines = checked.verify(read.add)
@@ -121,9 +122,9 @@ def _verify_files(store: Path) -> list[str]:
                 name = checked.folder.relative_to(store)
             else:
                 name = checked.folder
-            table.add_row(escape(str(name)), f"{len(checked.known or ()):,}", f"{checked.num_bytes:,}", state)
+            num_files += checked.num_files
+            table.add_row(escape(str(name)), f"{checked.num_files:,}", f"{checked.num_bytes:,}", state)
     console.print(table)
-    num_files = sum(len(checked.known or ()) for checked in folders)
     for run in kept_runs(Store(store)) if (store / "runs").is_dir() else ():
         if run.record.get("roots"):
             show(f"{run.directory.name}  {hash_of_record(run.directory)}")
@@ -140,10 +141,11 @@ def _prove(store: Path, digest: str, key: Path | None, sign: Path | None) -> lis
         show(f"signed by {key}")
     problems = list(proof.problems)
     show(f"{proof.name}: {digest}")
+    num_files = 0
     with _reading(sum(artifact.num_bytes for artifact in proof.artifacts)) as read:
         for artifact in proof.artifacts:
             problems += artifact.verify(read.add)
-    num_files = sum(len(artifact.known or ()) for artifact in proof.artifacts)
+            num_files += artifact.num_files
     show(f"{len(proof.artifacts):,} artifacts, {num_files:,} files, {read.rate}")
     problems += _compare_inputs(store, proof.inputs)
     if proof.run:

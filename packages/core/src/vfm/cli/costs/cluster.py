@@ -57,7 +57,7 @@ def parse_devices(text: str) -> list[int]:
         UserError: If it is something else.
     """
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = list(map(int, text.split(",")))
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 1:

@@ -84,21 +84,33 @@ def notes(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, utilisat
         " ready (--peak-tflops, --mfu)"
     )
     yield "memory: without CUDA's own, the allocator's gaps and what other processes send"
-    partly = {name: cost for name, cost in costs.items() if 0 < cost.trained < (cost.parameters or 0)}
-    if partly:
-        numbers = (f"{name} {_count(cost.trained)} of {_count(cost.parameters)}" for name, cost in partly.items())
-        yield f"parameters that are trained: {', '.join(numbers)}"
+    trained = []
+    for name, cost in costs.items():
+        if 0 < cost.trained < (cost.parameters or 0):
+            trained.append(f"{name} {_count(cost.trained)} of {_count(cost.parameters)}")
+    if trained:
+        yield f"parameters that are trained: {', '.join(trained)}"
     for name, cost in costs.items():
         if cost.unknown:
             yield f"{name}: unknown: {', '.join(cost.unknown)}"
-    rest = [stage for stage in recipe.stages if stage.name not in costs]
-    for label, kind in (("evaluations", Evaluation), ("training stages", Training)):
-        names = [stage.name for stage in rest if isinstance(stage, kind)]
-        if names:
-            yield f"not estimated, {label}: {', '.join(names)}"
-    names = [stage.name for stage in rest if not isinstance(stage, (Evaluation, Training))]
-    if names:
-        yield f"not estimated: {', '.join(names)}"
+    evaluations = []
+    trainings = []
+    others = []
+    for stage in recipe.stages:
+        if stage.name in costs:
+            continue
+        if isinstance(stage, Evaluation):
+            evaluations.append(stage.name)
+        elif isinstance(stage, Training):
+            trainings.append(stage.name)
+        else:
+            others.append(stage.name)
+    if evaluations:
+        yield f"not estimated, evaluations: {', '.join(evaluations)}"
+    if trainings:
+        yield f"not estimated, training stages: {', '.join(trainings)}"
+    if others:
+        yield f"not estimated: {', '.join(others)}"
 
 
 def epoch_notes(planned: Mapping[str, Stage], recipe: Recipe) -> Iterator[str]:
@@ -137,18 +149,19 @@ def _totals(recipe: Recipe, costs: Mapping[str, Cost], peak_flops: float, utilis
 
     They are the largest memory, and the sums of operations, time and disk.
     """
-    times = [_seconds(stage, costs, peak_flops, utilisation) for stage in recipe.stages]
-    known_times = [time for time in times if time]
-    memories = [cost.memory.total for cost in costs.values() if cost.memory]
-    flops = [cost.flops for cost in costs.values() if cost.flops]
-    disk = [cost.disk for cost in costs.values() if cost.disk]
-    return [
-        *[""] * 6,
-        _gib(max(memories, default=None)),
-        _flops(sum(flops) if flops else None),
-        _duration(sum(known_times) if known_times else None),
-        _gib(sum(disk) if disk else None),
-    ]
+    time = 0.0
+    for stage in recipe.stages:
+        time += _seconds(stage, costs, peak_flops, utilisation) or 0
+    flops = 0.0
+    disk = 0
+    memories = []
+    for cost in costs.values():
+        flops += cost.flops or 0
+        disk += cost.disk or 0
+        if cost.memory:
+            memories.append(cost.memory.total)
+    memory = max(memories, default=None)
+    return [*[""] * 6, _gib(memory), _flops(flops or None), _duration(time or None), _gib(disk or None)]
 
 
 def _count(number: int | None) -> str:

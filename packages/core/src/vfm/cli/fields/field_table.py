@@ -45,13 +45,20 @@ def field_rows(model: type[BaseModel]) -> Iterator[FieldRow]:
     Plain fields come first, by the class that defines them, then each group and slot. The class of the stage is the
     first one, and `runtime` comes last.
     """
-    fields = {name: field for name, field in model.model_fields.items() if name not in ("kind", "type")}
-    groups = {name: field for name, field in fields.items() if list(_models(field.annotation))}
+    plain: dict[type, list[FieldRow]] = {}  # by the class that defines the field
+    groups = {}
+    for name, field in model.model_fields.items():
+        if name in ("kind", "type"):
+            continue
+        if list(_models(field.annotation)):
+            groups[name] = field
+        else:
+            plain.setdefault(_defined_in(model, name), []).append(_row(name, field, _default(field)))
     for base in model.__mro__:
-        names = [name for name in fields if name not in groups and _defined_in(model, name) is base]
-        if names and base is not model:
+        rows = plain.get(base, [])
+        if rows and base is not model:
             yield FieldRow((f"({base.__name__})", "", "", (base.__doc__ or "").strip().split("\n", 1)[0]), heading=True)
-        yield from (_row(name, fields[name], _default(fields[name])) for name in names)
+        yield from rows
     for name, field in sorted(groups.items(), key=lambda item: item[0] == "runtime"):
         first, *rest = _field(name, field, _default(field))
         yield FieldRow(first.cells, heading=True)
@@ -67,11 +74,12 @@ def overview(model: type[BaseModel], width: int) -> list[str]:
         model: The stage.
         width: Most characters of a line.
     """
-    top = [row for row in field_rows(model) if "." not in row.cells[0] and "[" not in row.cells[0]]
     sections: dict[str, list[FieldRow]] = {"required": [], "settings": []}
     groups = []
     title = "settings"
-    for row in top:
+    for row in field_rows(model):
+        if "." in row.cells[0] or "[" in row.cells[0]:  # nested
+            continue
         is_class = row.heading and row.cells[0].startswith("(")
         if is_class:
             title = f"settings of {row.cells[0].strip('()')}"
@@ -107,11 +115,11 @@ def rows_of(model: type[BaseModel], name: str) -> list[FieldRow]:
         UserError: If there is no such field.
     """
     rows = list(field_rows(model))
-    chosen = [row for row in rows if re.match(rf"{re.escape(name)}(\.|\[|$)", row.cells[0])]
+    chosen = [FieldRow(row.cells) for row in rows if re.match(rf"{re.escape(name)}(\.|\[|$)", row.cells[0])]
     if not chosen:
         known = [row.cells[0] for row in rows if not row.cells[0].startswith("(")]
         raise UserError(f"{name}: no such field{did_you_mean(name, known)}")
-    return [FieldRow(row.cells) for row in chosen]
+    return chosen
 
 
 def _defined_in(model: type[BaseModel], name: str) -> type:
@@ -148,23 +156,26 @@ def _slot_rows(choices: Sequence[type[BaseModel]], prefix: str, default: Any) ->
     A common field is listed again under a type with another default.
     """
     by_type = {_tags(choice)[0]: list(_rows(choice, prefix, default)) for choice in choices}
-    shown = next((choice for choice in choices if type(default) is choice), choices[0])
+    shown = type(default) if type(default) in choices else choices[0]
+    common = set.intersection(*(set(map(_without_default, rows)) for rows in by_type.values()))
     shared = []
     for row in by_type[_tags(shown)[0]]:
-        if all(any(_same_field(row, other) for other in rows) for rows in by_type.values()):
+        if _without_default(row) in common:
             shared.append(row)
     yield from shared
     for choice in choices:
         (tag,) = _tags(choice)
         about = choice.model_fields["type"].description or (choice.__doc__ or "").strip().split("\n", 1)[0]
         yield FieldRow((f"{prefix}type: {tag}", "", "", about))
-        yield from (row for row in by_type[tag] if row not in shared)
+        for row in by_type[tag]:
+            if row not in shared:
+                yield row
 
 
-def _same_field(row: FieldRow, other: FieldRow) -> bool:
-    """Check whether two rows differ at most in their default."""
-    (name, words, _, about), (other_name, other_words, _, other_about) = row.cells, other.cells
-    return (name, words, about) == (other_name, other_words, other_about)
+def _without_default(row: FieldRow) -> tuple[str, str, str]:
+    """Select the cells of a row that the choices of a slot have in common."""
+    name, words, _, about = row.cells
+    return name, words, about
 
 
 def _row(name: str, field: FieldInfo, default: Any) -> FieldRow:
@@ -255,5 +266,5 @@ def _tags(kind: Any) -> list[str]:
         return []
     tags: list[str] = []
     for choice in choices_of(kind):
-        tags += [str(tag) for tag in get_args(choice.model_fields["type"].annotation)]
+        tags += map(str, get_args(choice.model_fields["type"].annotation))
     return tags
