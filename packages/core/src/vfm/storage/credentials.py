@@ -93,7 +93,7 @@ def _credentials(setting: str) -> list[_Credential]:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8"
             raise UserError(f"{VARIABLE}: {setting}: not readable: {reason}") from None
-    return [_Credential.of(address) for address in setting.split()]
+    return list(map(_Credential.of, setting.split()))
 
 
 def check_addresses(paths: Iterable[str]) -> None:

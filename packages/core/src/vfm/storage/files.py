@@ -44,7 +44,7 @@ def expand_braces(pattern: str) -> list[str]:
     count = math.prod(map(len, choices))
     if count > MAX_NAMES:  # checked before any name is built, so that a pattern cannot fill the memory
         raise UserError(f"{pattern}: expected a pattern of at most {MAX_NAMES:,} names, got {count:,}")
-    return ["".join(parts) for parts in itertools.product(*choices)]
+    return list(map("".join, itertools.product(*choices)))
 
 
 def _alternatives(inside: str, pattern: str) -> Sequence[str]:

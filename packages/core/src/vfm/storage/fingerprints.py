@@ -126,8 +126,11 @@ def contents_names(folder: str) -> list[str]:
 
     Hidden files and broken links are left out.
     """
-    inside = (name for name in files.walk(folder) if "/." not in f"/{name}")
-    return [name for name in inside if os.path.isfile(os.path.join(folder, name))]
+    listed = []
+    for name in files.walk(folder):
+        if "/." not in f"/{name}" and os.path.isfile(os.path.join(folder, name)):
+            listed.append(name)
+    return listed
 
 
 def located(path: str) -> str:
@@ -137,9 +140,15 @@ def located(path: str) -> str:
 
 def _of_files(paths: dict[str, str], part: str, known: Entries, cache: FingerprintCache) -> dict[str, str]:
     """Find the fingerprints of files by their keys in `known`. New and changed files are read."""
-    states = {key: _state(path) for key, path in paths.items()}
-    fingerprints = {key: known[key][1] for key in paths if key in known and known[key][0] == states[key]}
-    missing = [key for key in paths if key not in fingerprints]
+    states = {}
+    fingerprints = {}
+    missing = []
+    for key, path in paths.items():
+        states[key] = _state(path)
+        if key in known and known[key][0] == states[key]:
+            fingerprints[key] = known[key][1]
+        else:
+            missing.append(key)
     if not missing:
         return fingerprints
 
@@ -154,10 +163,10 @@ def _of_files(paths: dict[str, str], part: str, known: Entries, cache: Fingerpri
     with ThreadPoolExecutor(min(THREADS, len(missing))) as threads:
         fingerprints |= zip(missing, threads.map(read, missing), strict=True)
     now = time.time_ns()
-    settled = {key: (states[key], fingerprints[key]) for key in missing if now - states[key][2] > SETTLED}
-    if settled:
-        known |= settled
-        cache.changed.add(part)
+    for key in missing:
+        if now - states[key][2] > SETTLED:
+            known[key] = (states[key], fingerprints[key])
+            cache.changed.add(part)
     return fingerprints
 
 

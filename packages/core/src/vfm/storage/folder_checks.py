@@ -8,7 +8,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 
 from vfm.base import UserError
-from vfm.storage.integrity import MUCH, Known, damage, known_files, read_sealed
+from vfm.storage.integrity import MUCH, Known, damage, known_files, num_bytes, read_sealed
 
 _checked: dict[str, int] = {}  # folder -> hash of the state of its files when their hashes were last compared
 
@@ -58,7 +58,7 @@ def check_folder(
     state = _state(folder, chosen)
     if state is not None and _checked.get(key) == state:
         return
-    total = sum(size for size, _ in chosen.values())
+    total = num_bytes(chosen)
     if total >= MUCH:
         on_much(total)
     lines = _damage_with_cure(folder, chosen)
@@ -91,25 +91,31 @@ def check_together(
     """
     records: dict[Path, Known] = {}
     lines: list[str] = []
-    for folder in {folder.resolve(): folder for folder in folders if (folder / record_file).is_file()}.values():
+    existing = {folder.resolve(): folder for folder in folders if (folder / record_file).is_file()}
+    for folder in existing.values():
         try:
             records[folder] = known_files(read_sealed(folder / record_file), folder / record_file) or {}
         except UserError as error:
             lines.append(str(error))
-    states = {folder: _state(folder, known) for folder, known in records.items()}
+    states = {}
     files: dict[str, tuple[int, str]] = {}
     for folder, known in records.items():
-        files.update({str(folder / name): entry for name, entry in known.items()})
-    total = sum(count for count, _ in files.values())
+        states[folder] = _state(folder, known)
+        for name, entry in known.items():
+            files[str(folder / name)] = entry
+    total = num_bytes(files)
     if total >= MUCH:
         on_much(total)
     share = share_of(files, rank, size)
     for folder, known in records.items():
-        lines += _damage_with_cure(folder, {name: known[name] for name in known if str(folder / name) in share})
+        own = {name: entry for name, entry in known.items() if str(folder / name) in share}
+        lines += _damage_with_cure(folder, own)
     lines = gather(lines)
     if lines:
         raise UserError("\n".join(dict.fromkeys(lines)))
-    _checked.update({f"{folder.resolve()} ": state for folder, state in states.items() if state is not None})
+    for folder, state in states.items():
+        if state is not None:
+            _checked[f"{folder.resolve()} "] = state
 
 
 def _damage_with_cure(folder: Path, known: Known) -> list[str]:

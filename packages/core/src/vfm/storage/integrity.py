@@ -121,18 +121,34 @@ def hash_folder(folder: Path, *, without: Iterable[str] = ()) -> dict[str, tuple
         folder: The folder.
         without: Files, and folders with all their files, to leave out.
     """
-    left_out = {Path(name) for name in without}
-    names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    chosen = [name for name in names if not left_out & {name, *name.parents}]
-    sizes = [(folder / name).stat().st_size for name in chosen]
-    digests = _map(lambda name: hash_file(folder / name), chosen, sum(sizes))
-    return dict(zip((name.as_posix() for name in chosen), zip(sizes, digests, strict=True), strict=True))
+    names = []
+    sizes = []
+    for path in _below(folder, without):
+        if path.is_file():
+            names.append(path.relative_to(folder).as_posix())
+            sizes.append(path.stat().st_size)
+    digests = _map(lambda name: hash_file(folder / name), names, sum(sizes))
+    return dict(zip(names, zip(sizes, digests, strict=True), strict=True))
+
+
+def _below(folder: Path, without: Iterable[str]) -> Iterator[Path]:
+    """Yield all paths below a folder, sorted, without some files and folders."""
+    left_out = set(map(Path, without))
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if not left_out & {name, *name.parents}:
+            yield path
+
+
+def num_bytes(known: Known) -> int:
+    """Add up the sizes of files."""
+    return sum(size for size, _ in known.values())
 
 
 def wrong_sizes(folder: Path, known: Known) -> list[str]:
     """Describe each file that is missing or has another size, in one line each."""
     problems = (_size_problem(folder / name, size) for name, (size, _) in known.items())
-    return [problem for problem in problems if problem]
+    return list(filter(None, problems))
 
 
 def damage(folder: Path, known: Known, on_bytes: Callable[[int], None] = lambda count: None) -> list[str]:
@@ -155,8 +171,7 @@ def damage(folder: Path, known: Known, on_bytes: Callable[[int], None] = lambda 
             return f"{folder / name}: not readable: {error.strerror or error}"
         return "" if same else f"{folder / name}: not as it was written: its SHA-256 has changed"
 
-    total = sum(size for size, _ in known.values())
-    return [line for line in _map(problem, list(known), total) if line]
+    return list(filter(None, _map(problem, list(known), num_bytes(known))))
 
 
 def unlisted(folder: Path, known: Known, without: Iterable[str]) -> list[str]:
@@ -167,15 +182,11 @@ def unlisted(folder: Path, known: Known, without: Iterable[str]) -> list[str]:
         known: Its files.
         without: Files, and folders with all their files, that are not listed.
     """
-    left_out = {Path(name) for name in without}
     lines = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if left_out & {name, *name.parents}:
-            continue
+    for path in _below(folder, without):
         if path.is_symlink():
             lines.append(f"{path}: expected a file or a folder, got a link; remove it")
-        elif not path.is_dir() and name.as_posix() not in known:
+        elif not path.is_dir() and path.relative_to(folder).as_posix() not in known:
             lines.append(f"{path}: not in the manifest: it was not there when the artifact was made; remove it")
     return lines
 

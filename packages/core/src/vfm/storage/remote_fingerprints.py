@@ -26,7 +26,7 @@ def remote_fingerprints(paths: Sequence[str]) -> dict[str, str]:
     Raises:
         UserError: If a file or folder does not exist, or its server does not answer.
     """
-    folders = [path for path in paths if files.is_directory(path)]
+    folders = list(filter(files.is_directory, paths))
     singles = [path for path in paths if path not in set(folders)]
     return _of_files(singles) | {path: _of_folder(path) for path in folders}
 
