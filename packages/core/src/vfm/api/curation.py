@@ -128,14 +128,14 @@ def _stored(captions: Iterable[str], store: Path) -> Path:
     if not isinstance(captions, Iterable):
         raise UserError(f"captions: expected a list of texts or a path, got a {type(captions).__name__}")
     listed = list(captions)
-    wrong = next((index for index, text in enumerate(listed) if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise UserError(f"captions[{wrong}]: expected a text, got a {type(listed[wrong]).__name__}")
+    for index, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise UserError(f"captions[{index}]: expected a text, got a {type(text).__name__}")
     if not listed:
         raise UserError("captions: expected at least one text, got none")
-    broken = next((index for index, text in enumerate(listed) if not _is_unicode(text)), None)
-    if broken is not None:
-        raise UserError(f"captions[{broken}]: expected Unicode, got half a surrogate pair: {listed[broken]!a:.60}")
+    for index, text in enumerate(listed):
+        if not _is_unicode(text):
+            raise UserError(f"captions[{index}]: expected Unicode, got half a surrogate pair: {text!a:.60}")
     digest = hashlib.sha256("\0".join(listed).encode()).hexdigest()
     file = store / CAPTIONS / f"{digest[:16]}.parquet"
     if not file.exists():

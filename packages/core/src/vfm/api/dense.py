@@ -60,7 +60,7 @@ class DensePrediction:
             return overlay(image, self.labels, palette(max(2, len(self.class_names))))
         chosen = np.flatnonzero(self.objects.scores >= min_score)
         masks = None if self.objects.masks is None else self.objects.masks[chosen]
-        counts = [None] * len(chosen) if masks is None else [encode_mask(mask) for mask in masks]
+        counts = [None] * len(chosen) if masks is None else list(map(encode_mask, masks))
         labels = self.objects.labels[chosen]
         boxes = self.objects.boxes[chosen]
         return draw_objects(image, labels, boxes, counts, list(self.class_names), self.objects.scores[chosen])
@@ -99,11 +99,12 @@ def find_regions(
         device: Device to run on.
         min_score: Least score of an object.
     """
-    predictions = list(find(checkpoint, images, device))
     rows: list[dict[str, Any]] = []
-    for name, prediction in zip(names, predictions, strict=True):
+    found = []
+    for name, prediction in zip(names, find(checkpoint, images, device), strict=True):
         rows += [{"image": name, **row} for row in prediction.rows(min_score)]
-    return Regions(names, rows, [prediction.objects or prediction.labels for prediction in predictions])
+        found.append(prediction.objects or prediction.labels)
+    return Regions(names, rows, found)
 
 
 def _label_map(checkpoint: DenseCheckpoint, predictor: Any, image: Image.Image) -> NDArray[np.int64]:

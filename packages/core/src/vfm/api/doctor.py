@@ -14,6 +14,7 @@ from vfm.base import UserError, how_to_install
 from vfm.flow.recipe.yaml_lines import one_line
 from vfm.flow.records.manifest import library_versions
 from vfm.interfaces import load_plugins, stage_types
+from vfm.storage.permissions import nearest_existing
 
 Finding = tuple[bool, str, str]  # whether the check passed, its name, and the observation
 
@@ -59,7 +60,7 @@ def _report_parts() -> Finding:
 
 
 def _writable(store: Path) -> Finding:
-    folder = next(path for path in (store.absolute(), *store.absolute().parents) if os.path.lexists(path))
+    folder = nearest_existing(store.absolute())
     if not folder.is_dir():
         return False, "store", f"{folder}: is a file, not a folder"
     try:

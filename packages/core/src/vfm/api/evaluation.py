@@ -112,8 +112,9 @@ def _words(argument: str, values: Named) -> list[str]:
         return [f"{name}={as_place(value)}" for name, value in values.items()]
     if not isinstance(values, Iterable):
         raise UserError(f"{argument}: expected paths or artifacts, got a {type(values).__name__}")
-    listed = list(values)  # `Path.glob` can be iterated only once
-    wrong = [value for value in listed if not isinstance(value, (*PATHS, Artifact))]
-    if wrong:
-        raise UserError(f"{argument}: expected paths or artifacts, got a {type(wrong[0]).__name__}")
-    return [as_place(value) for value in listed]
+    words = []
+    for value in values:
+        if not isinstance(value, (*PATHS, Artifact)):
+            raise UserError(f"{argument}: expected paths or artifacts, got a {type(value).__name__}")
+        words.append(as_place(value))
+    return words

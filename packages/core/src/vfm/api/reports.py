@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vfm.api.paths import PATHS, AnyPath
 from vfm.api.runs import Run
-from vfm.base import UserError, how_to_install
+from vfm.base import UserError, how_to_install, repeated
 from vfm.flow.plan.store import Store
 from vfm.flow.records.run_states import failure_of, state_of
 from vfm.flow.records.runs import RUN_FILE, find_run, kept_runs
@@ -49,7 +49,7 @@ def draw_report(
     directory, *others = directories
     page = page_file(out, Path("comparison.html") if others else directory / REPORT_FILE)
     if others:
-        _compare([folder.resolve() for folder in directories], page)
+        _compare(list(map(Path.resolve, directories)), page)
     elif is_writable(page.parent):
         write_report(present_summary(directory), page)
     elif out or not is_current(directory):
@@ -109,8 +109,7 @@ def _compare(directories: list[Path], page: Path) -> None:
     Raises:
         UserError: If two of them are the same run, or a package for drawing is missing.
     """
-    names = [directory.name for directory in directories]
-    twice = [name for name in names if names.count(name) > 1]
+    twice = repeated(directory.name for directory in directories)
     if twice:
         raise UserError(f"expected different runs to compare, got {twice[0]} twice")
     try:

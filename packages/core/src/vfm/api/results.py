@@ -90,8 +90,9 @@ class Results(ABC):
         data = self.preview()
         sides = ["right" if _is_number(kind) else "left" for kind in data.schema.types]
         heads = _html_row("th", data.column_names, sides)
-        cells = ([_cell(value) for value in row.values()] for row in data.slice(0, MAX_ROWS).to_pylist())
-        rows = "".join(_html_row("td", texts, sides) for texts in cells)
+        rows = ""
+        for row in data.slice(0, MAX_ROWS).to_pylist():
+            rows += _html_row("td", list(map(_cell, row.values())), sides)
         rest = _rest(len(data))
         footer = f"<p>{rest}</p>" if rest else ""
         return (

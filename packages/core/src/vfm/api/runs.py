@@ -100,8 +100,8 @@ class Run(Results):
         """Build the table of metrics, or of the artifact of each stage if nothing was evaluated."""
         if self.reports:
             return self.table()
-        links = {stage: (self.directory / LINKS / stage).resolve() for stage in self.stages}
-        rows = [{"stage": stage, "artifact": path.name} for stage, path in links.items()]
+        links = self.directory / LINKS
+        rows = [{"stage": stage, "artifact": (links / stage).resolve().name} for stage in self.stages]
         return as_table(rows, {"stage": pa.string(), "artifact": pa.string()})
 
     def shown(self) -> Iterable[Table]:

@@ -22,6 +22,7 @@ from vfm.api.inputs import (
 )
 from vfm.api.paths import PATHS, AnyPath, as_place
 from vfm.api.results import Results, as_table
+from vfm.base import repeated
 from vfm.eval import compute_patch_maps
 from vfm.models import PooledVision
 from vfm.models.oracle.record import recorded_differences
@@ -85,13 +86,13 @@ def view(
     compared = "" if isinstance(model, ENCODERS) else recorded_differences(Path(name))
     folder = Path(as_place(out))
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / file for file in _file_names(names)]
+    files = list(map(folder.joinpath, _file_names(names)))
     for file, maps in zip(files, compute_patch_maps(encoder, opened, names, name), strict=True):
         Image.fromarray(maps.sheet()).save(file)
     return Views(names, files, compared)
 
 
 def _file_names(names: Sequence[str]) -> list[str]:
-    """Name a PNG file for each image, with its number if another image has the same name."""
     stems = [Path(name).stem for name in names]
-    return [f"{stem}-{n}.png" if stems.count(stem) > 1 else f"{stem}.png" for n, stem in enumerate(stems)]
+    twice = repeated(stems)
+    return [f"{stem}-{number}.png" if stem in twice else f"{stem}.png" for number, stem in enumerate(stems)]

@@ -13,7 +13,7 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from vfm.base import UserError, did_you_mean, readable
+from vfm.base import UserError, did_you_mean, readable, repeated
 from vfm.interfaces.artifacts import Artifact, ClipCheckpoint, Report
 from vfm.interfaces.stage import Context, Preflight, Ref, Runtime, Stage
 
@@ -51,8 +51,7 @@ class Evaluation(Stage):
         Raises:
             UserError: If a name is used twice, or `checks` finds a mistake.
         """
-        names = self.result_names
-        twice = [name for number, name in enumerate(names) if name in names[:number]]
+        twice = repeated(self.result_names)
         if twice:
             raise UserError(f"models: {twice[0]!r} is named more than once")
         super().preflight(ctx)

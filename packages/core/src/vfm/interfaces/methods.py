@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, model_validator
 
-from vfm.base import Config
+from vfm.base import Config, repeated
 from vfm.interfaces.artifacts import (
     Artifact,
     ClipCheckpoint,
@@ -76,10 +76,9 @@ class ClipTraining(Training):
 
     @model_validator(mode="after")
     def _each_once(self) -> ClipTraining:
-        names = [portion.data for portion in self.portions]
-        repeated = [name for name in names if names.count(name) > 1]
-        if repeated:
-            raise ValueError(f"data: '{repeated[0]}' is listed twice; use its weight to change its share")
+        twice = repeated(portion.data for portion in self.portions)
+        if twice:
+            raise ValueError(f"data: '{twice[0]}' is listed twice; use its weight to change its share")
         return self
 
 

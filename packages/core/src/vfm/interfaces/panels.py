@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import chain, count
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -26,9 +25,11 @@ class _Titled(Config):
         slug = re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
         panel = type(self).model_validate(redacted(self.model_dump(mode="python")))
         stem = f"{self.order:02d}-{slug}"
-        numbered = (f"{stem}-{number}" for number in count(2))  # different titles may have the same slug
-        files = (folder / f"{name}.json" for name in chain([stem], numbered))
-        file = next(file for file in files if _title_in(file) in (None, panel.title))
+        file = folder / f"{stem}.json"
+        number = 1
+        while _title_in(file) not in (None, panel.title):  # different titles may have the same slug
+            number += 1
+            file = folder / f"{stem}-{number}.json"
         file.write_text(panel.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
@@ -171,7 +172,7 @@ def load_panel(file: Path) -> Panel:
     except ValidationError as error:
         location, line = error_lines(error, _Titled)[0]
         key = ".".join(map(str, location[1:]))  # the first part is the panel's type
-        raise UserError(": ".join(part for part in (file.name, key, line) if part)) from None
+        raise UserError(": ".join(filter(None, (file.name, key, line)))) from None
 
 
 def load_panels(directory: Path) -> list[Panel]:
@@ -180,4 +181,4 @@ def load_panels(directory: Path) -> list[Panel]:
     Raises:
         UserError: If a panel cannot be read.
     """
-    return [load_panel(file) for file in panel_files(directory)]
+    return list(map(load_panel, panel_files(directory)))

@@ -254,12 +254,13 @@ class Training(Stage):
         """
         if self.epochs is None:
             return self
-        datasets = [artifact(ref) for ref in self.datasets]
+        datasets = list(map(artifact, self.datasets))
         if None in datasets:
             return self
-        if not all(data.num_samples for data in datasets):
+        counts = [data.num_samples for data in datasets]
+        if not all(counts):
             raise UserError(f"{self.name}: epochs: the samples of its data are not counted; set steps or samples_seen")
-        samples = self.epochs * sum(data.num_samples for data in datasets)
+        samples = self.epochs * sum(counts)
         known = self.model_copy(update={"steps": max(1, round(samples) // self.global_batch_size), "epochs": None})
         try:
             known.check_steps()

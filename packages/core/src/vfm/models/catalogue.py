@@ -14,16 +14,18 @@ def named_models(part: str) -> list[tuple[str, str, str]]:
     Returns:
         (name, library, pretrained tags) of each model.
     """
-    clip_tags: dict[str, list[str]] = {name: [] for name in open_clip.list_models()}
+    tags: dict[tuple[str, str], list[str]] = {}  # by library and name
+    for name in open_clip.list_models():
+        tags["open_clip", name] = []
     for name, tag in open_clip.list_pretrained():
-        clip_tags.setdefault(name, []).append(tag)
-    rows = []
-    for name, tags in sorted(clip_tags.items()):
-        rows.append((name, "open_clip", ", ".join(tags)))
-    timm_tags: dict[str, list[str]] = {name: [] for name in timm.list_models()}
+        tags.setdefault(("open_clip", name), []).append(tag)
+    for name in timm.list_models():
+        tags["timm", name] = []
     for full in timm.list_models(pretrained=True):
         name, _, tag = full.partition(".")
-        timm_tags.setdefault(name, []).append(tag or "yes")
-    for name, tags in sorted(timm_tags.items()):
-        rows.append((name, "timm", ", ".join(tags)))
-    return [row for row in rows if part.lower() in row[0].lower()]
+        tags.setdefault(("timm", name), []).append(tag or "yes")
+    rows = []
+    for (library, name), names in sorted(tags.items()):
+        if part.lower() in name.lower():
+            rows.append((name, library, ", ".join(names)))
+    return rows

@@ -94,9 +94,9 @@ class SplitLinear(nn.Module):
     def write_to(self, fused: nn.Linear) -> None:
         """Copy the weights back into the fused layer."""
         weights = dict(self.named_parameters())
-        fused.weight.copy_(torch.cat([weights[f"parts.{number}.weight"] for number in range(3)]))
-        if fused.bias is not None:
-            fused.bias.copy_(torch.cat([weights[f"parts.{number}.bias"] for number in range(3)]))
+        for kind, fused_param in (("weight", fused.weight), ("bias", fused.bias)):
+            if fused_param is not None:
+                fused_param.copy_(torch.cat([weights[f"parts.{number}.{kind}"] for number in range(3)]))
 
 
 class ChangedMatrix(nn.Module):
@@ -196,9 +196,10 @@ class LowRank:
             self.blocks.set_submodule(name, CalledAttention(attention))
         self.split: dict[str, nn.Linear] = {}
         if separate_qkv:
-            self.split = {name: part for name, part in _parts(self.blocks, nn.Linear) if name.endswith(FUSED)}
-        for name, layer in self.split.items():
-            self.blocks.set_submodule(name, SplitLinear(layer))
+            for name, layer in list(_parts(self.blocks, nn.Linear)):
+                if name.endswith(FUSED):
+                    self.split[name] = layer
+                    self.blocks.set_submodule(name, SplitLinear(layer))
         # One pattern of whole names, because peft matches the names in a list with the endings of layer names.
         pattern = "|".join(re.escape(name) for name, _ in _parts(self.blocks, nn.Linear))
         settings = LoraConfig(
@@ -236,4 +237,6 @@ def check_low_rank() -> None:
 
 
 def _parts(blocks: nn.ModuleList, kind: type[M]) -> Iterator[tuple[str, M]]:
-    yield from ((name, part) for name, part in blocks.named_modules() if isinstance(part, kind))
+    for name, part in blocks.named_modules():
+        if isinstance(part, kind):
+            yield name, part

@@ -95,7 +95,7 @@ class Preprocess(Config):
 
     def inputs(self, images: Sequence[AnyImage], device: torch.device) -> Tensor:
         """Convert images of any size to the model's input, float32 (B, 3, S, S) on the device."""
-        fitted = np.stack([self.fit(image) for image in images])
+        fitted = np.stack(list(map(self.fit, images)))
         return self.pixels(torch.from_numpy(fitted).to(device))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:

@@ -105,10 +105,14 @@ def stored_weight(param: nn.Parameter) -> StoredWeight | None:
 
 def unchanged(params: Iterable[nn.Parameter]) -> list[bool]:
     """Check for each weight whether it still is what its file has. Writing to one makes all of its file changed."""
-    stored = [(param, stored_weight(param)) for param in params]
-    files = {where.file for _, where in stored if where}
-    written = {file for file in files if is_written(file)}
-    return [where is not None and where.file not in written and _is_mapped(param, where) for param, where in stored]
+    written: dict[Path, bool] = {}
+    same = []
+    for param in params:
+        where = stored_weight(param)
+        if where and where.file not in written:
+            written[where.file] = is_written(where.file)
+        same.append(where is not None and not written[where.file] and _is_mapped(param, where))
+    return same
 
 
 def is_written(file: Path) -> bool:
@@ -140,12 +144,12 @@ def _fits(module: nn.Module, file: Path) -> bool:
     opened = _opened(file)
     if set(opened.keys()) != set(state):
         return False
-    slices = {name: opened.get_slice(name) for name in state}
-    return all(
-        tuple(slices[name].get_shape()) == value.shape and TYPES.get(slices[name].get_dtype()) == value.dtype
-        for name, value in state.items()
-        if value.is_floating_point()
-    )
+    for name, value in state.items():
+        if value.is_floating_point():
+            stored = opened.get_slice(name)
+            if tuple(stored.get_shape()) != value.shape or TYPES.get(stored.get_dtype()) != value.dtype:
+                return False
+    return True
 
 
 @lru_cache(maxsize=4)

@@ -199,6 +199,11 @@ def check_finite_weights(state_dict: Mapping[str, Tensor], where: object) -> Non
         raise UserError(f"{where}: expected finite weights, got NaN or infinity in {wrong[0]}{more}")
 
 
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, list[int]]:
+    """List the shapes of tensors by name."""
+    return {name: list(tensor.shape) for name, tensor in tensors.items()}
+
+
 def _load_pickle(file: Path) -> Any:
     if not _is_torchscript(file):
         with torch.serialization.safe_globals(_ALLOWED_OBJECTS):
@@ -220,8 +225,12 @@ def _is_torchscript(file: Path) -> bool:
 
 def _published_by_openai() -> set[str]:
     """Collect the SHA-256 hashes of OpenAI's archives. They are part of the URLs that open_clip lists."""
-    urls = [open_clip.get_pretrained_url(name, "openai") for name in open_clip.list_openai_models()]
-    return {url.split("/")[-2] for url in urls if url.count("/") > 1}
+    hashes = set()
+    for name in open_clip.list_openai_models():
+        url = open_clip.get_pretrained_url(name, "openai")
+        if url.count("/") > 1:
+            hashes.add(url.split("/")[-2])
+    return hashes
 
 
 def _sha256(file: Path) -> str:

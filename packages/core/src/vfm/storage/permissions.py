@@ -33,7 +33,7 @@ def share_as_umask_says(folder: Path) -> None:
 
 def is_writable(path: Path) -> bool:
     """Check whether this user may write into a folder, or create it if it is missing."""
-    existing = _existing(path)
+    existing = nearest_existing(path)
     return not existing.is_dir() or os.access(existing, os.W_OK | os.X_OK)  # if it is a file, writing will report that
 
 
@@ -45,7 +45,7 @@ def check_writable(path: Path) -> None:
     """
     if is_writable(path):
         return
-    existing = _existing(path)
+    existing = nearest_existing(path)
     status = existing.stat()
     if os.statvfs(existing).f_flag & os.ST_RDONLY:
         reason = "the disk is mounted read-only"
@@ -56,7 +56,8 @@ def check_writable(path: Path) -> None:
     raise UserError(f"{path}: no permission to write: {reason}; give another --store, or ask for the permission")
 
 
-def _existing(path: Path) -> Path:
+def nearest_existing(path: Path) -> Path:
+    """Find the path itself if it exists, or its nearest parent that does."""
     return next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
 
 

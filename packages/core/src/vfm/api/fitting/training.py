@@ -27,7 +27,7 @@ from vfm.data.loading.torch_dataset import seeded
 from vfm.flow.listeners.listeners import number
 from vfm.interfaces import LinesPanel, Series, Training, refs
 from vfm.models import load_state_dict, save_state_dict
-from vfm.models.weights import weights_hash
+from vfm.models.weights import shapes_of, weights_hash
 from vfm.storage.store_files import read_json_lines
 from vfm.train import METRICS_FILE, Task, fit as run_loop, is_main
 from vfm.train.module_task import LossFunction, ModuleTask, WeightFunction
@@ -174,7 +174,7 @@ def fit(
     shown = listener(progress and is_main())
     with open_folder(folder) as path, shown_by(shown, "fit", path, path / CHECKPOINTS, inputs) as ctx:
         batches, facts = training_data(data, config, ctx.log)
-        weights = {name: list(value.shape) for name, value in trained.state_dict().items()}
+        weights = shapes_of(trained.state_dict())
         frozen = {name: True for name, param in trained.named_parameters() if not param.requires_grad}
         record: dict[str, Any] = {
             "settings": decisive_settings(config),
@@ -276,9 +276,9 @@ def _config(settings: Mapping[str, Any], runtime: Mapping[str, Any]) -> Settings
     Raises:
         UserError: If a setting is unknown or wrong, one line each.
     """
-    wrong = [name for name in NO_SETTINGS if name in settings]
-    if wrong:
-        raise UserError(f"fit: {wrong[0]}: this setting is only for recipes")
+    for name in NO_SETTINGS:
+        if name in settings:
+            raise UserError(f"fit: {name}: this setting is only for recipes")
     runtime_settings = settings.get("runtime", {})
     merged = runtime_settings
     if isinstance(runtime_settings, Mapping):

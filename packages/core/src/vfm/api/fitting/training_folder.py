@@ -64,13 +64,14 @@ def _compare(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) ->
     was = _settings(before)
     new = _settings(now)
     # Older versions did not have all settings, so settings missing from the record are not compared.
-    keys = [*was, *(key for key in new if not key.startswith("settings."))]
-    changed = next((key for key in keys if was.get(key) != new.get(key)), None)
-    if changed:
-        raise UserError(
-            f"{folder}: holds another training: {changed} was {was.get(changed)}, is {new.get(changed)};"
-            " choose another folder, or delete this one"
-        )
+    for key in dict.fromkeys([*was, *new]):
+        if key not in was and key.startswith("settings."):
+            continue
+        if was.get(key) != new.get(key):
+            raise UserError(
+                f"{folder}: holds another training: {key} was {was.get(key)}, is {new.get(key)};"
+                " choose another folder, or delete this one"
+            )
 
 
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,21 +100,23 @@ def check_keys(config: Mapping[str, Any], name: str) -> None:
         *inspect.signature(open_clip.CoCa).parameters,
         "custom_text",
     }
-    unknown = [key for key in config if key not in known]
-    if unknown:
-        raise UserError(f"{model}: {unknown[0]}: unknown key{did_you_mean(unknown[0], known)}")
+    _check_known(config, known, f"{model}: ")
     for part, kind in (("vision_cfg", open_clip.CLIPVisionCfg), ("text_cfg", open_clip.CLIPTextCfg)):
         if not isinstance(config[part], Mapping):
             raise UserError(f"{model}: {part}: expected a mapping of open_clip's keys to values, got {config[part]!r}")
         fields = {field.name for field in dataclasses.fields(kind)}
-        unknown = [key for key in config[part] if key not in fields]
-        if unknown:
-            raise UserError(f"{model}: {part}.{unknown[0]}: unknown key{did_you_mean(unknown[0], fields)}")
+        _check_known(config[part], fields, f"{model}: {part}.")
         for key, value in config[part].items():
             limit = MAX_LAYERS if key == "layers" else MAX_SIZE
             if isinstance(value, int | float) and not abs(value) <= limit:
                 raise UserError(f"{model}: {part}.{key}: expected at most {limit:,}, got {value}")
     check_tokenizer_options(config["text_cfg"], name)
+
+
+def _check_known(keys: Iterable[str], known: set[str], start: str) -> None:
+    for key in keys:
+        if key not in known:
+            raise UserError(f"{start}{key}: unknown key{did_you_mean(key, known)}")
 
 
 def check_tokenizer_options(text: Mapping[str, Any], name: str) -> None:

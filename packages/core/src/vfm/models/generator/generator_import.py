@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from itertools import product
 from pathlib import Path
@@ -101,7 +102,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     config = read_part(file)
     with naming(file, "the configuration of a denoiser"):
         size = int(config.get("sample_size") or 64)
-        width = next((config[key] for key in CONTEXT_WIDTHS if config.get(key)), 0)
+        width = next(filter(None, map(config.get, CONTEXT_WIDTHS)), 0)
         if isinstance(width, list):  # a width for each block of the U-Net
             width = width[0]
         is_vector = config.get("_class_name") == "DiTTransformer2DModel" or config.get("addition_embed_type") == "image"
@@ -113,8 +114,11 @@ def read_facts(folder: Path) -> dict[str, Any]:
 
 
 def _is_needed(name: str) -> bool:
-    wanted = any(fnmatch(name, pattern) for pattern in NEEDED)
-    return wanted and not any(fnmatch(name, pattern) for pattern in VARIANTS)
+    return _fits_any(name, NEEDED) and not _fits_any(name, VARIANTS)
+
+
+def _fits_any(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _check_finite(file: Path) -> None:
@@ -132,9 +136,10 @@ def _prediction(file: Path) -> Prediction:
     if name not in BETA_SCHEDULERS:
         known = ", ".join((*BETA_SCHEDULERS, *FLOW_SCHEDULERS))
         raise UserError(f"{file}: _class_name: expected one of {known}, got {name}")
-    missing = [key for key in BETAS if key not in scheduler]
-    if missing and scheduler.get("trained_betas") is None:
-        raise UserError(f"{file}: expected {', '.join(BETAS)}, got no {missing[0]}")
+    if scheduler.get("trained_betas") is None:
+        for key in BETAS:
+            if key not in scheduler:
+                raise UserError(f"{file}: expected {', '.join(BETAS)}, got no {key}")
     prediction = scheduler.get("prediction_type", "epsilon")
     if prediction not in _PREDICTIONS:
         raise UserError(f"{file}: prediction_type: expected one of {', '.join(_PREDICTIONS)}, got {prediction!r}")

@@ -18,6 +18,7 @@ from vfm.base import UserError, how_to_install
 from vfm.models.clip.model_sources import repository
 from vfm.models.custom_code import without_custom_code
 from vfm.models.stages import HUB_PREFIX
+from vfm.models.weights import shapes_of
 from vfm.storage.store_files import naming, read_record, reading
 
 DENOISERS = ("unet", "transformer")
@@ -124,7 +125,7 @@ def _check_weights(folder: Path, diffusers: Any, source: str) -> None:
     stored_shapes = _shapes(folder, source)
     with naming(folder / "config.json", "the configuration of a part"), torch.device("meta"):
         model = model_class.from_config(config)
-    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
+    shapes = shapes_of(model.state_dict())
     current_shapes = {_current(key, shapes): shape for key, shape in stored_shapes.items()}
     _compare(folder, shapes, current_shapes)
 
@@ -174,7 +175,10 @@ def _bare(key: str) -> str:
 
 def _check_tokenizer(folder: Path, transformers: Any, class_name: str) -> None:
     """Load a tokenizer by its class in transformers, if the required libraries are installed."""
-    vocabularies = [names for names in _VOCABULARIES if all((folder / name).is_file() for name in names)]
+    vocabularies = []
+    for names in _VOCABULARIES:
+        if all((folder / name).is_file() for name in names):
+            vocabularies.append(names)
     # Without these files transformers makes an empty tokenizer, whose maximum length is not a number of tokens.
     if not vocabularies:
         raise UserError(
@@ -211,7 +215,8 @@ def _shapes(folder: Path, source: str) -> dict[str, list[int]]:
     shapes: dict[str, list[int]] = {}
     for file in files:
         with reading(file, "safetensors"), safe_open(file, framework="pt") as content:
-            shapes.update({key: content.get_slice(key).get_shape() for key in content.keys()})  # noqa: SIM118
+            for key in content.keys():  # noqa: SIM118  (not a mapping)
+                shapes[key] = content.get_slice(key).get_shape()
     return shapes
 
 

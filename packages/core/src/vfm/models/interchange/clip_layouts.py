@@ -103,11 +103,14 @@ def tensors_with_text_of(other: ClipModel, tensors: Mapping[str, Tensor], where:
         UserError: If the vision towers of the two models have different shapes.
     """
     theirs: dict[str, Tensor] = other.module.state_dict()
-    combined = {key: value for key, value in tensors.items() if key.startswith(VISUAL)}
-    for key, value in combined.items():
+    combined = {}
+    for key, value in tensors.items():
+        if not key.startswith(VISUAL):
+            continue
         if key in theirs and theirs[key].shape != value.shape:
             shapes = f"{tuple(value.shape)}, that of text_from ({other.name}) {tuple(theirs[key].shape)}"
             raise UserError(f"{where}: its {key} is {shapes}")
+        combined[key] = value
     for key, value in theirs.items():
         if not key.startswith(VISUAL):
             combined[key] = value

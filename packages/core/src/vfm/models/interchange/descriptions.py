@@ -14,7 +14,7 @@ from vfm.base import UserError
 from vfm.models.clip import clip_config
 from vfm.models.clip.open_clip_names import open_clip_architecture
 from vfm.models.interchange import eva_import
-from vfm.models.interchange.eva_layouts import VISUAL
+from vfm.models.interchange.eva_layouts import layout_of
 from vfm.models.interchange.timm_names import timm_architecture
 from vfm.models.interchange.transformers_import import check_transformers_encoder
 from vfm.models.model_description import ModelDescription
@@ -42,7 +42,7 @@ def describe_weights(path: str) -> ModelDescription:
         description.facts += [f"widths: {', '.join(map(str, widths))}", f"a start: projector: {path} in mllm.train"]
         return description
     try:
-        if any(key.startswith(VISUAL) for key in tensors):
+        if layout_of(tensors) == "clip":
             _describe_clip(description, path, tensors)
         else:
             _describe_encoder(description, path, content, tensors)

@@ -204,5 +204,7 @@ def _activation_of_fitting(config: Mapping[str, Any], vision: Mapping[str, Any])
         built = siglip_config(blueprint(config))["vision_config"]
     except UserError:  # the image size does not fit its patches
         return ""
-    shapes = {key: value for key, value in vision.items() if key != "hidden_act"}
-    return str(built["hidden_act"]) if all(built[key] == value for key, value in shapes.items()) else ""
+    for key, value in vision.items():
+        if key != "hidden_act" and built[key] != value:
+            return ""
+    return str(built["hidden_act"])

@@ -43,9 +43,13 @@ def other_tokenizer(folder: Path) -> str | None:
     else:
         return folder.name
     clip = SimpleTokenizer()
-    pairs = [tuple(merge.split() if isinstance(merge, str) else merge) for merge in merges]
-    same_merges = [pair for pair in pairs if len(pair) == 2 and pair[0] != "#version:"] == list(clip.bpe_ranks)
-    return None if same_merges and _words(vocabulary) == _words(clip.encoder) else folder.name
+    pairs = []
+    for merge in merges:
+        pair = tuple(merge.split() if isinstance(merge, str) else merge)
+        if len(pair) == 2 and pair[0] != "#version:":
+            pairs.append(pair)
+    is_clip = pairs == list(clip.bpe_ranks) and _words(vocabulary) == _words(clip.encoder)
+    return None if is_clip else folder.name
 
 
 def _words(vocabulary: Any) -> dict[str, int]:
@@ -98,7 +102,7 @@ def _save_clip_tokenizer(tokenizer: Any, directory: Path, *, pads_with_zeros: bo
     if pads_with_zeros:  # 0 is also the token of "!" within a word, and a padding token of that name would end words
         vocabulary[_PAD] = 0
     (directory / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False) + "\n", encoding="utf-8")
-    merges = "\n".join(" ".join(pair) for pair in tokenizer.bpe_ranks)
+    merges = "\n".join(map(" ".join, tokenizer.bpe_ranks))
     (directory / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
     return {
         "tokenizer_class": "CLIPTokenizer",

@@ -93,7 +93,7 @@ def write_llava(model: Any, directory: Path, base: Path) -> list[str]:
     differing: list[str] = []
     for name in shards:
         with safe_open(base / name, framework="pt") as opened:
-            keys = [key for key in opened.keys() if _TOWER.match(key)]  # noqa: SIM118  (not a mapping)
+            keys = list(filter(_TOWER.match, opened.keys()))
         if not keys:
             shutil.copyfile(base / name, directory / name)
             continue
@@ -121,10 +121,11 @@ def _check_shards(base: Path, shards: list[str], tower: Mapping[str, Tensor]) ->
     for name in shards:
         try:
             with safe_open(base / name, framework="pt") as opened:
-                stored_names.update(key[2] for key in map(_TOWER.match, opened.keys()) if key)
+                for match in filter(None, map(_TOWER.match, opened.keys())):
+                    stored_names.add(match[2])
         except SafetensorError as error:
             raise UserError(f"{base / name}: damaged; download it again: {error}") from None
-    missing = sorted(name for name in tower.keys() - stored_names if _BLOCK.match(name))
+    missing = sorted(filter(_BLOCK.match, tower.keys() - stored_names))
     if missing:
         raise UserError(f"{base}: its vision tower lacks {len(missing)} tensors, such as {missing[0]}")
 
@@ -202,12 +203,12 @@ def _shards(base: Path) -> list[str]:
     if (base / INDEX).is_file():
         with naming(base / INDEX, "an index of weights"):
             names = sorted(set(read_record(base / INDEX, "weight_map")["weight_map"].values()))
-            outside = [name for name in names if Path(name).name != name]
-            if outside:
-                raise UserError(f"expected names of files in its folder, got {outside[0]}")
-        missing = [name for name in names if not (base / name).is_file()]
-        if missing:
-            raise UserError(f"{base / missing[0]}: no such file, though {INDEX} names it; download it again")
+            for name in names:
+                if Path(name).name != name:
+                    raise UserError(f"expected names of files in its folder, got {name}")
+        for name in names:
+            if not (base / name).is_file():
+                raise UserError(f"{base / name}: no such file, though {INDEX} names it; download it again")
         return names
     if (base / WEIGHTS).is_file():
         return [WEIGHTS]

@@ -119,7 +119,7 @@ def write_graph(graph: GraphExport, directory: Path) -> str:
     file = directory / f"{graph.name}.onnx"
     module = graph.module.eval()
     x = graph.examples
-    batches = [x[:1], x] if graph.batched else [x[number : number + 1] for number in range(len(x))]
+    batches = [x[:1], x] if graph.batched else list(x[:, None])
     num_bytes = sum(value.numel() * value.element_size() for value in module.state_dict().values())
     try:
         with _quiet():

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vfm.models import small_models  # noqa: F401  (registers the small architectures)
+from vfm.models.weights import shapes_of
 
 MAX_TRIED = 40  # architectures whose shapes are compared, at up to a second each
 SIZES = {192: "tiny", 384: "small", 768: "base", 1024: "large", 1280: "huge"}  # of plain ViTs, by width
@@ -22,7 +23,7 @@ def timm_architecture(tensors: Mapping[str, Tensor]) -> str | None:
     Returns:
         The name, or None if timm has no such encoder.
     """
-    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    shapes = shapes_of(tensors)
     tried = 0
     for family in _families(tensors):
         for name in family:
@@ -86,7 +87,7 @@ def _head(name: str) -> str:
     return classifier if isinstance(classifier, str) else classifier[0]
 
 
-def _shapes_of(name: str, classes: int) -> dict[str, tuple[int, ...]]:
+def _shapes_of(name: str, classes: int) -> dict[str, list[int]]:
     """Build an architecture without memory, and list its shapes.
 
     There are none if it cannot be built so.
@@ -96,11 +97,15 @@ def _shapes_of(name: str, classes: int) -> dict[str, tuple[int, ...]]:
             model = timm.create_model(name, num_classes=classes)
     except Exception:  # each architecture has its own reasons
         return {}
-    return {key: tuple(tensor.shape) for key, tensor in model.state_dict().items()}
+    return shapes_of(model.state_dict())
 
 
 def _alike(built: Mapping[str, object], shapes: Mapping[str, object]) -> bool:
     """Check whether most names of layers are the same, whatever their numbers."""
-    first = {re.sub(r"\d+", "N", key) for key in built}
-    second = {re.sub(r"\d+", "N", key) for key in shapes}
+    first = set(map(_without_numbers, built))
+    second = set(map(_without_numbers, shapes))
     return 2 * len(first & second) > len(first | second)
+
+
+def _without_numbers(name: str) -> str:
+    return re.sub(r"\d+", "N", name)

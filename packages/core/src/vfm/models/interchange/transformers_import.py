@@ -164,8 +164,13 @@ def _name_in(expected: Mapping[str, Tensor], key: str) -> str:
 
     EVA's blocks name three layers differently. DINOv3 has such blocks.
     """
-    names = (key.replace(old, new) for old, new in _EVA_NAMES)
-    return next((name for name in (key, *names) if name in expected), key)
+    if key in expected:
+        return key
+    for old, new in _EVA_NAMES:
+        name = key.replace(old, new)
+        if name in expected:
+            return name
+    return key
 
 
 def _set_facts(model: nn.Module, folder: Path, record: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ from vfm.models.stages import FOLDER_PREFIX, HUB_PREFIX, NO_WEIGHTS, ImportVisio
 from vfm.models.transformers_folders.encoders import transformers_record
 from vfm.models.vision.vision import VISION_CONFIG_FILE, build_vision, save_vision, vision_preprocess
 from vfm.models.weight_transfer import KeyReport
-from vfm.models.weights import check_finite_weights, load_state_dict
+from vfm.models.weights import check_finite_weights, load_state_dict, shapes_of
 from vfm.storage.store_files import naming
 
 
@@ -178,8 +178,11 @@ def _count_classes(name: str, tensors: Mapping[str, Tensor]) -> int:
     config = timm.get_pretrained_cfg(name.removeprefix("timm/").split(".")[0])
     classifier = (config and config.classifier) or ()  # one layer, or several as in DeiT's distilled models
     layers = [classifier] if isinstance(classifier, str) else classifier
-    heads = (tensors.get(f"{layer}.weight") for layer in (*layers, "head"))
-    return next((len(head) for head in heads if head is not None), 0)
+    for layer in (*layers, "head"):
+        head = tensors.get(f"{layer}.weight")
+        if head is not None:
+            return len(head)
+    return 0
 
 
 def _in_layout_of(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -187,8 +190,7 @@ def _in_layout_of(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Ten
 
     timm's own tensors stay unchanged, since some filters expect another layout.
     """
-    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
-    if shapes == {key: tensor.shape for key, tensor in tensors.items()}:
+    if shapes_of(model.state_dict()) == shapes_of(tensors):
         return tensors
     module = sys.modules[type(model).__module__]
     convert: Callable[..., dict[str, Tensor]] = getattr(module, "checkpoint_filter_fn", lambda tensors, model: tensors)

@@ -35,13 +35,13 @@ def pixel_differences(preprocess: Preprocess, transform: Transform) -> dict[str,
         preprocess: The preprocessing of the imported model.
         transform: The other library's, from an image to normalised pixels (3, S, S).
     """
-    plain = [Image.new("RGB", (50, 40), colour) for colour in ((0, 128, 255), (250, 40, 90))]
+    plain = [Image.new("RGB", (50, 40), (0, 128, 255)), Image.new("RGB", (50, 40), (250, 40, 90))]
     smooth = [_smooth_image(size, number) for number, size in enumerate(SIZES)]
     differences = {}
     for name, images in (("pixels", plain), ("resized_pixels", smooth)):
         theirs = [_at_size(transform(image), preprocess.image_size) for image in images]
         ours = preprocess.inputs(images, torch.device("cpu"))
-        largest = max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
+        largest = float((ours - torch.stack(theirs)).abs().max())
         differences[name] = largest * min(preprocess.std)
     return differences
 

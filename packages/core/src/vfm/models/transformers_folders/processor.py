@@ -140,7 +140,7 @@ def read_processor(
     for key in ("image_mean", "image_std", "resample"):
         if key not in facts:
             raise UserError(f"{key}: expected a value, since the defaults of {name} are not known")
-    interpolations = {number: name for name, number in RESAMPLE.items()}
+    interpolations = dict(zip(RESAMPLE.values(), RESAMPLE, strict=True))
     if facts["resample"] not in interpolations:
         raise UserError(f"resample: expected 2 (bilinear) or 3 (bicubic), got {facts['resample']}")
     mean, std = _normalisation(facts)

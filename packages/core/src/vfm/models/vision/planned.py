@@ -63,8 +63,9 @@ def planned_clip_config(ctx: Preflight, ref: Ref[ClipCheckpoint]) -> Mapping[str
         config: Mapping[str, Any] = read_clip_config(checkpoint.path)["model_cfg"]
         return config
     stage = ctx.stage(ref)
-    starts = [getattr(stage, name, None) for name in STARTS]
-    start = next((value for value in starts if value), None)
+    start = None
+    for name in STARTS:
+        start = start or getattr(stage, name, None)
     planned = planned_clip_config(ctx, start) if start else _named_config(stage)
     # The `image_size` of a stage with `clip` (diva.tune) is the generator's.
     size = None if hasattr(stage, "clip") else getattr(stage, "image_size", None)

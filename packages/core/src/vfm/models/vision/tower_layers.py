@@ -61,15 +61,14 @@ def named_layers(names: Sequence[str], prefix: str, *, has_end: bool = True) -> 
         prefix: Optional beginning of a name. It is ignored.
         has_end: Whether weights after the last block are a separate layer. False counts them to the last block.
     """
-    inner = {name: name.removeprefix(prefix) for name in names}
     last = 0
-    for inner_name in inner.values():
-        block = _BLOCK.search(inner_name)
+    for name in names:
+        block = _BLOCK.search(name.removeprefix(prefix))
         if block:
             last = max(last, int(block[1]) + 1)
     layers: dict[int, list[str]] = {}
-    for name, inner_name in inner.items():
-        layers.setdefault(_layer(inner_name, last, last + has_end), []).append(name)
+    for name in names:
+        layers.setdefault(_layer(name.removeprefix(prefix), last, last + has_end), []).append(name)
     return [layers[number] for number in sorted(layers)]
 
 

@@ -120,7 +120,8 @@ def _timm_positions(trunk: Any, grid: Sides, resample: Resample) -> dict[str, Te
     if getattr(trunk, "rope", None) is not None:
         rope = deepcopy(trunk.rope)
         rope.update_feat_shape(grid)
-        tensors.update({f"rope.{name}": value for name, value in rope.named_buffers()})
+        for name, value in rope.named_buffers():
+            tensors[f"rope.{name}"] = value
     return tensors
 
 
@@ -136,4 +137,4 @@ def _input_size(embed: Any, size: Sides) -> Iterator[None]:
 
 
 def _sides(size: Any) -> str:
-    return " x ".join(str(side) for side in size)
+    return " x ".join(map(str, size))

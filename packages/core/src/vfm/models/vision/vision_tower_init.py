@@ -78,7 +78,8 @@ def init_vision_tower(
     rules = TransferRules(_DROPPED, _NEW, patch_resize=patch_resize, where=clip.name)
     file = vision.path / VISION_WEIGHTS_FILE if isinstance(vision, VisionCheckpoint) else None
     transfer_weights(_read(vision), visual.trunk, rules, report, file=file)
-    report.new.update({f"visual.head.{key}": "the CLIP projection" for key in visual.head.state_dict()})
+    for key in visual.head.state_dict():
+        report.new[f"visual.head.{key}"] = "the CLIP projection"
     return report
 
 
@@ -146,7 +147,7 @@ def _activation(model: Any) -> nn.Module | None:
     """
     block = next(iter(getattr(model, "blocks", ())), None)
     activation: nn.Module | None = getattr(getattr(block, "mlp", None), "act", None)
-    if activation is None or any(True for _ in activation.parameters()):
+    if activation is None or list(activation.parameters()):
         return None
     return activation
 

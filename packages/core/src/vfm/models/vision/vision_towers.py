@@ -129,7 +129,7 @@ def read_layers(tower: VisionTower, pixels: Tensor, layers: Sequence[int]) -> li
         UserError: If a block does not exist, or the encoder cannot take images of this size.
         ValueError: If patch dropout removed patches, so the positions of the others are unknown.
     """
-    indices = [tower.block_index(layer) for layer in layers]
+    indices = list(map(tower.block_index, layers))
     read = sorted(set(indices))
     grid = (pixels.shape[2] // tower.patch_size[0], pixels.shape[3] // tower.patch_size[1])
     tokens: dict[int, BlockTokens] = {}
