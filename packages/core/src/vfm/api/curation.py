@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from vfm.api.paths import PATHS, AnyPath, as_place
 from vfm.api.results import Results
 from vfm.api.runs import Run, run
-from vfm.base import UserError
+from vfm.base import UserError, drop_none
 from vfm.interfaces import Artifact
 from vfm.storage.publishing import new_file
 
@@ -111,7 +111,7 @@ def curate(
     if texts:
         settings["pool.texts"] = dict(texts)
     sizes = {"tail_share": tail_share, "t": t, "target_size": target_size}
-    if any(value is not None for value in sizes.values()):
+    if drop_none(sizes):
         settings |= {f"{SUBSET}.{name}": value for name, value in sizes.items()}
     settings |= set or {}
     return Curation(run(RECIPE, set=settings, store=store, progress=progress))

@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from vfm.api.paths import PATHS, AnyPath, as_place
-from vfm.base import UserError, redacted
+from vfm.base import UserError, redacted, stripped
 from vfm.data import BadSample, DatasetSpec, Source, decode_image, open_dataset
 from vfm.data.indexing.indexing import Indexing
 from vfm.data.layouts.folder import image_names as images_below
@@ -160,7 +160,7 @@ def with_folders(images: Sequence[AnyImage]) -> list[AnyImage]:
     for image in images:
         folder = local_file(image) if isinstance(image, PATHS) else None
         if folder is not None and folder.is_dir():
-            listed += [folder / name for name in images_below(str(folder))]
+            listed += map(folder.joinpath, images_below(str(folder)))
         else:
             listed.append(image)
     return listed
@@ -219,4 +219,4 @@ def _written_classes(classes: str) -> list[str]:
     if not is_file and classes.endswith(".txt"):
         raise UserError(f"classes {classes}: no such file")
     parts = files.read_text(classes).splitlines() if is_file else classes.split(",")
-    return [part.strip() for part in parts if part.strip()]
+    return stripped(parts)

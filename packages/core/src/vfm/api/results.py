@@ -71,7 +71,7 @@ class Results(ABC):
             justify: Literal["left", "right"] = "right" if _is_number(kind) else "left"
             table.add_column(escape(visible(name)), justify=justify, overflow="fold")
         for row in data.slice(0, MAX_ROWS).to_pylist():
-            table.add_row(*(escape(_cell(value)) for value in row.values()))
+            table.add_row(*map(escape, map(_cell, row.values())))
         table.caption = _rest(len(data))
         return [table]
 

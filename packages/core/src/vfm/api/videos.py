@@ -40,7 +40,7 @@ def predict(model: VideoClassifier, paths: Sequence[AnyPath], device: str) -> tu
     Raises:
         UserError: If a file does not exist, is not a video, or cannot be decoded.
     """
-    samples = [_read_video(path) for path in paths]
+    samples = list(map(_read_video, paths))
     classifier = load_video_predictor(model, open_device(device))
     try:
         scores = predict_videos(classifier, samples, TestViews())

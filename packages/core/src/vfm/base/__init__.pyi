@@ -15,7 +15,6 @@ from .incidental import (
 )
 from .installation import how_to_install as how_to_install
 from .metric_names import metric_in_words as metric_in_words
-from .nested import map_items as map_items
 from .number_format import (
     PERCENT_UNITS as PERCENT_UNITS,
     change as change,
@@ -24,6 +23,12 @@ from .number_format import (
     quantity as quantity,
 )
 from .parts import Part as Part, choices_of as choices_of
+from .plain_data import (
+    drop_keys as drop_keys,
+    drop_none as drop_none,
+    keep_keys as keep_keys,
+    map_items as map_items,
+)
 from .ray_connection import connected_ray as connected_ray
 from .redaction import redacted as redacted, redacted_words as redacted_words
 from .sequences import positions as positions
@@ -31,3 +36,4 @@ from .repeats import repeated as repeated
 from .terminal import TerminalConsole as TerminalConsole
 from .unknown_keys import did_you_mean as did_you_mean, unknown_key as unknown_key
 from .visible import escaped_json as escaped_json, visible as visible
+from .words import repeated as repeated, stripped as stripped

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from vfm.base.nested import map_items
+from vfm.base.plain_data import map_items
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from vfm.base.nested import map_items
+from vfm.base.plain_data import map_items
 
 MASK = "***"
 T = TypeVar("T")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vfm.api.recipe_run import run_recipe
+from vfm.base import stripped
 from vfm.cli.command import (
     DEFAULT_STORE,
     DataOption,
@@ -132,4 +133,4 @@ def eval(  # noqa: A001
 
 def _words(listed: str) -> list[str]:
     """Split comma-separated words."""
-    return [word.strip() for word in listed.split(",") if word.strip()]
+    return stripped(listed.split(","))

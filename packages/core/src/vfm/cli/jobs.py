@@ -69,6 +69,7 @@ def submit_stages(
     jobs = stage_jobs(steps)
     costs = known_costs(recipe, Store(store), {job.steps[0].stage.name for job in jobs})
     submitted: list[tuple[StageJob, str]] = []
+    numbers = []
     for job in jobs:
         stage = job.steps[0].stage
         size = {**size_of(stage, costs.get(stage.name)), **chosen_for(stage, settings)}
@@ -77,10 +78,10 @@ def submit_stages(
         tasks = submit_array(commands, folder, "slurm", {"name": f"vfm-{job.name}", **size, **after})
         number = tasks[0].number.split("_", 1)[0]
         submitted.append((job, number))
+        numbers.append(number)
         seeds = f", {len(tasks)} seeds" if len(tasks) > 1 else ""
         show(f"submitted job {number} for {job.name}{seeds}; its output: {tasks[0].output}")
     size = {"timeout_min": START_MINUTES, **chosen_for(REPORT, settings)}
-    numbers = [number for _, number in submitted]
     after = _after(":".join(["afterok", *numbers]) if numbers else "", size)
     last = submit(_words(), folder, "slurm", size | after)
     show(f"submitted job {last.number} for the report; its output: {last.output}")

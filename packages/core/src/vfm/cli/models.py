@@ -128,7 +128,7 @@ def predict(
     from vfm.api.inputs import artifact_of, local_file, with_folders
     from vfm.api.prediction import TEMPLATE, Predictions, predict as predict_images
 
-    paths = [local_file(image) for image in images]
+    paths = list(map(local_file, images))
     dense = artifact_of(model, DenseCheckpoint)
     if draw and not dense:
         reason = "no folder"

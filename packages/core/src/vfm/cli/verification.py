@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -20,7 +20,7 @@ from vfm.flow.plan.store import Store
 from vfm.flow.records.input_changes import InputCheck, OutsideInput, behind, inputs_of
 from vfm.flow.records.proof import proof_of
 from vfm.flow.records.runs import hash_of_record, kept_runs
-from vfm.flow.records.verification import damaged_records, places
+from vfm.flow.records.verification import Place, damaged_records, places
 from vfm.report import changed_page
 
 
@@ -110,7 +110,7 @@ def _verify_files(store: Path) -> list[str]:
     table = Table("folder", "files", "bytes", "state", box=None)
     problems = list(damaged_records(store))
     num_files = 0
-    with _reading(sum(checked.num_bytes for checked in folders)) as read:
+    with _reading(_num_bytes(folders)) as read:
         for checked in folders:
             lines = checked.verify(read.add)
             problems += lines
@@ -132,6 +132,10 @@ def _verify_files(store: Path) -> list[str]:
     return problems
 
 
+def _num_bytes(folders: Iterable[Place]) -> int:
+    return sum(folder.num_bytes for folder in folders)
+
+
 def _prove(store: Path, digest: str, key: Path | None, sign: Path | None) -> list[str]:
     places(store)  # raises if it is not a folder of artifacts
     proof = proof_of(store, digest)
@@ -142,7 +146,7 @@ def _prove(store: Path, digest: str, key: Path | None, sign: Path | None) -> lis
     problems = list(proof.problems)
     show(f"{proof.name}: {digest}")
     num_files = 0
-    with _reading(sum(artifact.num_bytes for artifact in proof.artifacts)) as read:
+    with _reading(_num_bytes(proof.artifacts)) as read:
         for artifact in proof.artifacts:
             problems += artifact.verify(read.add)
             num_files += artifact.num_files

@@ -41,7 +41,7 @@ class Evaluation(Stage):
 
         They are the models, and anything else that is evaluated in place of a model.
         """
-        return [short_name(ref) for ref in self.models]
+        return list(map(short_name, self.models))
 
     def preflight(self, ctx: Preflight) -> None:
         """Check the names of the results, then run `checks`.
@@ -102,7 +102,7 @@ def check_evaluations(evaluations: Sequence[Evaluation], stage: Stage) -> None:
     Raises:
         ValueError: If an evaluation cannot. The message describes the first mistake.
     """
-    names = [evaluation.name for evaluation in evaluations]
+    names: set[str] = set()
     for number, evaluation in enumerate(evaluations):
         (expected,) = get_args(type(evaluation).model_fields["models"].annotation)
         model = TypeAdapter(expected).validate_python(stage.kind)
@@ -112,8 +112,9 @@ def check_evaluations(evaluations: Sequence[Evaluation], stage: Stage) -> None:
             message = f"{evaluation.kind} does not evaluate models in training"
         elif not model.accepts(stage.makes):
             message = f"{evaluation.kind} expects a {model.expected}, {stage.kind} makes a {stage.makes.__name__}"
-        elif evaluation.name in names[:number]:
+        elif evaluation.name in names:
             message = f"the name {evaluation.name!r} is already used: give it another one"
         else:
+            names.add(evaluation.name)
             continue
         raise ValueError(f"evaluation.tasks[{number}]: {message}")

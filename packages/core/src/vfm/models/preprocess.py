@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from vfm.base import Config
+from vfm.base import Config, drop_none, keep_keys
 from vfm.data.samples.images import FILTERS, Interpolation
 
 Triple = tuple[float, float, float]
@@ -112,7 +112,7 @@ class Preprocess(Config):
     @classmethod
     def from_open_clip(cls, cfg: dict[str, Any], image_size: int) -> Preprocess:
         """Convert an open_clip `preprocess_cfg`. Missing keys get OpenAI CLIP's values."""
-        known = {key: cfg[key] for key in ("mean", "std", "interpolation", "resize_mode") if cfg.get(key) is not None}
+        known = drop_none(keep_keys(cfg, ("mean", "std", "interpolation", "resize_mode")))
         if known.get("interpolation") == "random":  # open_clip: bicubic, except in training
             known["interpolation"] = "bicubic"
         return cls(image_size=image_size, **known)

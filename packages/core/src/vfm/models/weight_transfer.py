@@ -15,7 +15,7 @@ from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from torch import Tensor
 from torch.nn import functional as F
 
-from vfm.base import UserError
+from vfm.base import UserError, drop_keys
 from vfm.interfaces import TablePanel
 from vfm.models.stored_weights import StoredWeight, map_tensors
 
@@ -48,13 +48,15 @@ class KeyReport:
         """Build a table for the report with the number of unchanged keys, and the changed keys (the first of many)."""
         rows: list[list[str | float | int | None]] = [["taken", f"{len(self.taken)} keys", "unchanged"]]
         for status in ("renamed", "resized"):
-            rows += [[status, key, note] for key, note in getattr(self, status).items()]
+            for key, note in getattr(self, status).items():
+                rows.append([status, key, note])
         for status in ("new", "dropped"):
             by_reason: dict[str, list[str]] = {}
             for key, reason in getattr(self, status).items():
                 by_reason.setdefault(reason, []).append(key)
             for reason, keys in by_reason.items():
-                rows += [[status, key, reason] for key in keys[:SHOWN]]
+                for key in keys[:SHOWN]:
+                    rows.append([status, key, reason])
                 if len(keys) > SHOWN:
                     rows.append([status, f"{len(keys) - SHOWN} more keys", reason])
         return TablePanel(title=title, columns=["status", "key", "new name, shape or reason"], rows=rows)
@@ -138,7 +140,7 @@ def transfer_weights(
         report.new[key] = reason
     mapped = map_tensors(module, stored)
     # The loops above are the strict check.
-    module.load_state_dict({name: value for name, value in loaded.items() if name not in mapped}, strict=False)
+    module.load_state_dict(drop_keys(loaded, mapped), strict=False)
 
 
 def _resize(key: str, tensor: Tensor, expected: Tensor, trunk: Any, method: PatchResize) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vfm.base import UserError
+from vfm.base import UserError, drop_keys
 from vfm.eval.encode.scored_items import read_items
 from vfm.flow.plan.store import Slot
 from vfm.flow.records.reasons import differences, record_of_step
@@ -136,9 +136,9 @@ def _paired(before: Accuracy | None, after: Accuracy | None, baseline: str, mode
     """Compute the paired test of two scores, if their items are known and equal."""
     if before is None or after is None or len(before.correct) != len(after.correct):
         return None
-    pairs = ((before.groups, after.groups), (before.classes, after.classes))
-    if not all(np.array_equal(_known(a), _known(b)) for a, b in pairs):
-        return None
+    for first, second in ((before.groups, after.groups), (before.classes, after.classes)):
+        if not np.array_equal(_known(first), _known(second)):
+            return None
     return compare(before, after, baseline=baseline, model=model)
 
 
@@ -179,8 +179,7 @@ def _made_with(entry: StageEntry) -> Mapping[str, Any]:
         record = record_of_step(Slot(entry.directory.parent, entry.id).work)
     except UserError:
         return {}
-    config = {key: value for key, value in record["config"].items() if key not in ("name", "kind", "runtime")}
-    return {**record, "config": config}
+    return {**record, "config": drop_keys(record["config"], ("name", "kind", "runtime"))}
 
 
 def _differing(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

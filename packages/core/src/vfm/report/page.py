@@ -215,11 +215,13 @@ def render(
         import jinja2  # optional extra
     except ImportError as error:
         raise UserError(f"the report needs {error.name}: {how_to_install('vfm-core[report]')}") from None
-    filled = [section for section in sections if section.filled]
     anchors = {entry.name: f"made-{entry.anchor}" for entry in run.stages}
-    for section in filled:
-        if section.entry.name in anchors:  # a section of a comparison has the name of several stages
-            anchors[section.entry.name] = section.entry.anchor
+    filled = []
+    for section in sections:
+        if section.filled:
+            filled.append(section)
+            if section.entry.name in anchors:  # a section of a comparison has the name of several stages
+                anchors[section.entry.name] = section.entry.anchor
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, finalize=shown,
         trim_blocks=True, lstrip_blocks=True,

@@ -34,8 +34,11 @@ def _chart(compared: list[ReportedComparison]) -> LinesPanel:
         name = f"{finding.test.model} against {finding.test.baseline}"
         if num_metrics > 1:
             name = f"{finding.test.metric}: {name}"
-        x = [finding.n * times for times in TIMES]
-        y = [scale * finding.detectable / math.sqrt(times) for times in TIMES]
+        x = []
+        y = []
+        for times in TIMES:
+            x.append(finding.n * times)
+            y.append(scale * finding.detectable / math.sqrt(times))
         series.append(Series(name=name, x=x, y=y))
     size = in_points(first.detectable, first.unit)
     return LinesPanel(

@@ -53,7 +53,7 @@ def write_results(directory: Path, out: Path) -> int:
 
 def write_csv(records: Sequence[Mapping[str, Any]], file: Path) -> None:
     """Write one row per record, with sorted columns. Each metric has a column, and two for the ends of its interval."""
-    rows = [_row(record) for record in records]
+    rows = list(map(_row, records))
     columns = sorted(set().union(*rows))
     stream = io.StringIO(newline="")
     writer = csv.DictWriter(stream, columns, restval="")

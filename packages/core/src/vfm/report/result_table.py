@@ -107,7 +107,10 @@ class ResultTable:
 
     def result_of(self, metric: str) -> Result | None:
         """Find the result of a metric."""
-        return next((result for result in self.results if result.metric == metric), None)
+        for result in self.results:
+            if result.metric == metric:
+                return result
+        return None
 
     def scale(self, unit: str) -> Scale:
         """Choose one scale for all values of a unit, so that bars are comparable throughout the table."""

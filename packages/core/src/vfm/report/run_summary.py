@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from vfm.base import UserError
+from vfm.base import UserError, drop_keys
 from vfm.flow.plan.store import LINKS
 from vfm.flow.records.manifest import read_manifest
 from vfm.flow.records.runs import EVENTS_FILE, RUN_FILE, hash_of_record
@@ -63,7 +63,7 @@ class StageEntry:
     @property
     def provenance(self) -> dict[str, Any]:
         """Keys of the manifest that the page does not show elsewhere, such as sources, seed, versions and commit."""
-        return {key: value for key, value in self.manifest.items() if key not in SHOWN_ELSEWHERE}
+        return drop_keys(self.manifest, SHOWN_ELSEWHERE)
 
 
 @dataclass(frozen=True)

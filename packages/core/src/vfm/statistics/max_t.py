@@ -40,7 +40,7 @@ def compare_models(first: Sequence[Score], second: Sequence[Score], *, baseline:
     for number, (before, after) in enumerate(zip(first, second, strict=True)):
         if number and isinstance(before, ResampledScore) and isinstance(after, ResampledScore):
             gaps[number] = after.gaps(before)
-    if len({len(values) for values in gaps.values()}) == 1:
+    if len(set(map(len, gaps.values()))) == 1:
         counts_as = effective_tests(np.stack(list(gaps.values()))) / len(gaps)
         for number in gaps:
             comparisons[number] = comparisons[number].model_copy(update={"counts_as": counts_as})

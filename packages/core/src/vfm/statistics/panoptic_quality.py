@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,8 +93,10 @@ class PanopticQuality:
     @classmethod
     def of(cls, counts: Sequence[SegmentCounts]) -> PanopticQuality:
         """Collect the counts of images, in their order."""
-        names = ("iou", "true", "wrong", "missed")
-        return cls(*(np.stack([getattr(count, name) for count in counts]) for name in names))
+        arrays = []
+        for name in ("iou", "true", "wrong", "missed"):
+            arrays.append(np.stack(list(map(attrgetter(name), counts))))
+        return cls(*arrays)
 
     def by_class(self, weights: NDArray[np.integer]) -> dict[str, NDArray[np.float64]]:
         """Compute panoptic, segmentation and recognition quality of each class, (R, K) each. NaN without segments."""

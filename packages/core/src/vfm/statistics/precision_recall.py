@@ -97,7 +97,7 @@ class Hits:
                 areas.append(int(area))
                 of_pairs.append(np.flatnonzero(hits))
                 set_of_pairs.append(number)
-        lengths = np.array([len(of_pair) for of_pair in of_pairs], dtype=np.int64)
+        lengths = np.array(list(map(len, of_pairs)), dtype=np.int64)
         return cls(
             pair % (len(pairs) + 1),
             np.array(areas, dtype=np.int64),

@@ -91,7 +91,7 @@ def _wildcards(name: str) -> list[str]:
     if not is_remote(name):
         return sorted(glob.glob(name))
     store, _ = filesystem(name)
-    matches = sorted(store.unstrip_protocol(match) for match in remote.ask(name, "glob"))
+    matches = sorted(map(store.unstrip_protocol, remote.ask(name, "glob")))
     return matches if "@" in name else list(map(without_user, matches))
 
 

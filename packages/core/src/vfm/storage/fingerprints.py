@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -136,6 +136,11 @@ def contents_names(folder: str) -> list[str]:
 def located(path: str) -> str:
     """Resolve a local path to an absolute one without links, for records that are read from other folders."""
     return path if files.is_remote(path) else os.path.realpath(path)
+
+
+def by_located_path(fingerprints: Mapping[str, str]) -> dict[str, str]:
+    """Resolve the paths of fingerprints as in `located`."""
+    return {located(path): fingerprint for path, fingerprint in fingerprints.items()}
 
 
 def _of_files(paths: dict[str, str], part: str, known: Entries, cache: FingerprintCache) -> dict[str, str]:

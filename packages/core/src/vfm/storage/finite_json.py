@@ -41,12 +41,13 @@ class FiniteJson:
 
     def _without_half(self, data: bytes) -> bytes:
         """Keep the text or number at the end for the next part, where it may continue."""
-        starts = [token.start() for token in _TOKENS.finditer(data) if token["open"] is not None]
         last = _LAST_WORD.search(data)
         # An open text ends the part. Otherwise the last word may be half of a number or of a name.
         end = last.start() if last else len(data)
-        if starts:
-            end = starts[0]
+        for token in _TOKENS.finditer(data):
+            if token["open"] is not None:
+                end = token.start()
+                break
         self.rest = data[end:]
         return data[:end]
 

@@ -147,8 +147,12 @@ def num_bytes(known: Known) -> int:
 
 def wrong_sizes(folder: Path, known: Known) -> list[str]:
     """Describe each file that is missing or has another size, in one line each."""
-    problems = (_size_problem(folder / name, size) for name, (size, _) in known.items())
-    return list(filter(None, problems))
+    problems = []
+    for name, (size, _) in known.items():
+        problem = _size_problem(folder / name, size)
+        if problem:
+            problems.append(problem)
+    return problems
 
 
 def damage(folder: Path, known: Known, on_bytes: Callable[[int], None] = lambda count: None) -> list[str]:

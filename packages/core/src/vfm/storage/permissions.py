@@ -22,7 +22,8 @@ def share_as_umask_says(folder: Path) -> None:
     """
     allowed = folder.stat().st_mode & 0o777
     for parent, folders, names in os.walk(folder):
-        for path in (os.path.join(parent, name) for name in (*folders, *names)):
+        for name in (*folders, *names):
+            path = os.path.join(parent, name)
             status = os.lstat(path)
             permissions = allowed if stat.S_ISDIR(status.st_mode) else allowed & 0o666  # no file becomes executable
             wanted = stat.S_IMODE(status.st_mode) | permissions

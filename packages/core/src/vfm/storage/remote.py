@@ -121,7 +121,7 @@ def facts_of(paths: Sequence[str]) -> list[RemoteFacts | RemoteError]:
         info = await _info(store, inside)
         if info.get("size") is None:
             raise RemoteError(path, "the server gives no size", final=True)
-        mark = next((str(info[name]) for name in MARKS if info.get(name)), "")
+        mark = str(next(filter(None, map(info.get, MARKS)), ""))
         return RemoteFacts(int(info["size"]), mark)
 
     return _all([(path, partial(read, path, *filesystem(path))) for path in paths], absent_is_answer=True)

@@ -47,8 +47,8 @@ class Span:
 
     def is_version_of(self, headers: Mapping[str, str]) -> bool:
         """Check by the headers of an answer whether the file still has this content, as far as they have a mark."""
-        marks = [headers[name] for name in MARKS if headers.get(name)]
-        return not (self.version and marks) or any(version_of(mark) == self.version for mark in marks)
+        versions = list(map(version_of, filter(None, map(headers.get, MARKS))))
+        return not (self.version and versions) or self.version in versions
 
 
 def version_of(mark: str) -> int:

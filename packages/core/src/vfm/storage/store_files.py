@@ -107,9 +107,9 @@ def as_record(file: Path, data: bytes, *keys: str) -> dict[str, Any]:
         record = json.loads(data.decode("utf-8"))
     if not isinstance(record, dict):
         raise UserError(f"{file}: expected a JSON object, got a {type(record).__name__}")
-    missing = [key for key in keys if key not in record]
-    if missing:
-        raise UserError(f"{file}: expected {', '.join(map(repr, keys))}; {missing[0]!r} is missing")
+    for key in keys:
+        if key not in record:
+            raise UserError(f"{file}: expected {', '.join(map(repr, keys))}; {key!r} is missing")
     return record
 
 
@@ -154,9 +154,9 @@ def read_parquet(file: str | Path, columns: Sequence[str] | None = None) -> Any:
     """
     parquet = open_parquet_file(file)
     with parquet, reading(file, "Parquet"):
-        missing = [name for name in columns or () if name not in parquet.schema_arrow.names]
-        if missing:
-            raise UserError(f"{file}: expected the columns {', '.join(columns or ())}; {missing[0]!r} is missing")
+        for name in columns or ():
+            if name not in parquet.schema_arrow.names:
+                raise UserError(f"{file}: expected the columns {', '.join(columns or ())}; {name!r} is missing")
         return parquet.read(columns=columns)
 
 

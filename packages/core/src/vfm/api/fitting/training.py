@@ -22,7 +22,7 @@ from vfm.api.paths import AnyPath
 from vfm.api.progress import listener, shown_by
 from vfm.api.results import MAX_ROWS, Results, as_table, skipped_note
 from vfm.api.runs import check_not_a_worker
-from vfm.base import UserError, decisive_settings, error_lines, load_function
+from vfm.base import UserError, decisive_settings, drop_keys, error_lines, load_function
 from vfm.data.loading.torch_dataset import seeded
 from vfm.flow.listeners.listeners import number
 from vfm.interfaces import LinesPanel, Series, Training, refs
@@ -82,9 +82,7 @@ class Fit(Results):
 
     def table(self) -> Any:
         """Build an Arrow table with the columns step, samples, train/loss, train/lr and the other metrics."""
-        rows = [dict(row) for row in self.metrics]
-        for row in rows:
-            row.pop("split", None)
+        rows = [drop_keys(row, ("split",)) for row in self.metrics]
         return as_table(rows, COLUMNS)
 
     def preview(self) -> Any:
@@ -99,9 +97,8 @@ class Fit(Results):
         """Draw the curve of the loss as SVG. Empty without vfm-core[report]."""
         if not find_spec("matplotlib") or not self.metrics:
             return ""
-        steps = [row["step"] for row in self.metrics]
-        losses = [row["train/loss"] for row in self.metrics]
-        curve = Series(name="loss", x=steps, y=losses)
+        data = self.table()
+        curve = Series(name="loss", x=data["step"].to_pylist(), y=data["train/loss"].to_pylist())
         panel = LinesPanel(title="Training loss", series=[curve], x_label="step", y_label="loss")
         svg = load_function("vfm.report.charts:lines_svg")(panel, "fit")
         return f'<div style="max-width:460px">{svg}</div>'

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vfm.api.paths import AnyPath
-from vfm.base import UserError
+from vfm.base import UserError, drop_keys
 from vfm.storage.integrity import read_sealed, seal
 from vfm.storage.locks import locked
 from vfm.storage.publishing import write_file
@@ -75,7 +75,7 @@ def _compare(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) ->
 
 
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(_flat({key: value for key, value in record.items() if key != START}))
+    return dict(_flat(drop_keys(record, (START,))))
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -66,8 +66,14 @@ def models(incomplete: str) -> list[str]:
 def paths(incomplete: str, endings: tuple[str, ...]) -> list[str]:
     """Complete folders, with a slash at the end, and files with one of the endings."""
     found = sorted(Path().glob(f"{escape(incomplete)}*") if not incomplete.startswith("/") else ())
-    folders = [f"{path}/" for path in found if path.is_dir() and not path.name.startswith(".")]
-    return folders + [str(path) for path in found if path.is_file() and path.name.endswith(endings)]
+    folders = []
+    files = []
+    for path in found:
+        if path.is_dir() and not path.name.startswith("."):
+            folders.append(f"{path}/")
+        elif path.is_file() and path.name.endswith(endings):
+            files.append(str(path))
+    return folders + files
 
 
 def _beginning(incomplete: str, names: Iterable[str]) -> list[str]:

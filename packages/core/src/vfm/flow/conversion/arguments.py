@@ -161,6 +161,14 @@ class Arguments:
             return as_number(values[-1], f"--{name}")
         return self._default(name, default)
 
+    def pairs(self, name: str) -> dict[str, str]:
+        """Get words of the form KEY=VALUE."""
+        pairs = {}
+        for word in self.texts(name):
+            key, _, value = word.partition("=")
+            pairs[key] = value
+        return pairs
+
     def numbers(self, name: str) -> list[float]:
         """Get several numbers."""
         return [as_number(text, f"--{name}") for text in self.texts(name)]

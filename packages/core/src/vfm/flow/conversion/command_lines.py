@@ -65,9 +65,9 @@ def read_command_line(words: Sequence[str], programs: re.Pattern[str]) -> Comman
             if value:
                 variables[name] = _expanded(value, variables)
         expanded = [_expanded(word, variables) for word in line]
-        start = next((index for index, word in enumerate(expanded) if programs.fullmatch(word)), None)
-        if start is not None:
-            return _launched(directives + expanded[:start], expanded[start], expanded[start + 1 :])
+        for index, word in enumerate(expanded):
+            if programs.fullmatch(word):
+                return _launched(directives + expanded[:index], word, expanded[index + 1 :])
         if expanded and expanded[0].startswith("-"):
             return CommandLine("", _until_operator(expanded))
     raise UserError(f"expected a command with {_example(programs)}, got {' '.join(words)[:80]!r}")

@@ -99,10 +99,8 @@ def convert_train(draft: Draft) -> None:
         raise UserError(
             f"--model {model}: eva.finetune trains vision transformers; vfm.fit trains any model from Python"
         )
-    source: str | Fields = model
-    changes = dict(word.partition("=")[::2] for word in arguments.texts("model-kwargs"))
-    if changes:
-        source = {"architecture": model} | {key: _plain(value) for key, value in changes.items()}
+    changes = {key: _plain(value) for key, value in arguments.pairs("model-kwargs").items()}
+    source: str | Fields = {"architecture": model, **changes} if changes else model
     weights = arguments.text("pretrained-path") or arguments.text("initial-checkpoint")
     # timm starts from random weights by default, vfm from the model's weights.
     if not weights and not arguments.flag("pretrained"):

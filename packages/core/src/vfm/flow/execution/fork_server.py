@@ -223,7 +223,7 @@ def _note_modules(file: int, before: set[str]) -> None:
     """Write the names of vfm's modules that were imported since the fork, for the next one."""
     names = sorted(name for name in sys.modules.keys() - before if name.startswith("vfm"))
     # All forked processes share the file's position, so each writes behind the others.
-    os.write(file, "".join(f"{name}\n" for name in names).encode())
+    os.write(file, "\n".join([*names, ""]).encode())
 
 
 def _run(request: dict[str, Any], output: int, errors: int, lock: int, status: int) -> NoReturn:

@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
-from vfm.base import UserError, did_you_mean, how_to_install
+from vfm.base import UserError, did_you_mean, drop_none, how_to_install
 from vfm.interfaces import Event, hookimpl
 
 
@@ -106,8 +106,7 @@ class Tracker(ABC):
 
     def _write_new(self, stage: str, values: Mapping[str, float | None], step: int) -> None:
         name = self.names.get(stage, stage)
-        finite = {metric: value for metric, value in values.items() if value is not None}
-        new = self.sent.without_sent(name, finite, step)
+        new = self.sent.without_sent(name, drop_none(values), step)
         if not new:
             return
         if stage not in self.runs:

@@ -52,6 +52,10 @@ class Step:
             return "new"
         return status
 
+    def existing_inputs(self) -> dict[str, Path]:
+        """Collect the folders of the inputs that exist, by ref."""
+        return {ref: folder for ref, folder in self.folders.items() if folder.is_dir()}
+
     def roots(self) -> dict[str, str]:
         """Look up the roots of the existing inputs, by identity."""
         roots = {}
@@ -76,6 +80,11 @@ class Step:
 def stage_names(steps: Iterable[Step]) -> list[str]:
     """List the names of the stages of steps."""
     return [step.stage.name for step in steps]
+
+
+def stages_by_name(steps: Iterable[Step]) -> dict[str, Stage]:
+    """Collect the stages of steps by their names."""
+    return {step.stage.name: step.stage for step in steps}
 
 
 def make_plan(recipe: Recipe, store: Store, announce: Callable[[str], None] = lambda line: None) -> list[Step]:
@@ -192,7 +201,7 @@ def _wrong_sizes(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
 
 def _moved(step: Step, before: Mapping[str, str]) -> list[str]:
     """Report if the images of an index were moved to where the recipe now refers to."""
-    here = {located(path) for path in step.fingerprints}
+    here = set(map(located, step.fingerprints))
     gone = [path for path in before if path not in here and not files.is_remote(path) and not os.path.exists(path)]
     # Artifacts of other types no longer need the files that they were made from.
     if not gone or not issubclass(step.stage.makes, ImageDataset):

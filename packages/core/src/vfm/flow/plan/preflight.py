@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vfm.base import UserError
+from vfm.base import UserError, drop_keys
 from vfm.flow.plan.continuation import check_continuation
-from vfm.flow.plan.plan import Step
+from vfm.flow.plan.plan import Step, stages_by_name
 from vfm.flow.plan.sampling import check_sampler
 from vfm.interfaces import Preflight, Training
 
@@ -67,11 +67,11 @@ def check_files(steps: Sequence[Step]) -> None:
 
 def _waiting(steps: Sequence[Step], *, fresh: bool = False) -> Iterator[tuple[Step, Preflight]]:
     """Yield the steps that will run, with the facts known before each."""
-    stages = {step.stage.name: step.stage for step in steps}
+    stages = stages_by_name(steps)
     gone = stages if fresh else ()
     for step in steps:
         if fresh or step.status != "cached":
-            known = {ref: folder for ref, folder in step.folders.items() if ref not in gone and folder.is_dir()}
+            known = drop_keys(step.existing_inputs(), gone)
             yield step, Preflight(stages, known, step.inputs)
 
 

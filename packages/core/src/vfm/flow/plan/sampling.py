@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from vfm.base import load_function
-from vfm.flow.plan.plan import Step
+from vfm.flow.plan.plan import Step, stages_by_name
 from vfm.interfaces import Preflight, Training
 
 _CHECKS = "vfm.data.indexing.sampler_checks"  # imports pyarrow
@@ -27,8 +27,8 @@ def sampling_lines(steps: Sequence[Step]) -> Iterator[str]:
     Raises:
         UserError: If a column is missing, or a weight is not a number of at least 0.
     """
-    stages = {step.stage.name: step.stage for step in steps}
+    stages = stages_by_name(steps)
     for step in steps:
         if isinstance(step.stage, Training) and step.stage.loading.by_column:
-            known = Preflight(stages, {ref: folder for ref, folder in step.folders.items() if folder.is_dir()})
+            known = Preflight(stages, step.existing_inputs())
             yield from load_function(f"{_CHECKS}:describe_epochs")(step.stage.loading.by_column, step.stage, known)

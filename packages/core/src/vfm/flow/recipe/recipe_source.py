@@ -182,8 +182,9 @@ def _merge(
 
 def _move_places(base: RecipeSource, base_path: KeyPath, source: RecipeSource, path: KeyPath) -> None:
     """Replace the places at and below `base_path` by the places of `source` at `path`."""
-    for old in [origin for origin in base.places if origin[: len(base_path)] == base_path]:
-        del base.places[old]
+    for old in list(base.places):
+        if old[: len(base_path)] == base_path:
+            del base.places[old]
     for key, origin in source.places.items():
         if key[: len(path)] == path:
             base.places[(*base_path, *key[len(path) :])] = origin

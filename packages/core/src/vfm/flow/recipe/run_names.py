@@ -63,5 +63,9 @@ def own_name(name: str, owner: str, taken: Iterable[tuple[str, str | None]]) -> 
         named = owners.setdefault(used.casefold(), set())
         if other is not None:
             named.add(other)
-    candidates = (name if number == 1 else f"{name}-{number}" for number in range(1, len(owners) + 2))
-    return next(candidate for candidate in candidates if not owners.get(candidate.casefold()))
+    candidate = name
+    number = 1
+    while owners.get(candidate.casefold()):
+        number += 1
+        candidate = f"{name}-{number}"
+    return candidate

@@ -24,7 +24,8 @@ def json_schema(known: Mapping[str, type[Stage]]) -> dict[str, Any]:
     union: Any = Annotated[reduce(or_, known.values()), Field(discriminator="kind")]
     runtime_fields: dict[str, Any] = {}
     for stage in known.values():
-        runtime_fields |= {name: (field.annotation, field) for name, field in runtime_of(stage).model_fields.items()}
+        for name, field in runtime_of(stage).model_fields.items():
+            runtime_fields[name] = (field.annotation, field)
     # `runtime` of a recipe has the fields of all stages, because each stage takes the ones it has.
     runtime = create_model("RecipeRuntime", __config__={"extra": "forbid"}, **runtime_fields)
     about = {name: field.description for name, field in RecipeKeys.model_fields.items()}

@@ -119,7 +119,7 @@ def _yolo_fields(path: str) -> dict[str, Any] | None:
     folder = path.rpartition("/")[0] or "."
     named = str(record.get("path") or "").rstrip("/")
     candidates = [] if named in ("", ".") else [f"{folder}/{named}", named]
-    root = next((candidate for candidate in candidates if files.is_directory(candidate)), folder)
+    root = next(filter(files.is_directory, candidates), folder)
     fields: dict[str, Any] = {"path": root}
     if root == folder:
         return fields

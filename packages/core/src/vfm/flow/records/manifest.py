@@ -18,7 +18,7 @@ from vfm.base import UserError
 from vfm.flow.plan.plan import Step
 from vfm.flow.plan.roots import ROOTS
 from vfm.interfaces import MANIFEST_FILE, Artifact, Context, Event, Report, Stage, Training, refs
-from vfm.storage.fingerprints import located
+from vfm.storage.fingerprints import by_located_path
 from vfm.storage.integrity import read_sealed, seal
 from vfm.storage.publishing import write_file
 from vfm.storage.store_files import reading
@@ -67,8 +67,9 @@ class EventNotes:
             self.stretches = before if same else [*before, dict(event.data)]
         elif event.type != "bad_sample" or not self._is_new_example(event.data["reason"], event.data["where"]):
             return
-        names = ("numbers", "warnings", "bad_examples", "stretches")
-        write_file(self.file, seal({name: getattr(self, name) for name in names}), durable=False)
+        record: dict[str, Any] = {"numbers": self.numbers, "warnings": self.warnings}
+        record |= {"bad_examples": self.bad_examples, "stretches": self.stretches}
+        write_file(self.file, seal(record), durable=False)
 
     def _is_new_example(self, reason: str, where: str) -> bool:
         """Record the place of a bad sample, unless it is known or there are enough for its reason."""
@@ -119,7 +120,7 @@ def build_manifest(
         "kernels": notes.kernels,
         "inputs": dict(sorted(inputs.items())),
         ROOTS: dict(roots),
-        "sources": {located(path): fingerprint for path, fingerprint in step.fingerprints.items()},
+        "sources": by_located_path(step.fingerprints),
         "seed": getattr(step.stage, "seed", None),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "seconds": round(seconds, 2),

@@ -17,7 +17,7 @@ from vfm.flow.recipe.recipe import Recipe
 from vfm.flow.recipe.run_names import owner_of
 from vfm.flow.records.runs import KeptRun, kept_runs
 from vfm.interfaces import MANIFEST_FILE
-from vfm.storage.fingerprints import located
+from vfm.storage.fingerprints import by_located_path, located
 from vfm.storage.integrity import read_sealed
 
 MAX_CHANGES = 4  # number of changes in a line
@@ -96,7 +96,7 @@ def record_of_step(work: Path) -> dict[str, Any]:
         UserError: If the folder holds no prepared step.
     """
     record = read_sealed(work / STEP_FILE, "stage", "inputs", "fingerprints")
-    sources = {located(path): fingerprint for path, fingerprint in record["fingerprints"].items()}
+    sources = by_located_path(record["fingerprints"])
     return {"config": record["stage"], "inputs": record["inputs"], "sources": sources}
 
 

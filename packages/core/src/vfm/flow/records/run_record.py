@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vfm.base import redacted, redacted_words
+from vfm.base import keep_keys, redacted, redacted_words
 from vfm.flow.plan.plan import Step, stage_names
 from vfm.flow.plan.roots import origin_of
 from vfm.flow.recipe.recipe import Recipe
@@ -75,7 +75,7 @@ def after_rerun(record: Mapping[str, Any], before: Mapping[str, Any], *, made: b
     """
     if made or before.get("seconds") is None:
         return dict(record)
-    return {**record, **{key: before[key] for key in HOW if key in before}}
+    return {**record, **keep_keys(before, HOW)}
 
 
 def _command() -> str:

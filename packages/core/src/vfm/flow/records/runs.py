@@ -119,7 +119,10 @@ def find_run(word: str, store: Store) -> Path | None:
         owner = owner_of(path, "", store.root)
         names = [run.name for run in kept_runs(store) if run.owner == owner][:1]
     candidates = [path, *map(store.run_directory, names)]
-    return next((folder for folder in candidates if (folder / RUN_FILE).is_file()), None)
+    for folder in candidates:
+        if (folder / RUN_FILE).is_file():
+            return folder
+    return None
 
 
 def open_run(recipe: Recipe, steps: Sequence[Step], store: Store) -> Path:

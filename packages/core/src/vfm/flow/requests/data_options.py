@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from vfm.base import UserError, did_you_mean, error_text, load_function
+from vfm.base import UserError, did_you_mean, error_text, keep_keys, load_function
 from vfm.data.pairs.stages import Pairs
 from vfm.flow.recipe.yaml_lines import parse_value
 from vfm.flow.requests.inputs import Fields
@@ -59,7 +59,7 @@ def with_data_options(fields: Fields, options: Mapping[str, Any], known: Mapping
     kind = next(kinds, fields["kind"])
     allowed = known[kind].model_fields
     _check_names(options, [name for name in allowed if name not in _SET_OTHERWISE], kind)
-    return {**{key: value for key, value in fields.items() if key in allowed}, "kind": kind, **options}
+    return {**keep_keys(fields, allowed), "kind": kind, **options}
 
 
 def image_options(path: str, options: Mapping[str, Any]) -> Pairs:
@@ -72,9 +72,7 @@ def image_options(path: str, options: Mapping[str, Any]) -> Pairs:
     recognised: Fields = {}
     with suppress(UserError):  # reported when the data are read
         recognise = load_function("vfm.flow.recognition.formats:recognise")  # imports pyarrow
-        for key, value in recognise(path).items():
-            if key in _IMAGE_OPTIONS:
-                recognised[key] = value
+        recognised = keep_keys(recognise(path), _IMAGE_OPTIONS)
     try:
         return Pairs.model_validate({"name": "data", "path": path, **recognised, **options})
     except ValidationError as error:

@@ -55,7 +55,7 @@ class Statistics:
     def lines(self, class_names: Sequence[str] = ()) -> Iterator[str]:
         """Yield a line for each kind of number."""
         if self.sizes:
-            sides = sorted(min(size) for size in self.sizes)
+            sides = sorted(map(min, self.sizes))
             yield f"shorter side of the images: {_range(sides)} pixels"
         for language, counts in self.words.items():
             yield f"words of a caption ({language}): {_range(sorted(counts))}"

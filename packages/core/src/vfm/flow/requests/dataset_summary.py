@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 from pydantic import ValidationError
 
-from vfm.base import UserError, did_you_mean, error_text, how_to_install, redacted
+from vfm.base import UserError, did_you_mean, error_text, how_to_install, keep_keys, redacted
 from vfm.data import BadSample, DatasetSpec, open_dataset, read_index
 from vfm.data.indexing.stages import ImageFiles
 from vfm.data.layouts.layout import find_layout
@@ -214,8 +214,7 @@ def import_summary(
     verify: bool | str = "decode" if decoded else "all"
     if remote:
         verify = True
-    settings = {"max_bad_fraction": 1.0, "num_samples": limit, "verify": verify}
-    supported = {key: value for key, value in settings.items() if key in allowed}
+    supported = keep_keys({"max_bad_fraction": 1.0, "num_samples": limit, "verify": verify}, allowed)
     try:
         stage = known[fields["kind"]].model_validate({**fields, "name": NAME, **supported})
     except ValidationError as error:  # a kind without a path, or with other required fields

@@ -59,9 +59,10 @@ def import_settings(model: Input, datasets: Sequence[Input], tasks: Collection[s
         tasks: The tasks of the evaluation.
     """
     fields: Fields = {}
-    annotated = [data.ref for data in datasets if issubclass(data.makes, AnnotatedImages)]
-    if annotated:
-        fields["data"] = annotated[0]
+    for data in datasets:
+        if issubclass(data.makes, AnnotatedImages):
+            fields["data"] = data.ref
+            break
     if "panoptic" not in model.predicts:  # no queries
         return fields
     # A panoptic model alone predicts both objects and semantic maps.

@@ -60,7 +60,9 @@ def distillation_recipe(request: DistillationRequest, known: Mapping[str, type[S
     start = request.student if isinstance(request.student, Input) else None
     teacher = named_apart(request.teacher, [STUDENT, BEFORE], "teacher")  # an earlier result may have the name
     stages: list[Fields] = [{"kind": "data.images", "name": "images", "path": request.images}]
-    stages += [model.stage for model in (teacher, start) if model and model.stage]
+    for model in (teacher, start):
+        if model and model.stage:
+            stages.append(model.stage)
     training: Fields = {"kind": METHOD, "name": STUDENT, "data": "images"}
     taught: Fields = {"teacher": teacher.ref}
     if issubclass(teacher.makes, VisionCheckpoint):
@@ -84,7 +86,8 @@ def distillation_recipe(request: DistillationRequest, known: Mapping[str, type[S
             stages.append({**training, "name": BEFORE, "steps": 1, "lr": 0, "schedule": {"min_lr": 0}})
         before = start.ref if start else BEFORE
         models = {"models": [STUDENT, before, teacher.ref], "train": "probe_train", "data": "probe"}
-        stages += [{"kind": kind, "name": kind.rsplit(".", 1)[-1], **models} for kind in EVALUATIONS]
+        for kind in EVALUATIONS:
+            stages.append({"kind": kind, "name": kind.rsplit(".", 1)[-1], **models})
     name = start.name if start else request.student
     record = {"description": f"{name} learns {request.teacher.name}'s features of patches.", "stages": stages}
     return dump(record)

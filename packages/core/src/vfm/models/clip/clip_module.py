@@ -16,7 +16,7 @@ from open_clip.transformer import VisionTransformer
 from timm.layers import GELU, GELUTanh, PatchDropout
 from torch import nn
 
-from vfm.base import UserError
+from vfm.base import UserError, stripped
 from vfm.models.clip.model_sources import first_line
 from vfm.models.custom_code import without_custom_code
 from vfm.models.stored_weights import map_weights
@@ -88,7 +88,7 @@ def load_weights(module: nn.Module, file: Path, name: str, *, origin: Path | Non
     try:
         open_clip.load_checkpoint(module, str(file), strict=True, weights_only=True)
     except Exception as error:  # torch, safetensors and pickle raise different types
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = stripped(str(error).splitlines())
         raise UserError(f"{origin or file}: does not fit {name}: {' '.join(lines[:2])[:300]}") from None
 
 

@@ -131,7 +131,7 @@ def _simple_tokenizer(options: Mapping[str, Any]) -> Any:
     tokenizer: Any = copy(open_clip.tokenizer._tokenizer)
     tokenizer.context_length = options["context_length"]
     special = [tokenizer.decoder[number] for number in tokenizer.all_special_ids]
-    tokenizer.cache = {token: token for token in special}
+    tokenizer.cache = dict(zip(special, special, strict=True))
     return tokenizer
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import fnmatch
 import inspect
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +232,7 @@ def _half_precision(folder: Path, source: str) -> str | None:
         names = list_repo_files(repo, revision=revision)
     except Exception:  # only the reason in an error's line depends on it
         return None
-    halves = sorted(name for name in names if fnmatch(name, f"{folder.name}/*.fp16*.safetensors"))
+    halves = sorted(fnmatch.filter(names, f"{folder.name}/*.fp16*.safetensors"))
     return halves[0].rsplit("/", 1)[-1] if halves else None
 
 

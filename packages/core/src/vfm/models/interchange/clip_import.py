@@ -11,7 +11,7 @@ from typing import Any
 import open_clip
 from torch import Tensor
 
-from vfm.base import UserError, did_you_mean
+from vfm.base import UserError, did_you_mean, drop_keys
 from vfm.interfaces import ClipCheckpoint, Context, Preflight
 from vfm.models.clip import clip_config
 from vfm.models.clip.clip import ClipModel, blueprint, build_clip, load_clip, open_clip_incompatibility, save_clip
@@ -202,14 +202,14 @@ def _clip_with(
         config = {**config, "custom_text": True}
     model = build_clip(config, seed=0)
     model.name = source if isinstance(source, str) else model.name
-    is_openai = any(key in tensors for key in OPENAI_SIZES)
+    is_openai = not tensors.keys().isdisjoint(OPENAI_SIZES)
     if (is_openai or file.name in _published_with_quick_gelu()) and not model.config.get("quick_gelu"):
         publisher = "OpenAI" if is_openai else file.stem
         raise UserError(
             f"{file}: {publisher}'s weights were trained with QuickGELU, {model.name} has"
             " GELU; choose a model with it, such as ViT-B-32-quickgelu"
         )
-    tensors = {key: value for key, value in tensors.items() if key not in OPENAI_SIZES}
+    tensors = drop_keys(tensors, OPENAI_SIZES)
     if by_eva_import:
         eva_import.load_eva_clip(tensors, model, str(file), options, report)
         return with_text_of(text_source, model)

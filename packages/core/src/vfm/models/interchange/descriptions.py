@@ -90,9 +90,12 @@ def _describe_transformers_encoder(description: ModelDescription, folder: Path) 
 
 
 def _size(tensors: Mapping[str, Tensor]) -> str:
-    count = sum(tensor.numel() for tensor in tensors.values())
-    types = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}))
-    return f"parameters: {count:,} in {len(tensors):,} tensors ({types})"
+    count = 0
+    types = set()
+    for tensor in tensors.values():
+        count += tensor.numel()
+        types.add(str(tensor.dtype).removeprefix("torch."))
+    return f"parameters: {count:,} in {len(tensors):,} tensors ({', '.join(sorted(types))})"
 
 
 def _training_facts(content: Any) -> list[str]:

@@ -154,7 +154,10 @@ def clip_architecture(tensors: Tensors, where: str) -> str:
 
 
 def _prefix(tensors: Tensors) -> str:
-    return next((prefix for prefix in (TRUNK, VISUAL) if f"{prefix}pos_embed" in tensors), "")
+    for prefix in (TRUNK, VISUAL):
+        if f"{prefix}pos_embed" in tensors:
+            return prefix
+    return ""
 
 
 def _eva_clip_names() -> list[str]:

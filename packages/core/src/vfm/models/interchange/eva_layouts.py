@@ -57,12 +57,16 @@ class Rename:
 
 def _split_attention(tensors: Tensors) -> bool:
     """Check whether q, k and v have separate weights, whose names are the same in both layouts."""
-    return any(key.endswith("blocks.0.attn.q_proj.weight") for key in tensors)
+    return _first_block_has(tensors, "attn.q_proj.weight")
 
 
 def _split_gate(tensors: Tensors) -> bool:
     """Check whether timm's SwiGLU has separate weights for gate and value."""
-    return any(key.endswith("blocks.0.mlp.fc1_g.weight") for key in tensors)
+    return _first_block_has(tensors, "mlp.fc1_g.weight")
+
+
+def _first_block_has(tensors: Tensors, name: str) -> bool:
+    return any(key.endswith(f"blocks.0.{name}") for key in tensors)
 
 
 def _packed_gate(tensors: Tensors) -> bool:

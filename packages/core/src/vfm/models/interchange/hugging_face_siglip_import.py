@@ -18,7 +18,7 @@ import timm
 import torch
 from torch import Tensor
 
-from vfm.base import UserError
+from vfm.base import UserError, keep_keys
 from vfm.models.clip.clip import ClipModel, blueprint, build_clip
 from vfm.models.interchange.hugging_face import CONFIG_FILE, WEIGHTS_FILES, load_hugging_face, read_hugging_face_config
 from vfm.models.interchange.hugging_face_config import TANH
@@ -102,11 +102,11 @@ def open_clip_siglip_config(record: Mapping[str, Any], where: str, tokenizer: st
     Raises:
         UserError: If timm has no encoder of these shapes, or an activation is not a GELU.
     """
-    vision = {**_VISION, **_known(record.get("vision_config"), _VISION)}
+    vision = {**_VISION, **keep_keys(record.get("vision_config") or {}, _VISION)}
     if record.get("model_type") == "siglip2":  # the grid of the learned positions
         patches = (record.get("vision_config") or {}).get("num_patches", 256)
         vision["image_size"] = math.isqrt(patches) * vision["patch_size"]
-    text = {**_TEXT, **_known(record.get("text_config"), _TEXT)}
+    text = {**_TEXT, **keep_keys(record.get("text_config") or {}, _TEXT)}
     for part in (vision, text):
         if part["hidden_act"] not in _APPROXIMATE:
             raise UserError(f"{where}: hidden_act: expected {' or '.join(_APPROXIMATE)}, got {part['hidden_act']!r}")
@@ -183,10 +183,6 @@ def from_siglip(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> di
     if unused:
         raise UserError(f"{min(unused)} has no counterpart in open_clip's SigLIP")
     return out
-
-
-def _known(values: Any, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in (values or {}).items() if key in defaults}
 
 
 def _encoders(vision: Mapping[str, Any]) -> list[str]:

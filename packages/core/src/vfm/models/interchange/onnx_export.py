@@ -9,6 +9,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from vfm.models.interchange.onnx_graph import GraphExport, random_images
 from vfm.models.vision.vision import vision_preprocess
 
 TOLERANCE = 1e-3  # relative to the largest value: float32 in another order of operations differs less, with a margin
-RUN_ERRORS = tuple(getattr(onnxruntime.capi.onnxruntime_pybind11_state, name) for name in ("Fail", "InvalidArgument"))
+RUN_ERRORS = attrgetter("Fail", "InvalidArgument")(onnxruntime.capi.onnxruntime_pybind11_state)
 MAX_SINGLE_FILE = 1_800_000_000  # bytes; protobuf is limited to 2 GB, so larger weights are stored in a second file
 
 

@@ -95,10 +95,13 @@ def check_import(ctx: Context, model: ClipModel | nn.Module, origin: Origin | No
         report = ctx.log if origin.weights else ctx.warn  # a file may have a layout that the library does not read
         report(f"not compared with {origin.library}: {first_line(error)}")
         return
-    values = {metric_name(origin.library, name): value for name, value in differences.items()}
+    values = {}
+    shown = []
+    for name, value in differences.items():
+        values[metric_name(origin.library, name)] = value
+        shown.append(f"{name} {value:.1e}")
     ctx.emit("metrics", step=0, samples=0, values=values)
-    shown = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
-    ctx.log(f"differences to {origin.library}: {shown}")
+    ctx.log(f"differences to {origin.library}: {', '.join(shown)}")
     check_differences(differences, origin)
 
 

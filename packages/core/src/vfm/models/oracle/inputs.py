@@ -57,9 +57,11 @@ def share_of_different_ids(ours: Tensor, theirs: Tensor, end: int | None) -> flo
         end: Id of the end token.
     """
     ends = (theirs == end) if end is not None else torch.zeros_like(theirs)
-    lengths = [int(row.nonzero()[0]) + 1 if row.any() else len(row) for row in ends]
-    different = [not torch.equal(a[:n], b[:n]) for a, b, n in zip(ours, theirs, lengths, strict=True)]
-    return sum(different) / len(different)
+    num_different = 0
+    for our_ids, their_ids, is_end in zip(ours, theirs, ends, strict=True):
+        length = int(is_end.nonzero()[0]) + 1 if is_end.any() else len(is_end)
+        num_different += not torch.equal(our_ids[:length], their_ids[:length])
+    return num_different / len(ours)
 
 
 def _at_size(pixels: Tensor, side: int) -> Tensor:

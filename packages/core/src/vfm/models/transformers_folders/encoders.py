@@ -14,7 +14,7 @@ from typing import Any
 
 import timm
 
-from vfm.base import UserError
+from vfm.base import UserError, drop_none, keep_keys
 from vfm.storage.store_files import naming, read_record
 
 CONFIG_FILE = "config.json"
@@ -125,7 +125,7 @@ def encoder_settings(record: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     settings = (record.get("vision_config") or {}) if tower else record
     model_type = tower or model_type
     defaults = DEFAULTS[model_type]
-    facts = {**defaults, **{key: settings[key] for key in defaults if settings.get(key) is not None}}
+    facts = {**defaults, **drop_none(keep_keys(settings, defaults))}
     return model_type, facts
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vfm.base import UserError
+from vfm.base import UserError, drop_none
 from vfm.models.preprocess import Preprocess
 from vfm.storage.store_files import naming, read_record
 
@@ -136,7 +136,7 @@ def read_processor(
     """
     name = settings.get("image_processor_type") or settings.get("feature_extractor_type") or _CLASSES[model_type]
     defaults = next((value for start, value in _DEFAULTS.items() if str(name).startswith(start)), {})
-    facts = {**defaults, **{key: value for key, value in settings.items() if value is not None}}
+    facts = {**defaults, **drop_none(settings)}
     for key in ("image_mean", "image_std", "resample"):
         if key not in facts:
             raise UserError(f"{key}: expected a value, since the defaults of {name} are not known")

@@ -129,9 +129,11 @@ def import_cost(config: Stage, ctx: Preflight) -> Cost:
     if model is None:
         return Cost(unknown=("the model, which is read when the stage runs",))
     module = model.module if isinstance(model, ClipModel) else model
-    weights = list(module.parameters())
-    num_parameters = sum(weight.numel() for weight in weights)
-    num_bytes = sum(weight.nbytes for weight in weights)
+    num_parameters = 0
+    num_bytes = 0
+    for weight in module.parameters():
+        num_parameters += weight.numel()
+        num_bytes += weight.nbytes
     return Cost(num_parameters, disk=num_bytes)
 
 

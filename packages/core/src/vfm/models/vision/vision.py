@@ -15,7 +15,7 @@ from timm.models import get_model_input_config
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
-from vfm.base import UserError, did_you_mean
+from vfm.base import UserError, did_you_mean, drop_none, stripped
 from vfm.interfaces import VisionCheckpoint
 from vfm.models import small_models  # noqa: F401  (registers the small architectures)
 from vfm.models.preprocess import Preprocess
@@ -62,8 +62,7 @@ def build_vision(
     name = name.removeprefix("timm/")
     if ":" not in name and not timm.is_model(name.split(".")[0]):
         raise UserError(f"vision model {name!r} is not in timm{did_you_mean(name, timm.list_models())}")
-    settings = {"img_size": image_size, "num_classes": num_classes, **arguments}
-    settings = {key: value for key, value in settings.items() if value is not None}
+    settings = drop_none({"img_size": image_size, "num_classes": num_classes, **arguments})
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
@@ -209,7 +208,7 @@ def _weights_of(name: str) -> str:
         return f"vision model {name!r}"
     folder = Path(name.removeprefix(FOLDER_PREFIX))
     names = (VISION_WEIGHTS_FILE, "open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
-    files = [folder / file for file in names if (folder / file).is_file()]
+    files = filter(Path.is_file, map(folder.joinpath, names))
     return str(next(iter([*files, *sorted(folder.glob("*.safetensors"))]), folder))
 
 
@@ -222,6 +221,6 @@ def _create(name: str, pretrained: bool, arguments: dict[str, Any]) -> nn.Module
     except SafetensorError as error:
         raise UserError(f"{_weights_of(name)}: not readable as safetensors: {error}") from None
     except (RuntimeError, ValueError, AssertionError, OSError, KeyError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = stripped(str(error).splitlines())
         raise UserError(f"vision model {name!r}: {' '.join(lines[:3]) or type(error).__name__}") from None
     return model
