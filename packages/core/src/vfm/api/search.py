@@ -86,7 +86,8 @@ class SearchResult(Results):
             cells = []
             for query, hits in zip(self.queries, self.hits, strict=True):
                 cells.append(_shown_query(query))
-                cells += [_shown_hit(source, hit) for hit in hits]
+                for hit in hits:
+                    cells.append(_shown_hit(source, hit))
         return contact_sheet(cells, columns=1 + len(self.hits[0]))
 
 

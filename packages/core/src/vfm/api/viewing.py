@@ -93,6 +93,7 @@ def view(
 
 
 def _file_names(names: Sequence[str]) -> list[str]:
+    """Name a PNG file for each image, with its number if another image has the same name."""
     stems = [Path(name).stem for name in names]
     twice = repeated(stems)
     return [f"{stem}-{number}.png" if stem in twice else f"{stem}.png" for number, stem in enumerate(stems)]

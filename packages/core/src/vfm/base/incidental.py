@@ -33,8 +33,11 @@ INCIDENTAL = Incidental()
 
 def decisive_settings(config: BaseModel) -> dict[str, Any]:
     """Dump a configuration as nested values, without its incidental fields."""
-    names = [name for name in type(config).model_fields if not _is_incidental(config, name)]
-    return {name: _decisive(getattr(config, name)) for name in names}
+    settings = {}
+    for name in type(config).model_fields:
+        if not _is_incidental(config, name):
+            settings[name] = _decisive(getattr(config, name))
+    return settings
 
 
 def incidental_settings(config: BaseModel, prefix: str = "") -> dict[str, Any]:
@@ -66,7 +69,7 @@ def _is_incidental(config: BaseModel, name: str) -> bool:
     for model in type(config).__mro__:  # all base classes, since a redefined field loses its metadata
         if not issubclass(model, BaseModel) or name not in model.model_fields:
             continue
-        marks = [mark for mark in model.model_fields[name].metadata if isinstance(mark, Incidental)]
-        if any(not mark.unless or not getattr(config, mark.unless) for mark in marks):
-            return True
+        for mark in model.model_fields[name].metadata:
+            if isinstance(mark, Incidental) and not (mark.unless and getattr(config, mark.unless)):
+                return True
     return False

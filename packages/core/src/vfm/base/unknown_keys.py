@@ -106,12 +106,11 @@ def unknown_key(key: str, value: object, known: Sequence[str], moved: Mapping[st
         return f"unknown key; did you mean '{moved[key]}'?"
     word = key.replace("-", "_").lower()
     for meaning in MEANINGS:
-        if word in meaning.words.split():
-            names = [name for name in meaning.keys if name in known]
-        else:
-            names = []
-        if names:
-            return f"unknown key; did you mean '{_setting(names[0], meaning.value(value))}'{meaning.note}?"
+        if word not in meaning.words.split():
+            continue
+        for name in meaning.keys:
+            if name in known:
+                return f"unknown key; did you mean '{_setting(name, meaning.value(value))}'{meaning.note}?"
     in_groups = [name for name in known if name.rsplit(".", 1)[-1] == key != "type"]
     if in_groups:
         return f"unknown key; did you mean '{_setting(in_groups[0], _unchanged(value))}'?"

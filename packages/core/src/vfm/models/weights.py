@@ -180,7 +180,7 @@ def weights_shards(index: Path) -> list[Path]:
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise UserError(f"{index}: weight_map: expected names of files in its folder, got {name!r}")
-    return [index.parent / name for name in names]
+    return list(map(index.parent.joinpath, names))
 
 
 def check_finite_weights(state_dict: Mapping[str, Tensor], where: object) -> None:

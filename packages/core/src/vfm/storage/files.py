@@ -118,7 +118,7 @@ def missing(paths: Sequence[str]) -> list[str]:
     Raises:
         UserError: If a server does not answer.
     """
-    addresses = [path for path in paths if is_remote(path)]
+    addresses = list(filter(is_remote, paths))
     remote_exists = dict(zip(addresses, remote.exist(addresses), strict=True))
     absent = []
     for path in paths:
