@@ -31,9 +31,7 @@ from .plain_data import (
 )
 from .ray_connection import connected_ray as connected_ray
 from .redaction import redacted as redacted, redacted_words as redacted_words
-from .sequences import positions as positions
-from .repeats import repeated as repeated
+from .sequences import positions as positions, repeated as repeated, stripped as stripped
 from .terminal import TerminalConsole as TerminalConsole
 from .unknown_keys import did_you_mean as did_you_mean, unknown_key as unknown_key
 from .visible import escaped_json as escaped_json, visible as visible
-from .words import repeated as repeated, stripped as stripped
