@@ -153,7 +153,8 @@ def settings_table(stages: Mapping[str, Entries], runs: Sequence[str]) -> TableP
     rows: list[list[str | float | int | None]] = []
     for name, entries in stages.items():
         if len(entries) < len(runs):
-            rows.append([name, "", *("yes" if run in entries else "no such stage" for run in runs)])
+            present = dict.fromkeys(runs, "no such stage") | dict.fromkeys(entries, "yes")
+            rows.append([name, "", *present.values()])
             continue
         records = {run: _made_with(entry) for run, entry in entries.items()}
         for part in ("config", "sources") if all(records.values()) else ():

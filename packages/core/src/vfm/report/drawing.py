@@ -160,9 +160,13 @@ def _table(panel: TablePanel) -> Table:
     rows = [[*row, *[None] * width][:width] for row in panel.rows]
     columns = []
     for name, cells in zip_longest(panel.columns, zip(*rows, strict=True), fillvalue=()):
-        known = [cell for cell in cells if cell is not None]
-        columns.append((str(name), bool(known) and all(isinstance(cell, (int, float)) for cell in known)))
+        columns.append((str(name), _holds_numbers(cells)))
     return Table(columns, rows[:MAX_ROWS], max(0, len(rows) - MAX_ROWS))
+
+
+def _holds_numbers(cells: Iterable[object]) -> bool:
+    known = [cell for cell in cells if cell is not None]
+    return bool(known) and all(isinstance(cell, (int, float)) for cell in known)
 
 
 def _image(image: PanelImage, directory: Path, width: int) -> GridImage:

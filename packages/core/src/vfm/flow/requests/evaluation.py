@@ -113,12 +113,10 @@ def evaluation_recipe(
         for task in of_dataset:
             plan.stages += _evaluations(plan, dataset, task)
     if not plan.scores:
-        suite = f"{plan.suite}: " if plan.suite else ""
-        gaps = [f"{suite}{gap.title}: {gap.why}" for gap in plan.left_out]
-        raise UserError("\n".join(gaps) or _no_task(plan, data))
+        raise UserError(_reasons(plan) or _no_task(plan, data))
     summary: Fields = {"kind": "eval.summary", "name": SUMMARY, "scores": plan.scores}
     if plan.left_out:
-        summary["missing"] = [_non_empty(asdict(gap)) for gap in plan.left_out]
+        summary["missing"] = list(map(_non_empty, map(asdict, plan.left_out)))
     plan.stages.append(summary)
     record = {"description": description, "stages": plan.stages}
     return dump(record)
@@ -212,6 +210,12 @@ def _default_tasks(plan: EvaluationPlan, dataset: EvaluationDataset) -> tuple[st
 
 def _fits(plan: EvaluationPlan, dataset: EvaluationDataset, task: str) -> bool:
     return f"eval.{task}" in plan.known and not _misfit(dataset, plan.known[f"eval.{task}"])
+
+
+def _reasons(plan: EvaluationPlan) -> str:
+    """Explain why each dataset and task is left out, one line each."""
+    suite = f"{plan.suite}: " if plan.suite else ""
+    return "\n".join(f"{suite}{gap.title}: {gap.why}" for gap in plan.left_out)
 
 
 def _no_task(plan: EvaluationPlan, datasets: Iterable[Input]) -> str:
