@@ -95,14 +95,13 @@ def choose_by_times(table: Iterable[Measurement], size: Size) -> Choice | None:
         The choice. None without a measurement of about this size.
     """
     cells = _cells(table, size)
-    lengths = _around({length for _, length in cells}, size.length)
     by_length = {}
-    for length in lengths:
-        at_length = {rows: times for (rows, other), times in cells.items() if other == length}
-        near = _bracket(set(at_length), size.rows, ROWS_REACH, float("inf"))
+    for length in _around(set(cells), size.length):
+        by_rows = cells[length]
+        near = _bracket(set(by_rows), size.rows, ROWS_REACH, float("inf"))
         if not near:
             return None
-        by_length[length] = _between({rows: at_length[rows] for rows in near}, size.rows)
+        by_length[length] = _between({rows: by_rows[rows] for rows in near}, size.rows)
     if not by_length:
         return None
     return winner(_between(by_length, size.length), size.compiled)
@@ -130,8 +129,8 @@ def winner(times: Times, compiled: bool = False) -> Choice:
     return Choice(library, 0.0)
 
 
-def _cells(table: Iterable[Measurement], size: Size) -> dict[tuple[int, int], Times]:
-    """Collect the times of the passes that are needed, by rows and length."""
+def _cells(table: Iterable[Measurement], size: Size) -> dict[int, dict[int, Times]]:
+    """Collect the times of the passes that are needed, by length and rows."""
     wanted = ("forward", "backward") if size.backward else ("forward",)
     parts: dict[tuple[int, int], dict[str, Times]] = {}
     for row in table:
@@ -142,21 +141,20 @@ def _cells(table: Iterable[Measurement], size: Size) -> dict[tuple[int, int], Ti
         same = (row.op, row.dtype, tuple(row.kind)) == (size.op, size.dtype, size.kind)
         if same and same_width and row.direction in wanted:
             parts.setdefault((row.rows, row.length), {})[row.direction] = row.times
-    cells = {}
-    for at, directions in parts.items():
-        if len(directions) == len(wanted):
-            # An implementation counts if it was measured in all directions.
-            names = set.intersection(*map(set, directions.values()))
-            sums = {}
-            for name in sorted(names):
-                sums[name] = _added([times[name] for times in directions.values()])
-            cells[at] = sums
-    return {at: times for at, times in cells.items() if _libraries(times, size.compiled)}
-
-
-def _added(directions: Sequence[Sequence[float]]) -> list[float]:
-    # Percentiles are added as the medians are, which overstates the spread: a choice stays on the safe side.
-    return [sum(times) for times in zip(*directions, strict=True)]
+    cells: dict[int, dict[int, Times]] = {}
+    for (rows, length), directions in parts.items():
+        if len(directions) < len(wanted):
+            continue
+        # An implementation counts if it was measured in all directions.
+        names = set.intersection(*map(set, directions.values()))
+        sums = {}
+        for name in sorted(names):
+            # Percentiles are added as the medians are, which overstates the spread: a choice stays on the safe side.
+            measured = [times[name] for times in directions.values()]
+            sums[name] = list(map(sum, zip(*measured, strict=True)))
+        if _libraries(sums, size.compiled):
+            cells.setdefault(length, {})[rows] = sums
+    return cells
 
 
 def _around(lengths: set[int], wanted: int) -> list[int]:
@@ -198,9 +196,12 @@ def _between(measured: Mapping[int, Times], wanted: int) -> Times:
         return next(iter(measured.values()))
     (low, first), (high, second) = sorted(measured.items())
     share = math.log(wanted / low) / math.log(high / low)
-    # A library may have no time at one of the two, for example where it does not take so many tokens.
-    names = [name for name in first if name in second]
-    return {name: _weighted(first[name], second[name], share) for name in names}
+    times = {}
+    for name in first:
+        # A library may have no time at one of the two, for example where it does not take so many tokens.
+        if name in second:
+            times[name] = _weighted(first[name], second[name], share)
+    return times
 
 
 def _weighted(first: Sequence[float], second: Sequence[float], share: float) -> list[float]:

@@ -58,8 +58,10 @@ def pad_swiglu(model: nn.Module, multiple: int = 64) -> Acceleration:
 
     from vfm_kernels.layers.timm_layers import FusedSwiGLU, reason_against
 
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SwiGLU)}
-    layers = {name: layer for name, layer in layers.items() if reason_against(layer, model) is None}
+    layers = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, SwiGLU) and reason_against(layer, model) is None:
+            layers[name] = layer
     if not layers:
         raise ValueError(f"{type(model).__name__} has no SwiGLU with a norm to pad")
     acceleration = Acceleration()

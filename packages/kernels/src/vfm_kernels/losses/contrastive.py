@@ -147,13 +147,14 @@ def similarity_distillation(
     """
     if (all_student is None) != (all_teacher is None):
         raise ValueError("all_student and all_teacher must be given together")
-    ours = [at_least_fp32(part) for part in student]
+    ours = list(map(at_least_fp32, student))
+    all_ours = list(map(at_least_fp32, all_student or student))
     theirs = [at_least_fp32(part.detach()) for part in teacher]
-    all_ours = [at_least_fp32(part) for part in all_student or student]
     all_theirs = [at_least_fp32(part.detach()) for part in all_teacher or teacher]
-    scale, their_scale = _scalar(logit_scale, ours[0]), _scalar(teacher_logit_scale, theirs[0]).detach()
+    scale = _scalar(logit_scale, ours[0])
+    their_scale = _scalar(teacher_logit_scale, theirs[0]).detach()
     _first_positive(ours[0], ours[1], all_ours[1], 0, chunk_size)
-    if [len(part) for part in (*theirs, *all_theirs)] != [len(part) for part in (*ours, *all_ours)]:
+    if list(map(len, (*theirs, *all_theirs))) != list(map(len, (*ours, *all_ours))):
         counts = f"{len(ours[0])} of {len(all_ours[0])}, {len(theirs[0])} of {len(all_theirs[0])}"
         raise ValueError(f"expected the same number of samples from student and teacher, got {counts}")
 

@@ -132,10 +132,16 @@ def _flash_attention(module: Any, q: Tensor, k: Tensor, v: Tensor, pattern: Patt
     if pattern.cu_seqlens is None:
         mixed = module.flash_attn_func(q, k, v, **options)
     else:
-        ends = {f"cu_seqlens_{side}": pattern.cu_seqlens for side in "qk"}
-        longest = {f"max_seqlen_{side}": pattern.max_seqlen for side in "qk"}
-        rows = (heads.squeeze(0) for heads in (q, k, v))
-        mixed = module.flash_attn_varlen_func(*rows, **ends, **longest, **options)
+        mixed = module.flash_attn_varlen_func(
+            q.squeeze(0),
+            k.squeeze(0),
+            v.squeeze(0),
+            cu_seqlens_q=pattern.cu_seqlens,
+            cu_seqlens_k=pattern.cu_seqlens,
+            max_seqlen_q=pattern.max_seqlen,
+            max_seqlen_k=pattern.max_seqlen,
+            **options,
+        )
     # Some versions return the log-sum-exp too.
     first: Tensor = mixed[0] if isinstance(mixed, tuple) else mixed
     return first.view(q.shape)
