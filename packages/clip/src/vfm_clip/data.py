@@ -160,10 +160,17 @@ class MakePair(BatchMake[PairContent, ClipInputs]):
 
     def join(self, uses: Sequence[PairContent], draws: Sequence[SampleDraw]) -> ClipInputs:
         """Draw a caption for each image, and tokenize the captions."""
-        captions = [self._drawn(use.captions, draw.seed) for use, draw in zip(uses, draws, strict=True)]
-        uids = torch.tensor([use.uid for use in uses])
-        weights = torch.tensor([use.weight for use in uses]) if self.weight else None
-        return ClipInputs(torch.stack([use.image for use in uses]), self.tokenize(captions), uids, weights)
+        images = []
+        captions = []
+        uids = []
+        weights = []
+        for use, draw in zip(uses, draws, strict=True):
+            images.append(use.image)
+            captions.append(self._drawn(use.captions, draw.seed))
+            uids.append(use.uid)
+            weights.append(use.weight)
+        weight = torch.tensor(weights) if self.weight else None
+        return ClipInputs(torch.stack(images), self.tokenize(captions), torch.tensor(uids), weight)
 
     def caption(self, sample: Sample, seed: int) -> str:
         """Draw a language by its weight, then a caption in this language uniformly.

@@ -47,8 +47,13 @@ def repeated_fractions(micro_batches: Sequence[ClipInputs]) -> Metrics:
     Samples are compared by `uid`, if the inputs have one.
     """
     # Hashes, since gathering tokens of all processes would take a hundred times the bytes.
-    keys = {"captions": torch.cat([token_hash(inputs.tokens) for inputs in micro_batches])}
-    uids = [inputs.uid for inputs in micro_batches if inputs.uid is not None]
+    captions = []
+    uids = []
+    for inputs in micro_batches:
+        captions.append(token_hash(inputs.tokens))
+        if inputs.uid is not None:
+            uids.append(inputs.uid)
+    keys = {"captions": torch.cat(captions)}
     if uids:
         keys["samples"] = torch.cat(uids)
     return {f"train/repeated/{what}": repeated(local, gather_with_grad(local)) for what, local in keys.items()}

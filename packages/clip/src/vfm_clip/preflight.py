@@ -58,8 +58,11 @@ def check_clip_train(config: ClipTrain, ctx: Preflight) -> None:
         tower.trained.check()
     balanced = config.loading.sampler == "balanced"
     check_makers(config.portions, ctx, balanced=balanced)
-    artifacts = {str(portion.data): ctx.artifact(portion.data) for portion in config.portions}
-    datasets = {name: data for name, data in artifacts.items() if data}
+    datasets = {}
+    for portion in config.portions:
+        data = ctx.artifact(portion.data)
+        if data:
+            datasets[str(portion.data)] = data
     check_datasets(datasets, config.portions, config.language, config.global_batch_size, balanced=balanced)
     clip = check_towers(config, ctx)
     if not clip:

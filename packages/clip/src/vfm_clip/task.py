@@ -248,18 +248,20 @@ class ClipTask(Task[ClipInputs]):
         for name in features[0]:
             joined[name] = torch.cat([part[name] for part in features])
         values = {"image": joined.pop("image"), "text": joined.pop("text"), **self._scalars()}
-        values = {name: value.detach().requires_grad_() for name, value in values.items()}
+        for name, value in values.items():
+            values[name] = value.detach().requires_grad_()
         loss, metrics = self._loss(values, joined)
         grads = torch.autograd.grad(loss, list(values.values()))
         sizes = [len(part["image"]) for part in features]
-        split_grads: list[Sequence[Tensor]] = []
-        for grad in grads:
+        shares: list[Metrics] = [{} for _ in sizes]
+        for name, grad in zip(values, grads, strict=True):
             if grad.ndim == 0:
                 # Scalars get an equal share in each micro-batch, which add up to their gradient.
-                split_grads.append([grad / len(sizes)] * len(sizes))
+                parts: Sequence[Tensor] = [grad / len(sizes)] * len(sizes)
             else:
-                split_grads.append(torch.split(grad, sizes))
-        shares = [dict(zip(values, share, strict=True)) for share in zip(*split_grads, strict=True)]
+                parts = torch.split(grad, sizes)
+            for share, part in zip(shares, parts, strict=True):
+                share[name] = part
         return shares, {**metrics, "loss": loss.detach()}
 
     def _loss(self, values: Mapping[str, Tensor], targets: Metrics) -> tuple[Tensor, Metrics]:

@@ -119,6 +119,7 @@ def _text_tower(module: nn.Module) -> nn.Module:
 
 def _text_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Select the text tower's part of a state dict in open_clip's older layout (at the top) or newer one (`text.`)."""
-    if any(key.startswith("text.") for key in weights):
-        return {key.removeprefix("text."): value for key, value in weights.items() if key.startswith("text.")}
+    tower = {key.removeprefix("text."): value for key, value in weights.items() if key.startswith("text.")}
+    if tower:
+        return tower
     return {key: value for key, value in weights.items() if not key.startswith("visual.") and key not in _SCALARS}
