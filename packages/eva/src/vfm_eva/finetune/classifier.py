@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
@@ -142,28 +143,28 @@ class Classifier(Task[LabeledImages]):
         head = self.model.head
         if not isinstance(head, NormedHead) or (len(micro_batches) == 1 and not dist.is_initialized()):
             return super().accumulate(call, micro_batches, backward, reseed)
-        parts = []
+        parts = defaultdict(list)
         with torch.no_grad():
             for index, batch in enumerate(micro_batches):
                 reseed(index)
-                parts.append(call(batch, self.encode)[1])
-        features = torch.cat([part["features"] for part in parts])
-        targets = torch.cat([part["targets"] for part in parts])
-        labels = torch.cat([part["labels"] for part in parts])
-        features = features.float().requires_grad_()
+                for name, values in call(batch, self.encode)[1].items():
+                    parts[name].append(values)
+        features = torch.cat(parts["features"]).float().requires_grad_()
+        targets = torch.cat(parts["targets"])
+        labels = torch.cat(parts["labels"])
         loss, metrics = self._loss(head.of_step(features), targets, labels)
         # The head and its norm see all samples of the step at once. Encoders are then replayed with these gradients,
         # one micro-batch at a time.
         feature_grads, *head_grads = torch.autograd.grad(loss, [features, *head.linear.parameters()])
         in_head = set(head.parameters())
         is_frozen = not any(weight.requires_grad for weight in self.parameters() if weight not in in_head)
-        shares = torch.split(feature_grads, [len(batch) for batch in micro_batches])
+        shares = torch.split(feature_grads, list(map(len, micro_batches)))
         # With a frozen encoder a single backward pass suffices: only the head gets gradients.
         replayed = range(len(micro_batches))[-1:] if is_frozen else range(len(micro_batches))
+        # Each replay adds its share, so that DDP averages the whole gradient with the last one.
+        head_share = [grad / len(replayed) for grad in head_grads]
         for index in replayed:
             reseed(index)
-            # Each replay adds its share, so that DDP averages the whole gradient with the last one.
-            head_share = [grad / len(replayed) for grad in head_grads]
             feature_share = None if is_frozen else shares[index]
             backward(call(micro_batches[index], self.replay, head_share, feature_share)[0])
         return {**metrics, "loss": loss.detach()}

@@ -190,12 +190,14 @@ def load_encoder_weights(checkpoint: VisionCheckpoint, model: nn.Module) -> KeyR
     if checkpoint.num_classes:
         with torch.device("meta"):  # only the configuration is needed
             names = class_names_of(build_vision(f"local-dir:{checkpoint.path}"))
-    dropped = {key: "the classifier pools differently" for key in weights if key.startswith("attn_pool.")}
+    reasons: dict[str | tuple[str, ...], str] = {"attn_pool.": "the classifier pools differently"}
     if not names or names != class_names_of(model):
-        dropped |= {key: "a head for other classes" for key in weights if key.startswith(_HEADS)}
+        reasons[_HEADS] = "a head for other classes"
     if not checkpoint.num_classes and not isinstance(model.fc_norm, nn.Identity):
-        norm = (key for key in weights if key.startswith(("norm.", "fc_norm.")))
-        dropped |= dict.fromkeys(norm, "trained on single tokens, not on their mean")
+        reasons["norm.", "fc_norm."] = "trained on single tokens, not on their mean"
+    dropped: dict[str, str] = {}
+    for beginnings, reason in reasons.items():
+        dropped |= dict.fromkeys((key for key in weights if key.startswith(beginnings)), reason)
     transferred = {key: value for key, value in weights.items() if key not in dropped}
     transfer_weights(transferred, model, TransferRules({}, _NEW, where="encoder", target="the classifier"), report)
     report.dropped.update(dropped)

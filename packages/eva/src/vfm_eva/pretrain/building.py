@@ -72,7 +72,7 @@ def _transformer(config: EvaPretrain, mapping: Mapping[str, Any], image_size: in
             drop_path_rate=config.student.drop_path,
         )
 
-    if not any(entry.class_weight for entry in config.taught_by):
+    if not config.teaches_class_token:
         return build("avg")
     with torch.device("meta"):  # a student without a class token cannot be built to pool by it
         check_class_token(build("avg"))

@@ -62,11 +62,12 @@ class Masks:
         """Draw masks for the batches and add them."""
         # Draw all masks at once: a mask in a large group takes a tenth of the time of a mask drawn alone.
         seeds = [batch.inputs.mask_seed for batch in batches]
+        sizes = list(map(len, seeds))
         if self.config.ratio:
             drawn: Tensor = self.config.build(torch.cat(seeds), self.grid, self.num_masked)
         else:
-            drawn = torch.zeros(sum(map(len, seeds)), self.grid[0] * self.grid[1], dtype=torch.bool)
-        masks = torch.split(drawn, [len(part) for part in seeds])
+            drawn = torch.zeros(sum(sizes), self.grid[0] * self.grid[1], dtype=torch.bool)
+        masks = torch.split(drawn, sizes)
         return [_with_mask(batch, mask) for batch, mask in zip(batches, masks, strict=True)]
 
 

@@ -40,12 +40,11 @@ def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:
     check_init(student, config.student.init)
     if config.naflex:
         check_row_student(student, max(config.naflex.seq_lens), config.naflex.row_tokens)
-    targets = [entry.targets for entry in config.taught_by if entry.targets]
-    for ref in targets:
+    for ref in config.stored_targets:
         _check_targets(config, ctx, ref, grid)
-    _check_crops(targets, ctx)
+    _check_crops(config.stored_targets, ctx)
     # Stored targets say nothing about a teacher's widths until they exist, and their checks are done.
-    if targets:
+    if config.stored_targets:
         return
     checkpoints = []
     for entry in config.taught_by:
@@ -64,7 +63,7 @@ def _grid(config: EvaPretrain, student: nn.Module) -> tuple[int, int] | None:
     """Check the student's patches, and return their rows and columns. None: its feature map takes any grid."""
     is_masked = config.mask.ratio > 0
     if not has_patch_tokens(student) and not is_masked:
-        freeze_unused(student, with_image=any(entry.class_weight for entry in config.taught_by))  # finds its map
+        freeze_unused(student, with_image=config.teaches_class_token)  # finds its map
         return None
     visible_only = config.encode == "visible"
     return student_grid(student, num_masked(config, student), visible_only=visible_only, is_masked=is_masked)
@@ -75,9 +74,12 @@ def _run_once(config: EvaPretrain, student: nn.Module, teachers: list[PatchTarge
     task = build_task(config, student, *teachers).to("meta").eval()  # a batch norm cannot train on one image
     bool_mask = torch.zeros(1, task.grid[0] * task.grid[1], dtype=torch.bool, device="meta")
     for preprocesses in preprocesses_by_size(config, task, teachers):
-        shapes = [(1, 3, preprocess.image_size, preprocess.image_size) for preprocess in preprocesses]
-        student_images, first, *others = (torch.zeros(shape, dtype=torch.uint8, device="meta") for shape in shapes)
-        task(EvaInputs(student_images, bool_mask, first, others=tuple(TeacherInputs(images) for images in others)))
+        images = []
+        for preprocess in preprocesses:
+            side = preprocess.image_size
+            images.append(torch.zeros(1, 3, side, side, dtype=torch.uint8, device="meta"))
+        student_images, first, *others = images
+        task(EvaInputs(student_images, bool_mask, first, others=tuple(map(TeacherInputs, others))))
 
 
 def _check_targets(
@@ -101,12 +103,17 @@ def _check_targets(
 
 def _check_crops(targets: list[Ref[SampleCache]], ctx: Preflight) -> None:
     """Check that all targets belong to the same crops, if all exist or if their stages are in this recipe."""
-    artifacts = [ctx.artifact(ref) for ref in targets]
-    caches = [cache for cache in artifacts if cache]
+    caches = []
+    makers = []
+    for ref in targets:
+        cache = ctx.artifact(ref)
+        if cache:
+            caches.append(cache)
+        stage = ctx.stage(ref)
+        if isinstance(stage, EvaTargets):
+            makers.append(stage)
     if len(caches) == len(targets) > 1:
         check_same_crops(caches)
-    stages = [ctx.stage(ref) for ref in targets]
-    makers = [stage for stage in stages if isinstance(stage, EvaTargets)]
     for maker in makers[1:]:
         for name in ("augmentation", "seed", "num_crops"):
             if getattr(maker, name) != getattr(makers[0], name):

@@ -47,8 +47,7 @@ _NEW = {"fc_norm.": "new, after the mean over patches"}
 def pretrain_eva(config: EvaPretrain, ctx: Context) -> VisionCheckpoint:
     """Train the student, and add report panels of its predictions, patches and attention."""
     data = ctx.load(config.data)
-    stored = any(entry.targets for entry in config.taught_by)
-    if stored:
+    if config.stored_targets:
         task, make = task_from_cache(config, ctx, data)
     else:
         task, make = task_from_teacher(config, ctx)
@@ -137,7 +136,7 @@ def teacher_in_bf16(config: EvaPretrain) -> bool | None:
 
 def task_from_cache(config: EvaPretrain, ctx: Context, data: ImageDataset) -> tuple[EvaTask, Make[EvaViews]]:
     """Build the task with the stored targets of the stage, and the loader of its inputs."""
-    caches = [ctx.load(entry.targets) for entry in config.taught_by if entry.targets]
+    caches = list(map(ctx.load, config.stored_targets))
     teachers = list(map(load_targets, caches))
     with weights_from_first(config.runtime):
         task = build_task(config, build_student(config, _start(config, ctx)), *teachers)
@@ -203,8 +202,8 @@ def _first_features(
     batch_size = config.micro_batch_size or config.global_batch_size
     last_step = min(num_steps, config.num_steps)
     for step in data.steps(0, last_step, rank=0, world_size=1, micro_batch_size=batch_size):
-        for inputs in (batch.to(device).inputs for batch in step if batch):
-            yield task.features_to_fit(inputs, number)
+        for batch in filter(None, step):
+            yield task.features_to_fit(batch.to(device).inputs, number)
 
 
 def _decoder(config: EvaPretrain, student: Any) -> MaskDecoder:

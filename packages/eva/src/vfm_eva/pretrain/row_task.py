@@ -14,7 +14,7 @@ from torch import Tensor
 from vfm.data import Batch, TrainingData
 from vfm.train import Metrics, relative_weights
 from vfm_eva.pretrain.naflex.images import MakeStrips, NativeCrop, StripOf, images_by_grid
-from vfm_eva.pretrain.naflex.packing import Grid, by_grid
+from vfm_eva.pretrain.naflex.packing import Grid, by_grid, take
 from vfm_eva.pretrain.naflex.rows import RowData, RowInputs, Rows
 from vfm_eva.pretrain.naflex.student import decode_row, encode_row
 from vfm_eva.pretrain.objective import TeacherFeatures
@@ -72,9 +72,11 @@ class RowTask(EvaTask):
 
         Every predicted patch of the step then has the same weight, however the images are packed.
         """
-        indices = [batch.inputs.index for batch in micro_batches]
-        counts = torch.stack([index.new_full((), len(index)) for index in indices])
-        return relative_weights(counts.float(), micro_batches)
+        counts = []
+        for batch in micro_batches:
+            index = batch.inputs.index
+            counts.append(index.new_full((), len(index)))
+        return relative_weights(torch.stack(counts).float(), micro_batches)
 
 
 def row_features(teacher: Teacher, strip: Tensor, grids: Sequence[Grid]) -> Tensor:
@@ -86,7 +88,7 @@ def row_features(teacher: Teacher, strip: Tensor, grids: Sequence[Grid]) -> Tens
     numbers = by_grid(grids)
     for grid, images in images_by_grid(strip, grids).items():
         features |= zip(numbers[grid], teacher.features_at_size(images), strict=True)
-    return torch.cat([features[number] for number in range(len(grids))])[None]
+    return torch.cat(take(features, sorted(features)))[None]
 
 
 def row_data(config: EvaPretrain, task: RowTask, samples: Any) -> RowData:

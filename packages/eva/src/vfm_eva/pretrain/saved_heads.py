@@ -45,7 +45,9 @@ def load_added(task: nn.Module, added: Mapping[str, Tensor]) -> bool:
     Without masks the mask token is left out.
     """
     expected = saved_added(task)
-    added = {key: value for key, value in added.items() if task.is_masked or key != "mask_token"}
+    added = dict(added)
+    if not task.is_masked:
+        added.pop("mask_token", None)
     fits = expected.keys() == added.keys()
     fits = fits and all(expected[key].shape == value.shape for key, value in added.items())
     if fits:

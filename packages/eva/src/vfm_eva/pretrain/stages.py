@@ -98,6 +98,16 @@ class EvaPretrain(VisionPretraining):
             return [EvaTeacher(targets=self.targets)]
         return self.teachers or [EvaTeacher(teacher=self.teacher, target=self.target)]
 
+    @property
+    def stored_targets(self) -> list[Ref[SampleCache]]:
+        """Targets that a stage has stored, of each teacher that is not run."""
+        return [entry.targets for entry in self.taught_by if entry.targets]
+
+    @property
+    def teaches_class_token(self) -> bool:
+        """Whether a teacher has a loss of whole images."""
+        return any(entry.class_weight for entry in self.taught_by)
+
     @model_validator(mode="after")
     def _one_source(self) -> EvaPretrain:
         num_sources = [bool(self.teacher), bool(self.targets), bool(self.teachers)].count(True)
@@ -107,18 +117,18 @@ class EvaPretrain(VisionPretraining):
             raise ValueError("give exactly one of teacher, targets and teachers")
         if self.teachers and self.target != Features():
             raise ValueError("target has no effect with teachers: set it in each of them")
-        stored = [str(entry.targets) for entry in self.taught_by if entry.targets]
+        stored = self.stored_targets
         if stored and len(stored) < len(self.taught_by):
             raise ValueError(f"teachers: expected a teacher or targets in all of them; {stored[0]!r} are targets")
         fields = EvaPretrain.model_fields
         fixed = ("target", "teacher_precision", "augmentation")  # settings of the stage that stored the targets
-        changed = [name for name in fixed if getattr(self, name) != fields[name].default]
-        if stored and changed:
-            raise ValueError(f"{changed[0]} is fixed by {stored[0]!r}; set it in the stage that makes the targets")
-        names = [entry.source for entry in self.teachers]
-        repeated = [name for name in names if names.count(name) > 1]
-        if repeated:
-            raise ValueError(f"teachers: {repeated[0]!r} is listed twice; use its weight to change its share")
+        for name in fixed:
+            if stored and getattr(self, name) != fields[name].default:
+                raise ValueError(f"{name} is fixed by {stored[0]!r}; set it in the stage that makes the targets")
+        sources = [entry.source for entry in self.teachers]
+        for source in sources:
+            if sources.count(source) > 1:
+                raise ValueError(f"teachers: {source!r} is listed twice; use its weight to change its share")
         return self
 
     @model_validator(mode="after")
@@ -135,7 +145,7 @@ class EvaPretrain(VisionPretraining):
             raise ValueError("image_size and image_sizes exclude each other")
         if self.image_sizes and self.mask.ratio:
             raise ValueError("image_sizes needs a training without masks: set mask.ratio: 0")
-        if self.image_sizes and any(entry.targets for entry in self.taught_by):
+        if self.image_sizes and self.stored_targets:
             raise ValueError("image_sizes needs the teacher itself: stored targets have one grid")
         return self
 

@@ -246,11 +246,13 @@ class EvaTask(Task[EvaInputs]):
         """
         if not self.is_masked:
             return None
-        masks = [batch.inputs.bool_mask for batch in micro_batches]
         # EVA's loss is a mean over the masked patches of the whole batch, so a micro-batch counts by its masked
         # patches.
-        counts = torch.stack([mask.sum(dim=1).clamp(max=self.num_masked).sum() for mask in masks])
-        return relative_weights(counts.float(), micro_batches)
+        counts = []
+        for batch in micro_batches:
+            num_masked = batch.inputs.bool_mask.sum(dim=1)
+            counts.append(num_masked.clamp(max=self.num_masked).sum())
+        return relative_weights(torch.stack(counts).float(), micro_batches)
 
     @torch.no_grad()
     def cosine_map(self, inputs: EvaInputs) -> Tensor:

@@ -108,8 +108,7 @@ class MakeViews(BatchMake[Image.Image, EvaViews]):
             else:
                 teacher_images.append(to_tensor(transform.apply(image, crop_seed)))
         first, *others = teacher_images
-        other_inputs = tuple(TeacherInputs(image) for image in others)
-        return EvaViews(student_image, torch.tensor(mask_seed), first, others=other_inputs)
+        return EvaViews(student_image, torch.tensor(mask_seed), first, others=tuple(map(TeacherInputs, others)))
 
 
 @dataclass(frozen=True)

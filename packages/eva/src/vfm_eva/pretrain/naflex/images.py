@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vfm.data import FILTERS, BatchMake, Interpolation, Ragged, Sample, SampleDraw, decode_image, to_tensor
 from vfm.models import Preprocess
-from vfm_eva.pretrain.naflex.packing import Grid, by_grid
+from vfm_eva.pretrain.naflex.packing import Grid, by_grid, take
 
 __all__ = ["MakeStrips", "NativeCrop", "SampleStrips", "StripOf", "images_by_grid", "native_grid", "patch_strip"]
 
@@ -45,7 +45,7 @@ def images_by_grid(strip: Tensor, grids: Sequence[Grid]) -> dict[Grid, Tensor]:
     parts = torch.split(strip, [rows * columns * size for rows, columns in grids], dim=2)
     batches = {}
     for (rows, columns), numbers in by_grid(grids).items():
-        images = torch.stack([parts[number] for number in numbers]).view(-1, channels, size, rows, columns, size)
+        images = torch.stack(take(parts, numbers)).view(-1, channels, size, rows, columns, size)
         batches[rows, columns] = images.transpose(2, 3).reshape(-1, channels, rows * size, columns * size)
     return batches
 

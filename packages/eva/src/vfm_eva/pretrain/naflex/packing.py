@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
-__all__ = ["by_grid", "pack_rows"]
+__all__ = ["by_grid", "pack_rows", "take"]
 
+T = TypeVar("T")
 Grid = tuple[int, int]
 """Rows and columns of patches."""
 
@@ -47,3 +49,8 @@ def by_grid(grids: Sequence[Grid]) -> dict[Grid, list[int]]:
     for number, grid in enumerate(grids):
         numbers.setdefault(grid, []).append(number)
     return numbers
+
+
+def take(values: Sequence[T] | Mapping[int, T], numbers: Iterable[int]) -> list[T]:
+    """Select the values of some images."""
+    return [values[number] for number in numbers]

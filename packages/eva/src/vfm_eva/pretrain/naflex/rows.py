@@ -14,7 +14,7 @@ from torch import Tensor
 from vfm.data import Batch, Ragged, prefetch
 from vfm.train import Data
 from vfm_eva.pretrain.naflex.images import SampleStrips
-from vfm_eva.pretrain.naflex.packing import Grid, by_grid, pack_rows
+from vfm_eva.pretrain.naflex.packing import Grid, by_grid, pack_rows, take
 from vfm_kernels import random_mask
 
 __all__ = ["RowData", "RowInputs", "Rows"]
@@ -58,26 +58,40 @@ class Rows:
 
     def pack(self, batches: Sequence[Batch[SampleStrips]]) -> list[Batch[RowInputs]]:
         """Draw the masks of a step's images, and pack them. Each row is a micro-batch."""
-        filled = [batch for batch in batches if batch]
-        grids = [(rows, columns) for rows, columns in torch.cat([batch.inputs.grid for batch in filled]).tolist()]
-        masks = self.masks(torch.cat([batch.inputs.mask_seed for batch in filled]), grids)
-        strips = [_joined(column) for column in zip(*(batch.inputs.strips for batch in filled), strict=True)]
-        keys = list(chain.from_iterable(batch.keys for batch in filled))
-        bad = list(chain.from_iterable(batch.bad for batch in batches))
-        visible = [(~mask).nonzero().flatten() for mask in masks] if self.visible_only else None
-        lengths = [self.num_prefix_tokens + len(encoded) for encoded in visible or masks]
+        grids: list[Grid] = []
+        seeds = []
+        columns = []
+        keys: list[str] = []
+        bad: list[tuple[str, str]] = []
+        for batch in batches:
+            bad += batch.bad
+            if batch:
+                grids += map(tuple, batch.inputs.grid.tolist())
+                seeds.append(batch.inputs.mask_seed)
+                columns.append(batch.inputs.strips)
+                keys += batch.keys
+        strips = list(map(_joined, zip(*columns, strict=True)))
+        masks = self.masks(torch.cat(seeds), grids)
+        visible = []
+        lengths = []
+        for mask in masks:
+            encoded = mask
+            if self.visible_only:
+                encoded = (~mask).nonzero().flatten()
+                visible.append(encoded)
+            lengths.append(self.num_prefix_tokens + len(encoded))
         rows: list[Batch[RowInputs]] = []
         for numbers in pack_rows(lengths, self.budget):
-            bool_mask = torch.cat([masks[number] for number in numbers])
+            bool_mask = torch.cat(take(masks, numbers))
             predicted = bool_mask if self.masked_ratio else torch.ones_like(bool_mask)
             inputs = RowInputs(
                 tuple(_row(parts, numbers) for parts in strips),
                 bool_mask[None],
                 predicted.nonzero().flatten(),
-                [grids[number] for number in numbers],
-                tuple(visible[number] for number in numbers) if visible else None,
+                take(grids, numbers),
+                tuple(take(visible, numbers)) if visible else None,
             )
-            rows.append(Batch(inputs, [keys[number] for number in numbers], [] if rows else bad))
+            rows.append(Batch(inputs, take(keys, numbers), [] if rows else bad))
         return rows
 
     def masks(self, seeds: Tensor, grids: Sequence[Grid]) -> list[Tensor]:
@@ -125,4 +139,4 @@ def _joined(column: Sequence[Ragged | None]) -> list[Tensor] | None:
 
 def _row(parts: list[Tensor] | None, numbers: Sequence[int]) -> Tensor | None:
     """Lay some of the strips out as a row, (1, 3, p, T p)."""
-    return None if parts is None else torch.cat([parts[number] for number in numbers], dim=2)[None]
+    return None if parts is None else torch.cat(take(parts, numbers), dim=2)[None]

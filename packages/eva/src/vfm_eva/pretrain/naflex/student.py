@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vfm.plugin import UserError
-from vfm_eva.pretrain.naflex.packing import Grid, by_grid
+from vfm_eva.pretrain.naflex.packing import Grid, by_grid, take
 from vfm_eva.pretrain.students.decoder import MaskDecoder, sincos_positions
 from vfm_kernels import packed_row, positions_of_row, scatter_tokens
 
@@ -69,12 +69,12 @@ def encode_row(
     """
     prefix = student.num_prefix_tokens
     tokens, tables = _with_positions(student, student.patch_embed(pixels).flatten(0, 2), grids)
-    if visible is not None:
-        tokens = [
-            torch.cat([image[:prefix], image[prefix:][kept]]) for image, kept in zip(tokens, visible, strict=True)
-        ]
-        tables = [table[..., kept, :] for table, kept in zip(tables, visible, strict=False)]
-    lengths = [len(image) for image in tokens]
+    for number, kept in enumerate(visible or ()):
+        image = tokens[number]
+        tokens[number] = torch.cat([image[:prefix], image[prefix:][kept]])
+        if tables:
+            tables[number] = tables[number][..., kept, :]
+    lengths = list(map(len, tokens))
     rope = positions_of_row(tables, prefix) if tables else None
     with packed_row(student, lengths):
         row = student.norm_pre(torch.cat(tokens)[None])
@@ -104,13 +104,13 @@ def decode_row(
         mask_token: (W,).
     """
     prefix = decoder.num_prefix_tokens
-    embedded = torch.split(decoder.embed(torch.cat(tuple(tokens))), [len(image) for image in tokens])
+    embedded = torch.split(decoder.embed(torch.cat(tuple(tokens))), list(map(len, tokens)))
     positions = {grid: sincos_positions(grid, decoder.width, prefix)[0].to(mask_token.device) for grid in set(grids)}
     images = []
     for image, grid, index in zip(embedded, grids, visible, strict=True):
         patches = scatter_tokens(image[None, prefix:], index[None], grid[0] * grid[1], fill=mask_token)[0]
         images.append(torch.cat([image[:prefix], patches]) + positions[grid])
-    lengths = [len(image) for image in images]
+    lengths = list(map(len, images))
     row = torch.cat(images)[None]
     with packed_row(decoder, lengths):
         for block in decoder.blocks:
@@ -132,12 +132,11 @@ def _with_positions(student: Any, patches: Tensor, grids: Sequence[Grid]) -> tup
     tokens: dict[int, Tensor] = {}
     tables: dict[int, Tensor] = {}
     for grid, numbers in by_grid(grids).items():
-        images = torch.stack([parts[number] for number in numbers]).view(len(numbers), *grid, -1)
+        images = torch.stack(take(parts, numbers)).view(len(numbers), *grid, -1)
         placed = student._pos_embed(images)
         together, table = placed if isinstance(student, Eva) else (placed, None)
         for number, image in zip(numbers, together, strict=True):
             tokens[number] = image
             if table is not None:
                 tables[number] = table
-    in_order = range(len(grids))
-    return [tokens[number] for number in in_order], [tables[number] for number in in_order if tables]
+    return take(tokens, sorted(tokens)), take(tables, sorted(tables))
