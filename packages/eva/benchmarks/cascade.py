@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from vfm_eva.dense.detect.cascade import CascadeHeads, TargetObjects
+from vfm_eva.dense.detect.cascade import CascadeHeads
 from vfm_eva.dense.detect.eva_layout import head_name
+from vfm_eva.dense.detect.objects import TargetObjects
 from vfm_eva.dense.detect.settings import Cascade, Selection
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

@@ -27,10 +27,10 @@ from vfm.plugin import (
     UserError,
     VisionCheckpoint,
 )
-from vfm_eva.dense.detect.cascade import TargetObjects
 from vfm_eva.dense.detect.checkpoint import build_detector, read_detector
 from vfm_eva.dense.detect.eva_layout import head_name, official_name
 from vfm_eva.dense.detect.federated import draw_order, federated_mask
+from vfm_eva.dense.detect.objects import TargetObjects
 from vfm_eva.dense.detect.predict import load_detector, mean_inside, paste
 from vfm_eva.dense.detect.released import load_released
 from vfm_eva.dense.detect.repeat import repeat_factors

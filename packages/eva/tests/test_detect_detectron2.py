@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import detectron2_peer as peer
-from vfm_eva.dense.detect.cascade import CascadeHeads, TargetObjects
+from vfm_eva.dense.detect.cascade import CascadeHeads
 from vfm_eva.dense.detect.eva_layout import head_name
+from vfm_eva.dense.detect.objects import TargetObjects
 from vfm_eva.dense.detect.settings import Cascade, Selection
 
 

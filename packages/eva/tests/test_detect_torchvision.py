@@ -16,7 +16,8 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from vfm_eva.dense.detect.cascade import CascadeHeads, TargetObjects
+from vfm_eva.dense.detect.cascade import CascadeHeads
+from vfm_eva.dense.detect.objects import TargetObjects
 from vfm_eva.dense.detect.proposals import build_proposals
 from vfm_eva.dense.detect.settings import Cascade, Proposals, Selection
 

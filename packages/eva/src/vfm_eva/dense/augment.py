@@ -9,9 +9,11 @@ if it reaches into the crop, so that a large scale costs no more than its crop.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -22,7 +24,7 @@ from vfm.data.annotated import ObjectArrays, decode_mask
 
 __all__ = [
     "MIN_SIDE", "PAD", "Distortion", "Placement", "Targets", "distort", "draw_distortion", "draw_placement",
-    "place_image", "place_objects", "whole",
+    "place_image", "place_objects", "place_whole", "whole",
 ]  # fmt: skip
 
 MIN_SIDE = 1.0  # pixels; a box with a shorter side is dropped, as torchvision's SanitizeBoundingBoxes does
@@ -153,6 +155,21 @@ def place_image(
     canvas = Image.new("RGB", (placement.side, placement.side), fill)
     canvas.paste(part)
     return to_tensor(canvas)
+
+
+def place_whole(images: Sequence[Image.Image], side: int) -> tuple[Tensor, list[Placement]]:
+    """Place whole images for evaluation.
+
+    Returns:
+        The crops, uint8 (B, 3, S, S), and their placements.
+    """
+    crops = []
+    placements = []
+    for image in images:
+        placement = whole(image.size, side)
+        placements.append(placement)
+        crops.append(place_image(image, placement))
+    return torch.stack(crops), placements
 
 
 def place_objects(objects: ObjectArrays, placement: Placement, *, with_masks: bool) -> Targets:

@@ -12,84 +12,20 @@ Sources: Cai and Vasconcelos 2017 (arXiv:1712.00726), He et al. 2017 (arXiv:1703
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder
-from torchvision.ops import batched_nms, box_iou
+from torchvision.ops import batched_nms
 
 from vfm_eva.dense.detect.federated import federated_mask
 from vfm_eva.dense.detect.heads import BOX_SIDE, MASK_SIDE, BoxHead, MaskHead, split
 from vfm_eva.dense.detect.losses import box_loss, mask_loss, mask_targets, sigmoid_loss, softmax_loss
+from vfm_eva.dense.detect.objects import DetectedObjects, Matched, Size, TargetObjects, match
 from vfm_eva.dense.detect.pooling import pool_boxes
 from vfm_eva.dense.detect.settings import Cascade, Selection
 
 MIN_SIDE = 1e-2  # pixels; torchvision drops smaller boxes too
-Size = tuple[int, int]
-"""Height and width of an image."""
-
-
-@dataclass(frozen=True)
-class TargetObjects:
-    """Annotated objects of an image.
-
-    Labels are (N,), boxes (N, 4), and masks (N, H, W) or None.
-    """
-
-    labels: Tensor
-    boxes: Tensor
-    masks: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class DetectedObjects:
-    """Detections of an image.
-
-    Labels are (R,), scores (R,), boxes (R, 4), and masks (R, M, M) relative to their boxes.
-    """
-
-    labels: Tensor
-    scores: Tensor
-    boxes: Tensor
-    masks: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Matched:
-    """Boxes of an image, each with the object that it overlaps most.
-
-    Attributes:
-        boxes: (R, 4).
-        labels: (R,), K where no object overlaps enough.
-        objects: Index of the object, (R,), 0 without objects.
-        targets: Box of the object, (R, 4).
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    objects: Tensor
-    targets: Tensor
-
-    def __getitem__(self, rows: Tensor) -> Matched:
-        return Matched(self.boxes[rows], self.labels[rows], self.objects[rows], self.targets[rows])
-
-
-def match(boxes: Tensor, truth: TargetObjects, num_classes: int, iou: float) -> Matched:
-    """Match boxes to the annotated objects of their image.
-
-    Args:
-        boxes: (R, 4).
-        truth: Objects of the image.
-        num_classes: Number of classes. This label is the background.
-        iou: Smallest overlap of a match.
-    """
-    if not len(truth.labels):
-        background = torch.full((len(boxes),), num_classes, dtype=torch.int64, device=boxes.device)
-        return Matched(boxes, background, torch.zeros_like(background), boxes)
-    best, objects = box_iou(truth.boxes, boxes).max(dim=0)
-    labels = truth.labels[objects].masked_fill(best < iou, num_classes)
-    return Matched(boxes, labels, objects, truth.boxes[objects])
 
 
 class CascadeHeads(nn.Module):
@@ -159,21 +95,18 @@ class CascadeHeads(nn.Module):
             order: Order of the classes from `draw_order`, for the federated loss.
         """
         losses: dict[str, Tensor] = {}
-        boxes: list[Tensor] = []
         first = matched = [self._sampled(rows, truth) for rows, truth in zip(proposals, truths, strict=True)]
-        for stage, (coder, iou) in enumerate(zip(self.coders, self.settings.ious, strict=True)):
-            if stage:
-                # A refinement may shrink a box to nothing, from which no next refinement can be computed.
-                boxes = [rows[_not_empty(rows)] for rows in boxes]
-                matched = [match(rows, truth, self.num_classes, iou) for rows, truth in zip(boxes, truths, strict=True)]
+        for stage, coder in enumerate(self.coders):
             boxes = [image.boxes for image in matched]
             scores, deltas = self._run(stage, maps, boxes, scale_gradient=True)
             labels = torch.cat([image.labels for image in matched])
             targets = torch.cat(coder.encode([image.targets for image in matched], boxes))
             losses[f"class_loss_{stage}"] = self._class_loss(scores, labels, order)
             losses[f"box_loss_{stage}"] = box_loss(deltas, targets, labels < self.num_classes, self.beta)
-            # Detached: as in Cascade R-CNN, a stage is not trained to help the next one.
-            boxes = self._refined(stage, deltas.detach(), boxes, sizes)
+            if stage + 1 < len(self.stages):
+                # Detached: as in Cascade R-CNN, a stage is not trained to help the next one.
+                refined = self._refined(stage, deltas.detach(), boxes, sizes)
+                matched = self._rematched(refined, truths, self.settings.ious[stage + 1])
         if self.mask_head is not None:
             losses["mask_loss"] = self._mask_loss(maps, first, truths)
         return losses
@@ -213,6 +146,15 @@ class CascadeHeads(nn.Module):
         positive, negative = self.sampler([(matched.labels < self.num_classes).long()])
         return matched[torch.where((positive[0] | negative[0]).bool())[0]]
 
+    def _rematched(self, boxes: Sequence[Tensor], truths: Sequence[TargetObjects], iou: float) -> list[Matched]:
+        """Match the boxes of each image again after a refinement."""
+        matched = []
+        for rows, truth in zip(boxes, truths, strict=True):
+            # A refinement may shrink a box to nothing, from which no next refinement can be computed.
+            kept = rows[(rows[:, 2:] > rows[:, :2]).all(dim=1)]
+            matched.append(match(kept, truth, self.num_classes, iou))
+        return matched
+
     def _run(
         self, stage: int, maps: Sequence[Tensor], boxes: Sequence[Tensor], *, scale_gradient: bool = False
     ) -> tuple[Tensor, Tensor]:
@@ -250,13 +192,18 @@ class CascadeHeads(nn.Module):
 
     def _mask_loss(self, maps: Sequence[Tensor], matched: Sequence[Matched], truths: Sequence[TargetObjects]) -> Tensor:
         assert self.mask_head is not None
-        positive = [image[image.labels < self.num_classes] for image in matched]
-        boxes = [image.boxes for image in positive]
+        boxes = []
+        objects = []
+        labels = []
+        for image in matched:
+            positive = image[image.labels < self.num_classes]
+            boxes.append(positive.boxes)
+            objects.append(positive.objects)
+            labels.append(positive.labels)
         logits = self._masks(maps, boxes)
         masks = [truth.masks for truth in truths if truth.masks is not None]
-        objects = [image.objects for image in positive]
         targets = mask_targets(masks, boxes, objects, logits.shape[-1], aligned=self.aligned)
-        return mask_loss(logits, targets, torch.cat([image.labels for image in positive]))
+        return mask_loss(logits, targets, torch.cat(labels))
 
     def _masks(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
         assert self.mask_head is not None
@@ -298,7 +245,3 @@ def select(scores: Tensor, boxes: Tensor, selection: Selection) -> DetectedObjec
         best = batched_nms(boxes, scores, labels, selection.nms)  # sorted by score
     best = best[: selection.max_detections]
     return DetectedObjects(labels[best], scores[best], boxes[best])
-
-
-def _not_empty(boxes: Tensor) -> Tensor:
-    return (boxes[:, 2:] > boxes[:, :2]).all(dim=1)

@@ -83,7 +83,7 @@ def split(values: Tensor, boxes: Sequence[Tensor]) -> list[Tensor]:
     """Split the stacked rows of all images by image."""
     if len(boxes) == 1:  # an export to ONNX has one image, and would fix the number of its rows
         return [values]
-    return list(values.split([len(rows) for rows in boxes]))  # type: ignore[no-untyped-call]
+    return list(values.split(list(map(len, boxes))))  # type: ignore[no-untyped-call]
 
 
 def _norm(channels: int) -> nn.Module:

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 
 from vfm.plugin import UserError
-from vfm_eva.dense.detect.cascade import CascadeHeads, DetectedObjects, Size, TargetObjects
+from vfm_eva.dense.detect.cascade import CascadeHeads
+from vfm_eva.dense.detect.objects import DetectedObjects, Size, TargetObjects
 from vfm_eva.dense.detect.proposals import build_proposals
 from vfm_eva.dense.detect.settings import DetectorSettings
 from vfm_eva.dense.encoder import DenseEncoder

@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from vfm.eval import DenseTask, Instances
 from vfm.models import GraphExport, random_images, vision_preprocess
 from vfm.plugin import DenseCheckpoint
-from vfm_eva.dense.augment import Placement, place_image, whole
-from vfm_eva.dense.detect.cascade import DetectedObjects
+from vfm_eva.dense.augment import Placement, place_whole
 from vfm_eva.dense.detect.checkpoint import predicted, read_detector
 from vfm_eva.dense.detect.model import Detector
+from vfm_eva.dense.detect.objects import DetectedObjects
 
 INSIDE = 0.5  # probability from which a pixel belongs to a mask
 
@@ -44,15 +44,18 @@ class DetectPredictor:
     @torch.no_grad()  # in inference mode a model in training would keep tensors that its next step cannot use
     def detect(self, images: Sequence[Image.Image]) -> list[Instances]:
         """Detect the objects of each image, best first."""
-        placements = [whole(image.size, self.image_size) for image in images]
-        crops = [place_image(image, placement) for image, placement in zip(images, placements, strict=True)]
+        crops, placements = place_whole(images, self.image_size)
         device = next(self.model.parameters()).device
-        pixels = self.preprocess.pixels(torch.stack(crops).to(device))
-        sizes = [(placement.covered[1], placement.covered[0]) for placement in placements]
-        for image_pixels, (height, width) in zip(pixels, sizes, strict=True):
-            image_pixels[:, height:], image_pixels[:, :, width:] = 0.0, 0.0  # padding has the mean colour
+        pixels = self.preprocess.pixels(crops.to(device))
+        sizes = []
+        for image_pixels, placement in zip(pixels, placements, strict=True):
+            width, height = placement.covered
+            sizes.append((height, width))
+            # Padding has the mean colour.
+            image_pixels[:, height:] = 0.0
+            image_pixels[:, :, width:] = 0.0
         detections = self.model.detect(pixels, sizes)
-        return [_instances(detected, placement) for detected, placement in zip(detections, placements, strict=True)]
+        return list(map(_instances, detections, placements))
 
     def onnx_graph(self) -> GraphExport:
         """Build the graph for ONNX, from a normalised image (1, 3, S, S) to its detections, with suppression inside."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from vfm.data import BadSample, Ragged, Sample, SampleDraw
 from vfm.data.annotated import AnnotatedSource, ObjectArrays
 from vfm_eva.dense.augment import distort, draw_distortion, draw_placement, place_image, place_objects
-from vfm_eva.dense.detect.cascade import Size, TargetObjects
+from vfm_eva.dense.detect.objects import Size, TargetObjects
 from vfm_eva.dense.detect.stages import DetectAugmentation
 
 

@@ -181,7 +181,7 @@ def match_classes(names: Sequence[str], wanted: Sequence[str], renamed: Mapping[
             raise UserError(f"renamed: the data have no class {new!r}{did_you_mean(new, list(wanted))}")
     numbers = {name.casefold(): label for label, name in enumerate(wanted)}
     labels = [numbers.get(renamed.get(name, name).casefold(), -1) for name in names]
-    if not any(label >= 0 for label in labels):
+    if max(labels, default=-1) < 0:
         raise UserError(
             f"{source}: expected classes of the data ({', '.join(wanted[:3])}, ...), got {', '.join(names[:3])}, ...;"
             " set renamed"

@@ -58,8 +58,8 @@ class TransformersPredictor:
     def detect(self, images: Sequence[Image.Image]) -> list[Instances]:
         """Detect the objects of each image, best first."""
         if self.record.family == "ObjectDetection":
-            return [self._boxes(image) for image in images]
-        return [self._masks(image) for image in images]
+            return list(map(self._boxes, images))
+        return list(map(self._masks, images))
 
     @torch.no_grad()
     def segment_all(self, images: Sequence[Image.Image]) -> list[PanopticMap]:
@@ -107,10 +107,9 @@ class TransformersPredictor:
             full = F.interpolate(masks, size=size, mode="bilinear", align_corners=False)[0]
         classes = outputs.class_queries_logits[0].float()
         # Of a class that the data lack, a query is none of theirs.
-        left_out = [row for row, label in enumerate(self.labels.tolist()) if label < 0]
+        left_out = np.flatnonzero(self.labels < 0).tolist()
         none = classes[:, [*left_out, -1]].logsumexp(dim=1, keepdim=True)
-        by_label = torch.cat([_largest(classes, rows) for rows in self.rows], dim=1)
-        return torch.cat([by_label, none], dim=1), full
+        return torch.cat([_by_label(classes, self.rows), none], dim=1), full
 
     def _normalized(self, crops: NDArray[np.uint8]) -> Tensor:
         pixels = torch.tensor(crops).permute(0, 3, 1, 2).float()
@@ -136,7 +135,7 @@ def load_model(checkpoint: DenseCheckpoint, device: torch.device) -> Transformer
 
 
 def _by_label(scores: Tensor, rows: Sequence[Sequence[int]]) -> Tensor:
-    """Take the scores of each label from the model's classes, (B, C, h, w) to (B, K, h, w)."""
+    """Take the scores of each label from the model's classes, (B, C, ...) to (B, K, ...)."""
     return torch.cat([_largest(scores, of_label) for of_label in rows], dim=1)
 
 

@@ -61,7 +61,7 @@ def match(
         ValueError: If an image has more objects than queries.
     """
     num_queries = predictions[0].masks.shape[1]
-    if any(len(classes) > num_queries for classes in labels):
+    if max(map(len, labels), default=0) > num_queries:
         raise ValueError(f"expected at most {num_queries} objects an image, one for each query")
     costs: list[Tensor] = []
     for image, (known, mask) in enumerate(zip(labels, masks, strict=True)):
@@ -73,7 +73,7 @@ def match(
         costs.append(pair_costs - weights.classes * probabilities[:, :, known])
     queries = []
     for image_costs in _on_cpu(costs):
-        queries.append(np.stack([_assign(cost) for cost in image_costs]))
+        queries.append(np.stack(list(map(_assign, image_costs))))
     return torch.from_numpy(np.concatenate(queries, axis=1)).to(points.device, non_blocking=True)
 
 
@@ -119,6 +119,9 @@ def _on_cpu(costs: Sequence[Tensor]) -> list[NDArray[np.float32]]:
     largest = torch.finfo(flat.dtype).max
     # scipy refuses NaN and infinity. The loss of such a step is not finite either, so the loop stops there.
     values = torch.nan_to_num(flat, nan=largest, posinf=largest, neginf=largest).cpu().numpy()
-    bounds = np.cumsum([0, *(cost.numel() for cost in costs)])
-    spans = zip(bounds[:-1], bounds[1:], costs, strict=True)
-    return [values[start:end].reshape(cost.shape) for start, end, cost in spans]
+    arrays = []
+    start = 0
+    for cost in costs:
+        arrays.append(values[start : start + cost.numel()].reshape(cost.shape))
+        start += cost.numel()
+    return arrays

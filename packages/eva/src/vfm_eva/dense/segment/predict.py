@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from vfm.eval import DenseTask, Instances, PanopticMap
 from vfm.models import GraphExport, random_images, vision_preprocess
 from vfm.plugin import DenseCheckpoint
-from vfm_eva.dense.augment import Placement, boxes_of, place_image, whole
+from vfm_eva.dense.augment import Placement, boxes_of, place_whole
 from vfm_eva.dense.segment.maps import MapSegmenter
 from vfm_eva.dense.segment.model import PREDICTED, HeadRecord, Segmenter, read_segmenter
 from vfm_eva.dense.segment.post import best_objects, maskness, panoptic_map, semantic_scores
@@ -99,9 +99,8 @@ class SegmentPredictor:
 
     def _whole(self, images: Sequence[Image.Image]) -> list[tuple[Image.Image, Placement, QueryPredictions]]:
         """Run the model on whole images, and return each image with its placement and its predictions."""
-        placements = [whole(image.size, self.image_size) for image in images]
-        crops = [place_image(image, placement) for image, placement in zip(images, placements, strict=True)]
-        last = self.model(self._pixels(torch.stack(crops)))[-1]
+        crops, placements = place_whole(images, self.image_size)
+        last = self.model(self._pixels(crops))[-1]
         predictions = []
         for n in range(len(images)):
             predictions.append(QueryPredictions(last.classes[n : n + 1].float(), last.masks[n : n + 1].float()))

@@ -76,7 +76,7 @@ def set_loss(
     # Image of each object, to address its query in the batch.
     image = torch.cat([torch.full_like(classes, number) for number, classes in enumerate(labels)])
     class_loss = _class_loss(predictions, torch.cat(list(labels)), image, queries, totals, weights)
-    counts = [len(classes) for classes in labels]
+    counts = list(map(len, labels))
     matched_masks = [depth.masks_of(query, counts) for depth, query in zip(predictions, queries, strict=True)]
     scores = torch.cat(matched_masks).float()  # (L N, H, W)
     if not len(scores):  # a sum keeps all parameters in the graph, as training in several processes needs

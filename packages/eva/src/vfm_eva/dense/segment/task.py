@@ -91,7 +91,7 @@ class SegmentTask(Task[SegmentInputs]):
         if isinstance(self.settings, QueriesSegmentation):
             counts: list[int] = []
             for part in parts:
-                counts.extend(len(labels) for labels in part.labels.parts)
+                counts.extend(map(len, part.labels.parts))
             totals = Totals.of(torch.tensor(counts), self.settings.num_queries, self.settings.loss.none)
         else:
             known = torch.stack([(part.semantic >= 0).sum() for part in parts if part.semantic is not None])
