@@ -27,12 +27,16 @@ def clock() -> float:
     return time.process_time()
 
 
-def report(result: dict[str, Any], table: str, out: Path | None) -> None:
-    """Print the table of a result, and write both next to each other if a path without an ending is given."""
+def report(result: dict[str, Any] | None, table: str, out: Path | None) -> None:
+    """Print the table of a result, and write both next to each other if a path without an ending is given.
+
+    Without a result only the table is written.
+    """
     print(table)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        if result is not None:
+            out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         out.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
 
 

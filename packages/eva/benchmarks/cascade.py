@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import platform
 import statistics
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench import report
 
 from vfm_eva.dense.detect.cascade import CascadeHeads
 from vfm_eva.dense.detect.eva_layout import head_name
@@ -103,12 +103,7 @@ def main() -> None:
         for name in ("vfm", "detectron2") if with_peer else ("vfm",):
             times = result[mode]
             lines.append(f"| {mode} | {name} | {times[f'{name} step']:.0f} | {times[f'{name} test']:.0f} |")
-    table = "\n".join(lines)
-    print(table)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        options.out.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
+    report(result, "\n".join(lines), options.out)
 
 
 if __name__ == "__main__":

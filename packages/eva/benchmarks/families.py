@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from bench import report
 
 from vfm.models import load_vision
 from vfm.plugin import Preflight, UserError
@@ -180,10 +181,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as folder:
         found = {name: row(family, Path(folder) / str(n)) for n, (name, family) in enumerate(FAMILIES.items())}
-    print(table(found))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.with_suffix(".md").write_text(table(found) + "\n", encoding="utf-8")
+    report(None, table(found), options.out)
 
 
 if __name__ == "__main__":

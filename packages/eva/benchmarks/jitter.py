@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import platform
 import statistics
 import tempfile
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench import report
 from PIL import Image
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -141,12 +141,7 @@ def main() -> None:
     ]
     for side, times in found.items():
         lines += [f"| {side} | {name} | {ms:.1f} | {ms / times['vfm']:.2f} |" for name, ms in times.items()]
-    table = "\n".join(lines)
-    print(table)
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        options.out.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
+    report(found, "\n".join(lines), options.out)
 
 
 if __name__ == "__main__":

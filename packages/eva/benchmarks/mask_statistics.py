@@ -9,11 +9,11 @@ measured over 20,000 masks (`masking_generator.py` of the public EVA repository,
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from bench import report
 from torch import Tensor
 
 from vfm_kernels import block_mask, block_mask_exact, random_mask
@@ -93,11 +93,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     columns = measure(options.masks)
-    print(table(columns))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.with_suffix(".md").write_text(table(columns) + "\n", encoding="utf-8")
-        options.out.with_suffix(".json").write_text(json.dumps(columns, indent=1) + "\n", encoding="utf-8")
+    report(columns, table(columns), options.out)
 
 
 if __name__ == "__main__":

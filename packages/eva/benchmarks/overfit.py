@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from bench import context
+from bench import context, report
 from PIL import Image
 
 from vfm.data.annotated.stages import Annotated
@@ -125,11 +125,7 @@ def main() -> None:
         "|---|---|---|---|",
         "| " + " | ".join(f"{shown[name]:.1f}" for name in ("box_ap", "box_ap50", "mask_ap", "mask_ap50")) + " |",
     ]
-    print("\n".join(lines))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.with_suffix(".json").write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8")
-        options.out.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    report(shown, "\n".join(lines), options.out)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ larger step alone.
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import statistics
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench import report
 from eomt_peer import Sizes, our_model, their_model
 from torch import Tensor
 from torch.nn import functional as F
@@ -181,11 +181,7 @@ def main() -> None:
         "steps": measured,
         "windows": encoders,
     }
-    print(table(result))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        options.out.with_suffix(".md").write_text(table(result) + "\n", encoding="utf-8")
+    report(result, table(result), options.out)
 
 
 if __name__ == "__main__":
