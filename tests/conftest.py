@@ -10,6 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1] / "packages/core/tests"))  # for the files of peers
+sys.path.append(str(Path(__file__).parents[1] / "packages/eva/tests"))  # for the names of released detectors
 # For the processes that tests start: several workers with two threads each on two cores take longer than with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

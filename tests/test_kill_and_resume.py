@@ -179,8 +179,8 @@ def _segmenter(file: Path) -> None:
 
 def _detector(file: Path) -> None:
     """A detector on a small encoder under the names of EVA-02's released files, for the four classes of the scenes."""
+    from released_detector import official_name
     from vfm_eva.dense.detect.checkpoint import build_detector
-    from vfm_eva.dense.detect.eva_layout import official_name
     from vfm_eva.dense.detect.settings import DetectorSettings
 
     stages = yaml.safe_load((RECIPES / "every_stage.yaml").read_text())["stages"]

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN
 
 from eva_toy import context
+from released_detector import official_name
 from vfm.data import RepeatedEpochs, SampleDraw
 from vfm.data.annotated import AnnotatedSource, ObjectArrays
 from vfm.data.synthetic.stages import ShapesScenes
@@ -28,7 +29,7 @@ from vfm.plugin import (
     VisionCheckpoint,
 )
 from vfm_eva.dense.detect.checkpoint import build_detector, read_detector
-from vfm_eva.dense.detect.eva_layout import head_name, official_name
+from vfm_eva.dense.detect.eva_layout import head_name
 from vfm_eva.dense.detect.federated import draw_order, federated_mask
 from vfm_eva.dense.detect.objects import TargetObjects
 from vfm_eva.dense.detect.predict import load_detector, mean_inside, paste
