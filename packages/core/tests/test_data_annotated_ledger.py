@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from annotated_world import jpeg, read, write
+from ledger_totals import read_totals
 from vfm.base import UserError
-from vfm.data.ledger.ledger import ANNOTATED_LEDGER, read_totals
+from vfm.data.ledger.ledger import ANNOTATED_LEDGER
 
 Entry = dict[str, Any]
 IMAGE_DAMAGE: list[Entry] = [

@@ -15,12 +15,13 @@ import pytest
 from cli_world import run_here
 from data_samples import context
 from generated_layouts import Drawn, folder, parquet
+from ledger_totals import read_totals
 from test_data_annotated_ledger import write_damaged
 from test_data_ledger import NOT_USED, STAGES
 from vfm.base import UserError
 from vfm.data.annotated.stages import Annotated
 from vfm.data.ledger.account import USED
-from vfm.data.ledger.ledger import ANNOTATED_LEDGER, read_totals
+from vfm.data.ledger.ledger import ANNOTATED_LEDGER
 
 SKIPPED = re.compile(r"^skipped: ([\d,]+) (\w+)", re.MULTILINE)
 LEFT_OUT = re.compile(r"annotations left out: ([\d,]+) \(([^)]+)\); the first is")

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
+from ledger_totals import read_totals
 from vfm.base import UserError
 from vfm.data import BadSample, write_tar
-from vfm.data.ledger.ledger import read_totals
 from vfm.data.videos import (
     ClipSampling,
     ClipView,

@@ -18,7 +18,6 @@ import pyarrow.parquet as pq
 
 from vfm.base import UserError, redacted
 from vfm.data.ledger.account import Account
-from vfm.storage.store_files import read_parquet
 
 LEDGER_FILE = "ledger.parquet"
 ANNOTATED_LEDGER = "annotated_ledger.parquet"  # of the images and annotations that a reader of annotations lists
@@ -97,17 +96,3 @@ class LedgerWriter:
 
 def _repeated(value: str, count: int) -> Any:
     return pa.array([value], pa.string()).take(pa.array(np.zeros(count, dtype=np.int64)))
-
-
-def read_totals(directory: Path, file: str = LEDGER_FILE) -> dict[str, Counter[str]]:
-    """Sum the units of each use in a ledger, by unit.
-
-    A folder without a ledger has no units.
-    """
-    totals: dict[str, Counter[str]] = {}
-    if (directory / file).is_file():
-        table = read_parquet(directory / file, SCHEMA.names)
-        table = table.append_column("count", pa.compute.subtract(table["stop"], table["start"]))
-        for row in table.group_by(["unit", "use"]).aggregate([("count", "sum")]).to_pylist():
-            totals.setdefault(row["unit"], Counter())[row["use"]] += row["count_sum"]
-    return totals
