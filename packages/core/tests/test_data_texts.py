@@ -160,3 +160,15 @@ def test_texts_of_an_image_list_equal_texts_by_sample(tmp_path: Path) -> None:
 def test_a_slice_is_ascii_if_its_own_bytes_are() -> None:
     column = pa.array(["é", "a dog", "", "a cat", "é"])
     assert [_is_ascii(column[first : first + 3]) for first in range(3)] == [False, True, False]
+
+
+def test_a_few_first_rows_of_a_large_row_group_are_read_without_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    columns = {"uid": [f"{row:032x}" for row in range(5000)], "en": [f"a dog {row}" for row in range(5000)]}
+    pq.write_table(pa.table(columns), path, row_group_size=2000, use_dictionary=False, data_page_size=1000)
+    reader = ParquetShard(str(path), DatasetSpec(texts={"en": "en"}, images=False))
+    for rows in ([0], [3, 5], [199], [1999], [2000, 2003, 4990], list(range(0, 5000, 7))):
+        found = reader.texts(np.array(rows), pytest.fail)
+        assert found["row"].to_pylist() == rows
+        assert found["text"].to_pylist() == [f"a dog {row}" for row in rows]
+        assert found["uid"].to_pylist() == [f"{row:032x}" for row in rows]

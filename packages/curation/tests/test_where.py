@@ -383,3 +383,29 @@ def test_a_plugins_filter_reads_the_users_columns(tmp_path, run_stage) -> None:
     (tmp_path / "a.csv").write_text("uid,caption,site\nu0,a dog,x\nu1,a cat,y\n")
     table = run_stage(Pairs(name="csv", path=str(tmp_path / "a.csv"), images=False, columns=["site"]))
     assert {uid for uid, _, _ in passed(run(run_stage, table, [{"type": "from_site"}]))} == {"u0"}
+
+
+@pytest.mark.parametrize(
+    ("filters", "counted"),
+    [
+        ([{"type": "where", "keep": "clip_l14 > 0.2"}], False),
+        ([{"type": "where", "keep": "clip_l14 > 0.2 & words > 1"}], True),
+        ([{"type": "where", "keep": "clip_l14 > 0.2"}, {"type": "caption_length", "min_words": 1}], True),
+    ],
+)
+def test_words_are_counted_only_if_a_filter_may_read_them(
+    tmp_path: Path, run_stage: Any, filters: list[dict[str, Any]], counted: bool
+) -> None:
+    path, records = datacomp_table(tmp_path)
+    pool = run_stage(Pairs(name="pool", path=path, images=False, texts={"en": "text"}))
+    subset = run(run_stage, pool, filters)
+    dropped = [uid for (uid, _, _), reason in verdicts(subset).items() if reason == "where"]
+    assert 0 < len(dropped) < 200
+    captions = {row["uid"]: row["text"] for row in records}
+    (panel,) = (panel for panel in load_panels(subset.path) if panel.title == "Dropped texts")
+    examples = [row for row in panel.rows if row[0] == "where"]
+    assert examples == [["where", len(dropped), "en", captions[uid], uid] for uid in dropped[:5]]
+    with pa.memory_map(str(tmp_path / "work/filtered/texts/00000000.arrow")) as file:
+        names = pa.ipc.open_file(file).schema.names
+    assert {"characters", "words"}.issubset(names) == counted
+    assert ("words" in names) == counted

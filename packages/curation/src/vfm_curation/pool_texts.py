@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from vfm.data import Source, texts_schema
 from vfm.plugin import UserError
@@ -29,8 +33,20 @@ def texts_of(source: Source, shard: int, *, on_bad: OnBad | None = None) -> pa.T
         UserError: If the shard's parquet file was damaged after its pool was made. (A file whose footer is damaged is
             rejected when the pool is made.)
     """
-    try:
+    with _naming_damage(source, shard):
         return source.texts_of_shard(shard, on_bad=on_bad)
+
+
+def texts_of_rows(source: Source, shard: int, rows: NDArray[np.int64]) -> pa.Table:
+    """Read all texts of some rows of a shard, ascending, whether a subset has them or not."""
+    with _naming_damage(source, shard):
+        return source.index.open(shard).texts(rows, lambda reason, where: None)
+
+
+@contextmanager
+def _naming_damage(source: Source, shard: int) -> Iterator[None]:
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
         if getattr(error, "errno", None) is not None:  # an error of the system does not mean that the file is damaged
             raise
@@ -45,6 +61,11 @@ def texts_or_lost(source: Source, shard: int, summary: TaskSummary) -> pa.Table:
     except UserError as error:
         summary.lose(int(source.shard_sizes[shard]), str(error))
         return texts_schema().empty_table()
+
+
+def has_one_value(column: pa.ChunkedArray) -> bool:
+    """Check whether all values of a column are equal, ten times as fast as collecting its distinct values."""
+    return not len(column) or bool(pc.all(pc.equal(column, column[0])).as_py())
 
 
 def shortened(text: str) -> str:

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from vfm.plugin import UserError, store_files
 
 # Columns with few distinct values; a dictionary for uids and texts would only cost time.
-FEW_VALUES = ["shard", "language", "detected", "text_index", "field"]
+FEW_VALUES = ["shard", "language", "detected", "text_index", "reason", "field"]
 ARROW = ".arrow"  # suffix of Arrow files; all others are parquet
 SUMMARY_KEY = b"vfm.summary"
 MADE_FROM_KEY = b"vfm.made_from"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 
 from vfm.data import SUBSET_FOLDER, open_dataset, write_subset_index
 from vfm.plugin import (
@@ -25,15 +23,13 @@ from vfm.plugin import (
     how_to_install,
 )
 from vfm_curation.engine import kept_workers, run_shards
-from vfm_curation.filters.outcome import Outcome, OutcomeJob, write_outcome
+from vfm_curation.filters.outcome import Outcome, OutcomeJob, Place, write_outcome
 from vfm_curation.filters.run import FilterRun, Pass
 from vfm_curation.filters.stages import Filter, FilterPool
 from vfm_curation.filters.survivors import VERDICTS_FOLDER
 from vfm_curation.filters.texts import opened
-from vfm_curation.pool_texts import shortened, texts_of
+from vfm_curation.pool_texts import shortened, texts_of_rows
 from vfm_curation.summaries import with_progress
-
-PLACE = ("row", "language", "text_index")  # of a text in its shard
 
 
 def check_filters(config: FilterPool, ctx: Preflight) -> None:
@@ -149,15 +145,19 @@ def _seconds(passes: Sequence[Pass]) -> Panel:
 
 def _examples(run: FilterRun, outcome: Outcome) -> Panel:
     source = opened(run.dataset)
-    texts_of_shard = functools.lru_cache(1)(lambda shard: texts_of(source, shard))
-    examples = []
-    for reason, places in outcome.examples.items():
-        examples += [(shard, identity, reason) for shard, *identity in places]
+    samples: dict[int, set[int]] = {}  # rows of each shard
+    for places in outcome.examples.values():
+        for shard, row, _, _ in places:
+            samples.setdefault(shard, set()).add(row)
+    texts: dict[Place, dict[str, Any]] = {}
+    for shard, numbers in samples.items():
+        for text in texts_of_rows(source, shard, np.array(sorted(numbers))).to_pylist():
+            texts[shard, text["row"], text["language"], text["text_index"]] = text
     rows: list[list[str | float | int | None]] = []
-    for shard, identity, reason in sorted(examples):
-        same = [pc.equal(texts_of_shard(shard)[name], value) for name, value in zip(PLACE, identity, strict=True)]
-        (text,) = texts_of_shard(shard).filter(functools.reduce(pc.and_, same)).to_pylist()
-        rows.append([reason, outcome.dropped[reason], text["language"], shortened(text["text"]), text["uid"]])
+    for reason, places in outcome.examples.items():
+        for place in places:
+            text = texts[place]
+            rows.append([reason, outcome.dropped[reason], text["language"], shortened(text["text"]), text["uid"]])
     return TablePanel(
         title="Dropped texts", note="The first texts that were dropped for each reason.", order=30,
         columns=["reason", "texts", "language", "text", "uid"], rows=sorted(rows, key=lambda row: str(row[0])),

@@ -89,7 +89,8 @@ class FilterRun:
     def run(self) -> None:
         """Measure what each filter reads, when it is first needed, and apply the filter."""
         columns = self.columns & text_tasks.OPTIONAL_COLUMNS
-        job = TextJob(self.dataset, self.survivors.texts, columns, self.values)
+        counts_words = any(pool_filter.counts_words for pool_filter in self.filters)
+        job = TextJob(self.dataset, self.survivors.texts, columns, self.values, counts_words)
         sizes = opened(self.dataset).shard_sizes
         self._tasks(measure_texts, job, self.runtime, Lost(int(sizes.sum()), self.max_bad_fraction))
         everything = map(self.survivors.codes_of, range(self.num_shards))

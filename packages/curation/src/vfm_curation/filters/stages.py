@@ -55,6 +55,8 @@ class Filter(Part):
     """Measurements made before the filter runs: each once, for the units that remain when it is first needed."""
     columns: ClassVar[frozenset[str]] = frozenset()
     """Columns of `filters.texts.OPTIONAL_COLUMNS` and `filters.images.OPTIONAL_COLUMNS` that the filter reads."""
+    counts_words: ClassVar[bool] = True
+    """Whether the filter may read `characters` and `words`, which are counted if any filter may."""
     values: ClassVar[frozenset[str]] = frozenset()
     """Columns, or fields of json, of the user that the filter reads. In tables `NAME` is the column `stored.NAME`."""
 

@@ -16,7 +16,7 @@ from vfm.data import Source, open_dataset
 from vfm.plugin import ImageDataset
 from vfm_curation.filters.survivors import shard_file
 from vfm_curation.language import detect
-from vfm_curation.pool_texts import texts_or_lost
+from vfm_curation.pool_texts import has_one_value, texts_or_lost
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 from vfm_curation.summaries import TaskSummary
 from vfm_curation.text_counts import character_and_word_counts
@@ -35,6 +35,7 @@ class TextJob:
     folder: Path
     columns: frozenset[str]
     values: frozenset[str] = frozenset()
+    counts_words: bool = True
 
 
 @functools.lru_cache(maxsize=4)
@@ -46,29 +47,30 @@ def opened(dataset: Path) -> Source:
 def measure_texts(job: TextJob, shard: int) -> TaskSummary:
     """Measure the texts of a shard, and write a row for each.
 
-    The columns are the identity, `characters`, `words` and the further columns of the job. `caption` is the text
-    itself. `text` stands for `text_high` and `text_low`, 128 bits of a hash. `detected` is the detected language, with
-    `detected_score`. `stored.NAME` is the user's own column NAME of the job's `values`.
+    The columns are the identity, `characters` and `words` if they are counted, and those of the job. `caption` is the
+    text itself. `text` stands for `text_high` and `text_low`, 128 bits of a hash. `detected` is the detected language,
+    with `detected_score`. `stored.NAME` is the user's own column NAME of the job's `values`.
     """
     source = opened(job.dataset)
     file = shard_file(job.folder, shard, "arrow")
     stored = [sorted(job.values)] if job.values else []
-    source_hash = made_from(asdict(source.index.shards[shard]), sorted(job.columns), *stored, VERSION)
+    source_hash = made_from(asdict(source.index.shards[shard]), sorted(job.columns), *stored, job.counts_words, VERSION)
     finished = finished_summary(file, source_hash)
     if finished:
         return TaskSummary.of(finished)
     summary = TaskSummary()
     table = texts_or_lost(source, shard, summary)
-    if len(table["language"].unique()) > 1:  # the texts of one language are in order
+    if not has_one_value(table["language"]):  # the texts of one language are in order
         table = table.sort_by([(name, "ascending") for name in ("row", "language", "text_index")])
-    characters, words = character_and_word_counts(table["text"])
     columns = {
         "shard": pa.array(np.full(len(table), shard, dtype=np.int32)),
         **{name: table[name] for name in IDENTITY[1:]},
         "uid": bytes_of_uids(table["uid"]),
-        "characters": pa.array(characters),
-        "words": pa.array(words),
     }
+    if job.counts_words:
+        columns |= dict(
+            zip(("characters", "words"), map(pa.array, character_and_word_counts(table["text"])), strict=True)
+        )
     if "caption" in job.columns:
         columns["caption"] = table["text"]
     if "text" in job.columns:

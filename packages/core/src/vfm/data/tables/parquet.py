@@ -212,7 +212,7 @@ class ParquetShard(ShardReader):
         parts = []
         for group, begin, inside in self._rows_by_group(rows):
             try:
-                table = self.file.read_row_group(group, columns=needed)
+                table = self._read_until(int(inside[-1]) - begin, group, needed)
             except DAMAGE:
                 parts.append(texts_by_sample(read, inside, on_bad))  # reports each row with its row group
                 continue
@@ -227,11 +227,24 @@ class ParquetShard(ShardReader):
         # An empty table would be a chunk of its own, and readers copy a column of several chunks.
         return pa.concat_tables(parts) if parts else texts_schema().empty_table()
 
+    def _read_until(self, last: int, group: int, columns: Sequence[str]) -> pa.Table:
+        """Read columns of a row group, or only its first rows if the last row is among them.
+
+        Damage behind these is then not found.
+        """
+        if 8 * last < self.file.metadata.row_group(group).num_rows:
+            batches: list[pa.RecordBatch] = []
+            for batch in self.file.iter_batches(last + 1, row_groups=[group], columns=columns):
+                batches.append(batch)
+                if sum(map(len, batches)) > last:
+                    return pa.Table.from_batches(batches)
+        return self.file.read_row_group(group, columns=columns)
+
     def _rows_by_group(self, rows: Rows) -> Iterator[tuple[int, int, Rows]]:
         """Yield the number, the first row and the selected rows of each row group that has some of the rows."""
         for group, end in enumerate(self.ends.tolist()):
             begin = end - self.file.metadata.row_group(group).num_rows
-            inside = rows[(begin <= rows) & (rows < end)]
+            inside = rows[slice(*np.searchsorted(rows, [begin, end]))]
             if len(inside):
                 yield group, begin, inside
 

@@ -85,6 +85,11 @@ class Where(Filter):
         return frozenset(column for name, column in names.items() if name in self.expression.names)
 
     @property
+    def counts_words(self) -> bool:  # type: ignore[override]
+        """Whether the condition is about the number of characters or words."""
+        return bool(self.expression.names & {"characters", "words"})
+
+    @property
     def values(self) -> frozenset[str]:  # type: ignore[override]
         """Columns of the user's data."""
         others = self.expression.names - TEXT_NAMES - IMAGE_NAMES - {"url"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import numpy as np
@@ -16,6 +16,7 @@ from vfm_curation.filters.where.entry_pairs import EntryPairs, PoolMatches
 from vfm_curation.filters.where.evaluation import bound_of, masks, values_of
 from vfm_curation.filters.where.expression import Cut, Expression
 from vfm_curation.filters.where.stages import IMAGE_NAMES, STORED, TEXT_NAMES, Where
+from vfm_curation.pool_texts import has_one_value
 
 Bools = NDArray[np.bool_]
 TOGETHER = "all together"
@@ -101,17 +102,14 @@ class Effects:
         """Add a shard, and compute the texts for which all conditions hold."""
         passes = [pc.fill_null(mask, False).to_numpy(zero_copy_only=False) for mask in conditions]  # K of (M,)
         whole: Bools = np.logical_and.reduce(passes)
-        num_failed = np.sum([~mask for mask in passes], axis=0, dtype=np.int16)
+        num_failed = np.zeros(len(table), np.int16)
+        for mask in passes:
+            num_failed += ~mask
         self.num_texts += len(table)
         self.holds += [np.count_nonzero(mask) for mask in (*passes, whole)]
         self.alone += [np.count_nonzero(~mask & (num_failed == 1)) for mask in passes]
         self.missing += [mask.null_count for mask in conditions]
-        languages = table["language"].combine_chunks().dictionary_encode()
-        names = np.array(languages.dictionary.to_pylist(), dtype=object)
-        codes = languages.indices.to_numpy()
-        self.languages |= set(names)
-        for left, mask in zip(self.languages_left, (*passes, whole), strict=True):
-            left |= set(names[np.bincount(codes[mask], minlength=len(names)) > 0])
+        self._add_languages(table["language"], (*passes, whole))
         if pairs:
             self.num_not_matched += pairs.num_not_matched
             self.entries[pairs.ids] = True
@@ -119,6 +117,20 @@ class Effects:
                 entries[pairs.ids[mask[pairs.texts]]] = True
         self.have_values |= {name for name in table.column_names if table[name].null_count < len(table)}
         return whole
+
+    def _add_languages(self, languages: pa.ChunkedArray, masks: Iterable[Bools]) -> None:
+        if has_one_value(languages):
+            present = set(languages[:1].to_pylist())
+            self.languages |= present
+            for left, mask in zip(self.languages_left, masks, strict=True):
+                left |= present if mask.any() else set()
+            return
+        encoded = languages.combine_chunks().dictionary_encode()
+        names = np.array(encoded.dictionary.to_pylist(), dtype=object)
+        codes = encoded.indices.to_numpy()
+        self.languages |= set(names)
+        for left, mask in zip(self.languages_left, masks, strict=True):
+            left |= set(names[np.bincount(codes[mask], minlength=len(names)) > 0])
 
     @property
     def columns_without_values(self) -> list[str]:
