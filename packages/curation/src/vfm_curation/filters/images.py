@@ -12,14 +12,14 @@ import pyarrow as pa
 
 from vfm.data import BadSample, Sample, decode_image, open_image
 from vfm_curation.filters.hashes import pdq, phash, variant_hashes
-from vfm_curation.filters.local_points import points_of
+from vfm_curation.filters.local_points import points_of, thumbnail_of
 from vfm_curation.filters.survivors import Survivors, shard_file
 from vfm_curation.filters.texts import VERSION, digest, halves, opened
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 from vfm_curation.summaries import TaskSummary
 
 # Measured only if a filter reads them.
-OPTIONAL_COLUMNS = frozenset({"image", "url", "phash", "variants", "address", "sha256", "pdq", "points"})
+OPTIONAL_COLUMNS = frozenset({"image", "url", "phash", "variants", "address", "sha256", "pdq", "points", "thumbnail"})
 KINDS = {
     "phash": pa.uint64(),
     "variants": pa.list_(pa.uint64()),
@@ -27,6 +27,7 @@ KINDS = {
     "sha256": pa.string(),
     "pdq": pa.binary(32),
     "points": pa.binary(),
+    "thumbnail": pa.binary(),
 }
 
 
@@ -68,8 +69,8 @@ def measure_images(job: ImageJob, shard: int) -> TaskSummary:
     The columns are row, `bad` (the reason if unusable), `width` and `height` from its header, and `num_bytes`. The job
     may list further columns. `image` and `url` stand for two halves each of a hash of the file and of the URL.
     `address` is the URL itself, `sha256` the hash of the file in hexadecimal digits. `phash`, `variants` (hashes of the
-    forms that a copy may have), `pdq` and `points` (local features) decode the image. If the pool has no images, only
-    the URL is measured.
+    forms that a copy may have), `pdq`, `points` (local features) and `thumbnail` decode the image. If the
+    pool has no images, only the URL is measured.
     """
     file = shard_file(job.folder, shard)
     entry = opened(job.dataset).index.shards[shard]
@@ -118,7 +119,7 @@ def measure(sample: Sample | BadSample, columns: frozenset[str], shard: str) -> 
     if isinstance(sample, BadSample):
         raise sample
     # Sizes are in the header, and decoding is a hundred times slower.
-    read_image = decode_image if columns & {"phash", "pdq", "points"} else open_image
+    read_image = decode_image if columns & {"phash", "pdq", "points", "thumbnail"} else open_image
     image = read_image(sample.image, f"{shard}:{sample.key}")
     values: dict[str, Any] = {"width": image.width, "height": image.height, "num_bytes": len(sample.image)}
     if "image" in columns:
@@ -137,6 +138,8 @@ def measure(sample: Sample | BadSample, columns: frozenset[str], shard: str) -> 
         values["pdq"] = pdq(image)
     if "points" in columns:
         values["points"] = points_of(image).tobytes()
+    if "thumbnail" in columns:
+        values["thumbnail"] = thumbnail_of(image)
     return values
 
 

@@ -3,6 +3,7 @@
 A descriptor of SIFT becomes the signs of 128 projections, and of the same 128 projections of the mirrored surroundings.
 The bits of a mirrored image's point are therefore the halves of the point's bits in exchanged order, so mirrored
 copies cost nothing more. The projections are orthogonal to the mean descriptor, so that bits differ between images.
+A thumbnail is stored with the points, to see what is around them.
 
 Sources: Lowe 2004, Distinctive Image Features from Scale-Invariant Keypoints; Arandjelovic and Zisserman 2012, Three
 things everyone should know to improve object retrieval; Charikar 2002, Similarity Estimation Techniques from Rounding
@@ -30,10 +31,12 @@ CONTRAST = 0.03  # least contrast of a point
 NUM_WORDS = 4  # words of a point; two points that look alike agree on one of them
 NUM_BITS = 128  # of a half
 NOISE_SIDE = 256
+THUMBNAIL_SIDE = 64  # pixels of the longer side of a thumbnail
 
 Points = NDArray[np.void]
 Words = NDArray[np.uint64]
 Floats = NDArray[np.float64]
+Pixels = NDArray[np.uint8]
 
 
 def points_of(image: Image.Image) -> Points:
@@ -58,6 +61,20 @@ def points_of(image: Image.Image) -> Points:
     order = np.lexsort((points["angle"], points["y"], points["x"], -strength))
     strongest: Points = points[order[:MAX_POINTS]]
     return strongest
+
+
+def thumbnail_of(image: Image.Image) -> bytes:
+    """Scale an image to a thumbnail: its width and height in a byte each, then its pixels."""
+    scale = THUMBNAIL_SIDE / max(image.size)
+    width, height = (max(1, round(scale * side)) for side in image.size)
+    grey = image.convert("L").resize((width, height), Image.Resampling.LANCZOS)
+    return bytes([width, height]) + grey.tobytes()
+
+
+def pixels_of(thumbnail: bytes) -> Pixels:
+    """Read the pixels of a thumbnail, (height, width)."""
+    width, height = thumbnail[:2]
+    return np.frombuffer(thumbnail, np.uint8, offset=2).reshape(height, width)
 
 
 def signature(descriptors: NDArray[np.float32]) -> Words:

@@ -36,9 +36,9 @@ THOROUGH: Any = Field(
 def copy_columns(*, variants: bool, thorough: bool) -> frozenset[str]:
     """List the columns that a filter of copies reads.
 
-    They are perceptual hashes, and points if it is thorough.
+    They are perceptual hashes, and points and a thumbnail if it is thorough.
     """
-    columns = {"phash": True, "variants": variants, "points": thorough}
+    columns = {"phash": True, "variants": variants, "points": thorough, "thumbnail": thorough}
     return frozenset(name for name, is_read in columns.items() if is_read)
 
 
@@ -238,7 +238,8 @@ class NearDuplicates(Filter):
     near images is kept. All pairs within the distance are found. Images of a single colour, or nearly so, have the same
     hash. Memory holds about 100 bytes for each image. `max_distance: 4` with `variants: false` costs a thirtieth.
     With `thorough: true` images are also compared by local features, whatever part of the one is in the other, and
-    eight points or more must agree on one transformation. The report lists such pairs.
+    eight points or more must agree on one transformation. The report lists such pairs. An image in which another one is
+    pasted, such as a collage, is then worse than all images without.
     """
 
     type: Literal["near_duplicates"] = Field("near_duplicates", description="an image that looks like another")

@@ -34,7 +34,8 @@ Integers = NDArray[np.int64]
 class Alignment:
     """Transformation from the first image to the second.
 
-    The image is mirrored or not, rotated by degrees, scaled, and moved.
+    The image is mirrored or not, rotated by degrees, scaled, and moved. The matrix, (3, 2), maps (x, y, 1) in longer
+    sides of the first image to positions in longer sides of the second.
     """
 
     num_points: int
@@ -42,6 +43,7 @@ class Alignment:
     mirrored: bool
     degrees: float
     scale: float
+    matrix: Floats
 
 
 def align(first: Points, second: Points) -> Alignment | None:
@@ -76,8 +78,9 @@ def _aligned(first: Points, second: Points, *, mirror: bool) -> Alignment | None
     if agree.sum() < MIN_POINTS or not turned or stretches[0] > MAX_STRETCH * stretches[1] or covered < MIN_COVERAGE:
         return None
     degrees = float(np.degrees(np.arctan2(matrix[0, 1], matrix[0, 0] * (-1 if mirror else 1))))
+    scale = float(np.sqrt(stretches.prod()))
     return Alignment(
-        int(agree.sum()), covered, mirror, -degrees if mirror else degrees, float(np.sqrt(stretches.prod()))
+        int(agree.sum()), covered, mirror, -degrees if mirror else degrees, scale, matrix.astype(np.float64)
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -56,17 +57,18 @@ def _by_points(config: Decontaminate, run: FilterRun, sets: Sequence[Measured]) 
         for shard, table in enumerate(_tables(measured, ["row", "bad"])):
             rows = table["row"].filter(table["bad"].is_null()).to_numpy()
             places.append(np.stack(np.broadcast_arrays(number, shard, rows), axis=1))
-            names += [f"{dataset}, shard {shard}, row {row}" for row in rows.tolist()]
+            for row in rows.tolist():
+                names.append(f"{dataset}, shard {shard}, row {row}")
     uids = []
     for table in run.identities():
         units = table["unit"].to_numpy()
         places.append(np.stack(np.broadcast_arrays(0, table["shard"].to_numpy(), units), axis=1))
         uids.append(table["uid"].cast(pa.string()).combine_chunks())
-    folders = (run.remaining.measured, *(folder for folder, _ in sets))
+    folders = (run.remaining.measured, *map(itemgetter(0), sets))
     pairs = same_content(run, folders, np.concatenate(places).astype(np.int32), len(names))
     position = pairs["second"].to_numpy() - len(names)
     of_pool = pa.concat_arrays([pa.array([], pa.string()), *uids]).take(pa.array(position))
-    of_sets = [names[rank] for rank in pairs["first"].to_pylist()]
+    of_sets = map(names.__getitem__, pairs["first"].to_pylist())
     panel = panel_of_pairs("Images of evaluation sets in the pool", pairs, of_sets, of_pool.to_pylist())
     run.details = panel.model_dump(mode="json")
     copies = np.zeros(run.num_units("image"), np.bool_)
@@ -86,7 +88,7 @@ def _by_hash(config: Decontaminate, measured: Sequence[Measured]) -> Callable[[p
 
     Near has the same meaning as for near duplicates: the hash of an image or its variants, and the other's hash.
     """
-    columns = sorted(config.columns - {"points"})
+    columns = sorted(config.columns - {"points", "thumbnail"})
     sets = pa.concat_tables(chain.from_iterable(_tables(one_set, columns) for one_set in measured)).drop_null()
     hashes = sets["phash"].to_numpy()
     if not config.variants:

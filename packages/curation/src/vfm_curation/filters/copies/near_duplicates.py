@@ -29,14 +29,19 @@ MANY_ROWS = 1000  # rows for each image, above which the user is warned of the c
 def distinct_images(config: NearDuplicates, run: FilterRun) -> Iterator[Bools]:
     """Yield a mask of images without a better near image.
 
-    The better image has more pixels, then a larger file, then a smaller uid.
+    The better image has more pixels, then a larger file, then a smaller uid. An image in which another one is pasted,
+    such as a collage, is worse than all images without.
     """
     ordered = _best_first(run)
+    pairs = None
+    if config.thorough:
+        pairs, ordered = _pasted_last(_same_content(run, ordered), ordered)
+        names = [ordered["uid"].take(pairs[name]).to_pylist() for name in ("first", "second")]
+        run.details = panel_of_pairs("Copies of a better image", pairs, *names).model_dump(mode="json")
     ranks = np.empty(len(ordered), dtype=np.int64)
     ranks[ordered["index"].to_numpy()] = np.arange(len(ordered))
     dropped = _near_by_hash(config, run, ranks)
-    if config.thorough:
-        pairs = _same_content(run, ordered)
+    if pairs is not None:
         dropped[pairs["second"].to_numpy()] = True
     start = 0
     for table in run.identities():
@@ -88,14 +93,50 @@ def _near_by_hash(config: NearDuplicates, run: FilterRun, ranks: NDArray[np.int6
 
 
 def _same_content(run: FilterRun, ordered: pa.Table) -> pa.Table:
-    """Find the pairs of images that show the same content, and list them in the report."""
+    """Find the pairs of images that show the same content."""
     places = np.zeros((len(ordered), 3), np.int32)
     places[:, 1] = ordered["shard"].to_numpy()
     places[:, 2] = ordered["unit"].to_numpy()
-    pairs = same_content(run, (run.remaining.measured,), places)
-    names = [ordered["uid"].take(pairs[name]).to_pylist() for name in ("first", "second")]
-    run.details = panel_of_pairs("Copies of a better image", pairs, *names).model_dump(mode="json")
-    return pairs
+    return same_content(run, (run.remaining.measured,), places)
+
+
+def _pasted_last(pairs: pa.Table, ordered: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Move the images in which another one is pasted behind all others, and give the pairs the new ranks.
+
+    One order for all pairs, hashes' too, keeps an image of each group of copies.
+
+    Args:
+        pairs: Pairs of ranks, as `same_content` finds them.
+        ordered: The images by rank.
+
+    Returns:
+        The pairs, with the better image first, and the images by their new ranks.
+    """
+    first, second = (pairs[name].to_numpy() for name in ("first", "second"))
+    is_page = np.zeros(len(ordered), np.bool_)
+    is_page[first[pairs["first_has_second"].to_numpy(zero_copy_only=False)]] = True
+    is_page[second[pairs["second_has_first"].to_numpy(zero_copy_only=False)]] = True
+    order = np.argsort(is_page, kind="stable")
+    ranks = np.empty_like(order)
+    ranks[order] = np.arange(len(order))
+    return _turned(pairs, ranks[first], ranks[second]), ordered.take(order)
+
+
+def _turned(pairs: pa.Table, first: NDArray[np.int64], second: NDArray[np.int64]) -> pa.Table:
+    """Give pairs new ranks. If the second image is now the better one, exchange both and the transformation."""
+    exchanged = first > second
+    # Mirrored, the way back rotates by the same angle.
+    signs = np.where(exchanged & ~pairs["mirrored"].to_numpy(zero_copy_only=False), -1, 1)
+    scale = pairs["scale"].to_numpy()
+    columns = {
+        "first": np.minimum(first, second),
+        "second": np.maximum(first, second),
+        "degrees": (signs * pairs["degrees"].to_numpy()).astype(np.float32),
+        "scale": np.where(exchanged, 1 / scale, scale).astype(np.float32),
+    }
+    for name, values in columns.items():
+        pairs = pairs.set_column(pairs.schema.get_field_index(name), name, pa.array(values))
+    return pairs.sort_by([("first", "ascending"), ("second", "ascending")])
 
 
 def _flat(lists: pa.ChunkedArray) -> Hashes:

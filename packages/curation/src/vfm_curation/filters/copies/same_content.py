@@ -1,13 +1,15 @@
 """Find images with the same content in a pool. Candidates share words, and an alignment verifies each.
 
-Verification is one task for each shard of the pool. It holds the points of two shards, 8 kB an image at most.
+Verification is one task for each shard of the pool. It holds the points and thumbnails of two shards, at most 14 kB an
+image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +19,9 @@ from numpy.typing import NDArray
 from vfm.plugin import TablePanel
 from vfm_curation.engine import run_shards
 from vfm_curation.filters.copies.alignment import align
+from vfm_curation.filters.copies.pasted import inverted, is_pasted
 from vfm_curation.filters.copies.point_index import candidate_pairs, points_from
-from vfm_curation.filters.local_points import Points
+from vfm_curation.filters.local_points import Pixels, Points, pixels_of
 from vfm_curation.filters.run import FilterRun
 from vfm_curation.filters.survivors import save_array, shard_file
 from vfm_curation.shard_files import write_shard_file
@@ -34,9 +37,19 @@ SCHEMA = pa.schema(
         ("mirrored", pa.bool_()),
         ("degrees", pa.float32()),
         ("scale", pa.float32()),
+        ("first_has_second", pa.bool_()),  # pasted in it, as in a collage or a screenshot
+        ("second_has_first", pa.bool_()),
     ]
 )
 Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Content:
+    """The points of an image, and the pixels of its thumbnail."""
+
+    points: Points
+    pixels: Pixels
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,8 @@ def same_content(
         num_references: If not 0, only pairs of a reference and another image. References are the first images by rank.
 
     Returns:
-        Table with `first`, the better rank, `second`, and the fields of `Alignment`. Sorted by both ranks.
+        Table with `first`, the better rank, `second`, the fields of `Alignment`, and whether one image is pasted in the
+        other. Sorted by both ranks.
     """
     job = AlignJob(folders, run.scratch / "candidates")
     job.candidates.mkdir(parents=True)
@@ -89,19 +103,33 @@ def align_shard(job: AlignJob, shard: int) -> TaskSummary:
     """Align the candidates whose second image is in a shard, and write the ones with the same content."""
     places = np.load(job.places, mmap_mode="r")
     pairs: Integers = np.load(shard_file(job.candidates, shard, "npy"))
-    seconds = _points(shard_file(job.folders[0], shard), places[pairs[:, 1], 2])
+    seconds = _contents(shard_file(job.folders[0], shard), places[pairs[:, 1], 2])
     rows = []
     files = places[pairs[:, 0], :2]
     for folder, number in np.unique(files, axis=0).tolist():
         here = np.flatnonzero((files == (folder, number)).all(axis=1))
-        firsts = _points(shard_file(job.folders[folder], number), places[pairs[here, 0], 2])
-        for pair, points in zip(here.tolist(), firsts, strict=True):
-            alignment = align(points, seconds[pair])
-            if alignment:
-                first, second = pairs[pair].tolist()
-                rows.append({"first": first, "second": second, **asdict(alignment)})
+        firsts = _contents(shard_file(job.folders[folder], number), places[pairs[here, 0], 2])
+        for pair, first in zip(here.tolist(), firsts, strict=True):
+            same = _same(first, seconds[pair])
+            if same:
+                ranks = dict(zip(("first", "second"), pairs[pair].tolist(), strict=True))
+                rows.append(ranks | same)
     write_shard_file(shard_file(job.candidates, shard), pa.Table.from_pylist(rows, SCHEMA), "", {})
     return TaskSummary(num_texts=len(pairs))
+
+
+def _same(first: Content, second: Content) -> dict[str, Any] | None:
+    """Align two images, and find out whether one is pasted in the other. None: they show different content."""
+    alignment = align(first.points, second.points)
+    if not alignment:
+        return None
+    record = asdict(alignment)
+    matrix = record.pop("matrix")
+    return {
+        **record,
+        "first_has_second": is_pasted(second.pixels, first.pixels, inverted(matrix)),
+        "second_has_first": is_pasted(first.pixels, second.pixels, matrix),
+    }
 
 
 def _images(folders: tuple[Path, ...], places: NDArray[np.int32]) -> Iterator[tuple[Integers, pa.ChunkedArray]]:
@@ -110,17 +138,20 @@ def _images(folders: tuple[Path, ...], places: NDArray[np.int32]) -> Iterator[tu
     order = np.argsort(which, kind="stable")
     ranks_of_files = np.split(order, np.cumsum(np.bincount(which))[:-1])
     for (folder, shard), ranks in zip(files.tolist(), ranks_of_files, strict=True):
-        table = _measured(shard_file(folders[folder], shard), places[ranks, 2])
+        table = _measured(shard_file(folders[folder], shard), places[ranks, 2], ["points"])
         yield ranks, table["points"]
 
 
-def _measured(file: Path, rows: NDArray[np.int32]) -> pa.Table:
-    table = pq.read_table(file, columns=["row", "points"], page_checksum_verification=True)
+def _measured(file: Path, rows: NDArray[np.int32], columns: Sequence[str]) -> pa.Table:
+    table = pq.read_table(file, columns=["row", *columns], page_checksum_verification=True)
     return table.take(np.searchsorted(table["row"].to_numpy(), rows))
 
 
-def _points(file: Path, rows: NDArray[np.int32]) -> list[Points]:
-    return [points_from(points) for points in _measured(file, rows)["points"].to_pylist()]
+def _contents(file: Path, rows: NDArray[np.int32]) -> list[Content]:
+    contents = []
+    for measured in _measured(file, rows, ["points", "thumbnail"]).to_pylist():
+        contents.append(Content(points_from(measured["points"]), pixels_of(measured["thumbnail"])))
+    return contents
 
 
 def panel_of_pairs(title: str, pairs: pa.Table, firsts: Iterable[str], seconds: Iterable[str]) -> TablePanel:
