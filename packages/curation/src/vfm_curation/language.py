@@ -62,8 +62,13 @@ def detect(texts: Sequence[str]) -> tuple[list[str], list[float]]:
     """
     detector = _detector()
     blank: dict[str, Any] = {"lang": OTHER, "score": 0.0}
-    results = [detector.detect(text)[0] if text.strip() else blank for text in texts]
-    return [result["lang"] for result in results], [result["score"] for result in results]
+    languages = []
+    scores = []
+    for text in texts:
+        result = detector.detect(text)[0] if text.strip() else blank
+        languages.append(result["lang"])
+        scores.append(result["score"])
+    return languages, scores
 
 
 def detected(texts: pa.ChunkedArray | pa.Array, known: Iterable[str]) -> pa.Array:

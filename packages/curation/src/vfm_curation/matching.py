@@ -27,7 +27,6 @@ Source: Xu et al. 2023, Demystifying CLIP Data (arXiv:2309.16671), section 3.2 a
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 from vfm.plugin import UserError
@@ -142,17 +141,20 @@ def dead_reason(entry: str, semantics: Semantics = "metaclip") -> str | None:
     """
     pieces = entry.split(" ")
     marks = MARKS + FIXED_MARKS if semantics == "fixed" else MARKS
-    if any(blank in entry for blank in BLANKS):
+    if not set(BLANKS).isdisjoint(entry):
         return "contains a tab or a line end"
-    if semantics == "fixed" and any(blank in entry for blank in FIXED_BLANKS):
+    if semantics == "fixed" and not set(FIXED_BLANKS).isdisjoint(entry):
         return "contains a no-break or an ideographic space; texts have a plain space there"
     for piece in pieces:
         glued = next((mark for mark in marks if mark in piece and piece != mark), None)
         if glued:
             return f"{glued!r} is next to a letter or another mark; texts are split there"
-    apart = [piece != "" and piece in marks for piece in pieces]
-    if any(left and right for left, right in itertools.pairwise(apart)):
-        return "two marks with one space between them; texts have two spaces there"
+    after_mark = False
+    for piece in pieces:
+        is_mark = piece != "" and piece in marks
+        if is_mark and after_mark:
+            return "two marks with one space between them; texts have two spaces there"
+        after_mark = is_mark
     return None
 
 

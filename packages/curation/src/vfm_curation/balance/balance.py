@@ -88,7 +88,9 @@ def _balance(config: MetaclipBalance, ctx: Context) -> CuratedSubset:
     sampled = SampledTexts.load(matches.path / SAMPLE_FILE)
     choices = _choices(config, sampled, counts, t)
     expected = next(choice.expected.size for choice in choices if choice.factor == 1)
-    t_of_languages = [f"t{f' of {name}' if name else ''} = {value:g}" for name, value in thresholds.items()]
+    t_of_languages = []
+    for name, value in thresholds.items():
+        t_of_languages.append(f"t of {name} = {value:g}" if name else f"t = {value:g}")
     named = ", ".join(t_of_languages)
     ctx.log(f"{named}: {expected:,.0f} of {matches.num_matched:,} matched texts are expected to be kept")
     probability = keep_probability(counts, t)

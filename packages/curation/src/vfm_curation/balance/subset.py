@@ -49,13 +49,14 @@ class BalancedShard:
 
     def table(self, shard: int) -> pa.Table:
         """Build the rows of the subset, sorted. Each has its probability and whether it is kept."""
-        columns = {name: self.matches.table[name] for name in ("row", "uid", "language", "text_index")}
-        columns |= {"shard": pa.array(np.full(len(self.kept), shard, np.int32))}
-        columns |= {"probability": pa.array(self.probability.astype(np.float32)), "kept": pa.array(self.kept)}
+        table = self.matches.table.select(["row", "uid", "language", "text_index"])
+        table = table.append_column("shard", pa.array(np.full(len(self.kept), shard, np.int32)))
+        table = table.append_column("probability", pa.array(self.probability.astype(np.float32)))
+        table = table.append_column("kept", pa.array(self.kept))
         # Uids stay in the form of the file of matches, which is the form of the subset's file too.
         at = subset_schema().get_field_index("uid")
-        schema = subset_schema().set(at, pa.field("uid", columns["uid"].type))
-        table = pa.table({name: columns[name] for name in schema.names}).cast(schema)
+        schema = subset_schema().set(at, pa.field("uid", table["uid"].type))
+        table = table.select(schema.names).cast(schema)
         if len(self.matches.table["language"].unique()) < 2:
             return table  # matching wrote it in order of row and text
         return table.sort_by([(name, "ascending") for name in ("row", "language", "text_index")])

@@ -65,15 +65,18 @@ class SampledTexts:
     @classmethod
     def joined(cls, parts: Iterable[SampledTexts]) -> SampledTexts:
         """Concatenate several samples in their order."""
-        samples = list(parts)
-        starts = np.cumsum([0, *(sample.offsets[-1] for sample in samples)])
-        offsets = [start + sample.offsets[1:] for start, sample in zip(starts, samples, strict=False)]
-        return cls(
-            np.concatenate([np.zeros(0, np.int32), *(sample.ids for sample in samples)]),
-            np.concatenate([np.zeros(1, np.int64), *offsets]),
-            np.concatenate([np.zeros(0, np.int64), *(sample.siblings for sample in samples)]),
-            np.concatenate([np.zeros(0), *(sample.weights for sample in samples)]),
-        )
+        ids: list[Ids] = [np.zeros(0, np.int32)]
+        offsets = [np.zeros(1, np.int64)]
+        siblings = [np.zeros(0, np.int64)]
+        weights = [np.zeros(0)]
+        start = 0
+        for sample in parts:
+            ids.append(sample.ids)
+            offsets.append(start + sample.offsets[1:])
+            start += int(sample.offsets[-1])
+            siblings.append(sample.siblings)
+            weights.append(sample.weights)
+        return cls(np.concatenate(ids), np.concatenate(offsets), np.concatenate(siblings), np.concatenate(weights))
 
     def save(self, file: Path) -> None:
         """Write the file, whole or not at all."""

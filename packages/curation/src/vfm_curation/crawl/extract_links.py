@@ -117,8 +117,9 @@ def links_of_wat(record: Mapping[str, Any], on_bad: OnBad, *, unescape: bool = F
     rights = replace(rights, license=resolve(base, rights.license) if rights.license else None)
     for link in links:
         if isinstance(link, Mapping) and link.get("path") == IMAGE_PATH and isinstance(link.get("url"), str):
-            values = [link.get(name) for name in FIELDS]
-            texts = [decoded(value) if isinstance(value, str) else None for value in values]
+            texts = []
+            for value in map(link.get, FIELDS):
+                texts.append(decoded(value) if isinstance(value, str) else None)
             yield from _links(resolve(base, decoded(link["url"])), texts, rights, page, on_bad)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from collections.abc import Iterable
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,6 +32,14 @@ def table_schema() -> pa.Schema:
     return link_schema().append(pa.field("noai", pa.bool_())).append(pa.field("license", pa.string()))
 
 
+def _first_batch(files: Iterable[Path]) -> pa.RecordBatch:
+    """Read the first links. Some files may be empty, but not all."""
+    for file in files:
+        for batch in pq.ParquetFile(file, page_checksum_verification=True).iter_batches(NUM_EXAMPLES):
+            return batch
+    raise ValueError("expected at least one link")
+
+
 def publish_links(ctx: Context, folder: Path, language: str) -> LinkTable:
     """Move finished parquet files of `table_schema` into the artifact and index them."""
     home = folder.rename(ctx.directory / FOLDER)  # only now: a crash before this loses no finished file
@@ -39,10 +47,9 @@ def publish_links(ctx: Context, folder: Path, language: str) -> LinkTable:
     shards = [Shard.of(part, pq.read_metadata(part).num_rows, format="parquet") for part in parts]
     spec = DatasetSpec(images=False, texts={language: "texts"})
     num_samples = write_index(ctx.directory, shards, spec)
-    readers = (pq.ParquetFile(part, page_checksum_verification=True) for part in parts)
-    batches = chain.from_iterable(reader.iter_batches(NUM_EXAMPLES) for reader in readers)
-    first = next(batches)
-    rows = [[link["url"], " | ".join(link["texts"])] for link in first.to_pylist()]
+    rows: list[list[str | float | int | None]] = []
+    for link in _first_batch(parts).to_pylist():
+        rows.append([link["url"], " | ".join(link["texts"])])
     ctx.panel(
         TablePanel(title="Links", note="The first ones, by the hash of the URL.", columns=["url", "texts"], rows=rows)
     )

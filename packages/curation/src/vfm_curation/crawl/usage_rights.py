@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from vfm.data import field_of
@@ -45,14 +46,19 @@ def rights_in_wat(record: Mapping[str, Any]) -> Rights:
     headers = field_of(record, f"{_RESPONSE}.Headers")
     html = field_of(record, f"{_RESPONSE}.HTML-Metadata")
     directives = []
-    if isinstance(headers, Mapping):
-        directives += [value for name, value in headers.items() if name.lower() == "x-robots-tag"]
-    metas = _records(html, "Head.Metas")
-    directives += [meta.get("content") for meta in metas if str(meta.get("name")).lower() == "robots"]
-    links = [*_records(html, "Head.Link"), *_records(html, "Links")]
-    licenses = [link.get("url") for link in links if "license" in str(link.get("rel")).lower().split()]
-    named = [url for url in licenses if isinstance(url, str) and url]
-    return Rights(opts_out(directives), named[0] if named else None)
+    for name, value in headers.items() if isinstance(headers, Mapping) else ():
+        if name.lower() == "x-robots-tag":
+            directives.append(value)
+    for meta in _records(html, "Head.Metas"):
+        if str(meta.get("name")).lower() == "robots":
+            directives.append(meta.get("content"))
+    license_url = None
+    for link in chain(_records(html, "Head.Link"), _records(html, "Links")):
+        url = link.get("url")
+        if "license" in str(link.get("rel")).lower().split() and isinstance(url, str) and url:
+            license_url = url
+            break
+    return Rights(opts_out(directives), license_url)
 
 
 def _records(html: object, place: str) -> list[Mapping[str, Any]]:
@@ -62,11 +68,16 @@ def _records(html: object, place: str) -> list[Mapping[str, Any]]:
 
 def rights_in_page(document: Any, header: str | None) -> Rights:
     """Read the rights of an HTML page from its parsed document and its header `X-Robots-Tag`."""
-    metas = [meta for meta in document.query_selector_all("meta[content]") if _attribute(meta, "name") == "robots"]
-    directives = [header, *(meta.getattr("content") for meta in metas)]
-    related = document.query_selector_all("[rel][href]")
-    licenses = [link.getattr("href") for link in related if "license" in _attribute(link, "rel").split()]
-    return Rights(opts_out(directives), next(filter(None, licenses), None))
+    directives = [header]
+    for meta in document.query_selector_all("meta[content]"):
+        if _attribute(meta, "name") == "robots":
+            directives.append(meta.getattr("content"))
+    license_url = None
+    for link in document.query_selector_all("[rel][href]"):
+        if "license" in _attribute(link, "rel").split() and link.getattr("href"):
+            license_url = link.getattr("href")
+            break
+    return Rights(opts_out(directives), license_url)
 
 
 def _attribute(element: Any, name: str) -> str:

@@ -78,11 +78,13 @@ def _write_all_links(config: ExportSubset, ctx: Context, subset: CuratedSubset) 
     job = LinksJob(subset.path, ctx.work / LINKS_FOLDER)
     job.folder.mkdir(exist_ok=True)
     shards = [shard for shard, size in enumerate(opened(subset.path).shard_sizes) if size]
-    summaries = list(with_progress(ctx, run_shards(write_links, job, shards, config.runtime), len(shards)))
-    num_links = sum(summary.num_links for summary in summaries)
+    num_links = 0
+    num_missing = 0
+    for summary in with_progress(ctx, run_shards(write_links, job, shards, config.runtime), len(shards)):
+        num_links += summary.num_links
+        num_missing += summary.num_without
     if not num_links:
         raise UserError(f"{config.name}: no sample of '{config.subset}' has a URL (json.url, or a column url)")
-    num_missing = sum(summary.num_without for summary in summaries)
     if num_missing:
         ctx.warn(f"{num_missing:,} samples have no URL and are not in the links")
     job.folder.rename(ctx.directory / LINKS_FOLDER)

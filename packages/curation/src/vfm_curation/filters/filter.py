@@ -87,9 +87,12 @@ def filter_pool(config: FilterPool, ctx: Context) -> CuratedSubset:
     if not outcome.num_texts:
         reasons = ", ".join(f"{count} {reason}" for reason, count in outcome.dropped.most_common())
         raise UserError(f"{config.name}: no text of '{config.pool}' passes all filters: {reasons or 'it has no texts'}")
-    details = [TablePanel.model_validate(step.details) for step in run.passes if step.details]
-    for panel in (_funnel(run.passes), *details, _seconds(run.passes), _examples(run, outcome)):
-        ctx.panel(panel)
+    ctx.panel(_funnel(run.passes))
+    for step in run.passes:
+        if step.details:
+            ctx.panel(TablePanel.model_validate(step.details))
+    ctx.panel(_seconds(run.passes))
+    ctx.panel(_examples(run, outcome))
     values = {"curation/kept_texts": outcome.num_texts, "curation/kept_samples": outcome.num_samples}
     ctx.emit("metrics", step=1, samples=outcome.num_samples, values=values)
     # The pool of a subset is the pool that it was drawn from.

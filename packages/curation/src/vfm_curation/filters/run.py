@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -76,10 +77,10 @@ class FilterRun:
         self.runtime = runtime
         self.dataset = ctx.load(pool).path.resolve()
         self.num_shards = len(opened(self.dataset).shard_sizes)
-        self.reasons = ("", *REASONS, *(pool_filter.reason for pool_filter in filters))
+        self.reasons = ("", *REASONS, *map(attrgetter("reason"), filters))
         # What any filter reads is measured in one pass over the samples.
-        self.columns: frozenset[str] = frozenset().union(*(pool_filter.columns for pool_filter in filters))
-        self.values: frozenset[str] = frozenset().union(*(pool_filter.values for pool_filter in filters))
+        self.columns: frozenset[str] = frozenset().union(*map(attrgetter("columns"), filters))
+        self.values: frozenset[str] = frozenset().union(*map(attrgetter("values"), filters))
         self.survivors = Survivors(self._folder("texts"))
         self.passes: list[Pass] = []
         self.scratch = ctx.work / "scratch"
@@ -205,10 +206,13 @@ class FilterRun:
     def _warn_without_urls(self, folder: Path) -> None:
         """Warn if filters read URLs and no image has one, because all images pass these filters."""
         reading = [pool_filter.reason for pool_filter in self.filters if "address" in pool_filter.columns]
-        files = (shard_file(folder, shard) for shard in range(self.num_shards if reading else 0))
-        tables = (pq.read_table(file, columns=["address"], page_checksum_verification=True) for file in files)
-        if reading and not any(table["address"].null_count < len(table) for table in tables):
-            self.warn_of_no_urls(reading)
+        if not reading:
+            return
+        for shard in range(self.num_shards):
+            table = pq.read_table(shard_file(folder, shard), columns=["address"], page_checksum_verification=True)
+            if table["address"].null_count < len(table):
+                return
+        self.warn_of_no_urls(reading)
 
     def warn_of_no_urls(self, reading: Sequence[str]) -> None:
         """Warn that filters, `reading`, drop nothing because no image has the URL that they read."""

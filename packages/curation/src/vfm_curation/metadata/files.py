@@ -100,9 +100,14 @@ def _entries_of(content: Any, name: str) -> dict[str, str] | None:
     """
     if isinstance(content, list) and all(isinstance(entry, str) for entry in content):
         return dict.fromkeys(content, name)
-    if isinstance(content, dict) and content and all(isinstance(source, str) for source in content.values()):
-        return {entry: TAGS.get(source, str(source)) for entry, source in content.items()}
-    return None
+    if not isinstance(content, dict) or not content:
+        return None
+    sources = {}
+    for entry, source in content.items():
+        if not isinstance(source, str):
+            return None
+        sources[entry] = TAGS.get(source, source)
+    return sources
 
 
 def _read_lines(path: Path, column: str | None) -> Iterator[str]:

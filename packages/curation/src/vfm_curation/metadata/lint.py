@@ -41,8 +41,11 @@ def lint(entries: EntryList) -> list[EntryFinding]:
     """Collect the findings on dead, left-out and odd entries, each kind in the order of the list."""
     rows = list(entries)
     dead = dead_entries(entry for _, entry, _ in rows)
-    findings = [EntryFinding(*rows[index], "dead", reason) for index, reason in dead.items()]
-    findings += [EntryFinding(*row, "left out", reason) for row, reason in entries.left_out]
+    findings = []
+    for index, reason in dead.items():
+        findings.append(EntryFinding(*rows[index], "dead", reason))
+    for row, reason in entries.left_out:
+        findings.append(EntryFinding(*row, "left out", reason))
     alive = [row for index, row in enumerate(rows) if index not in dead]
     return [*findings, *_odd(alive)]
 
@@ -81,7 +84,10 @@ def metadata_panels(entries: EntryList, findings: Sequence[EntryFinding]) -> lis
     ]  # fmt: skip
     if len(entries.languages) > 1:
         panels.append(_by_language(entries, list(by_source)))
-    dead = [finding for finding in findings if finding.kind == "dead"]
+    dead: list[EntryFinding] = []
+    others: list[EntryFinding] = []
+    for finding in findings:
+        (dead if finding.kind == "dead" else others).append(finding)
     if dead:
         rows: list[Cells] = []
         for finding in dead[:NUM_SHOWN]:
@@ -89,18 +95,20 @@ def metadata_panels(entries: EntryList, findings: Sequence[EntryFinding]) -> lis
         note = f"{len(dead):,} of {len(entries):,} entries can never match; lint.parquet has all. The first ones:"
         columns = ["entry", "language", "source", "reason"]
         panels.append(TablePanel(title="Dead entries", note=note, order=20, columns=columns, rows=rows))
-    others = [finding for finding in findings if finding.kind != "dead"]
     if others or entries.num_beyond:
         panels.append(_left_out(others, entries.num_beyond))
     return panels
 
 
 def _by_language(entries: EntryList, sources: list[str]) -> Panel:
-    counts = Counter((language, source) for language, _, source in entries)
-    totals = Counter(language for language, _, _ in entries)
+    totals = Counter[str]()
+    of_sources: dict[str, Counter[str]] = {}
+    for language, _, source in entries:
+        totals[language] += 1
+        of_sources.setdefault(language, Counter())[source] += 1
     rows: list[Cells] = []
     for language, total in totals.most_common(NUM_LANGUAGES):
-        rows.append([language or "any", total, *(counts[language, source] for source in sources)])
+        rows.append([language or "any", total, *map(of_sources[language].__getitem__, sources)])
     note = f"{len(totals)} languages, those with most entries first."
     return TablePanel(
         title="Entries by language", note=note, order=15, columns=["language", "entries", *sources], rows=rows

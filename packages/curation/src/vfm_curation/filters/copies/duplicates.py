@@ -63,7 +63,9 @@ def first_of_each(
         The first rows and the others, both sorted by keys and order.
     """
     table = table.sort_by([*((key, "ascending") for key in keys), *order])
-    columns = [table[key].to_numpy() for key in keys]
-    later = np.zeros(len(table), dtype=np.bool_)
-    later[1:] = np.logical_and.reduce([column[1:] == column[:-1] for column in columns])
+    later = np.ones(len(table), dtype=np.bool_)
+    later[:1] = False
+    for key in keys:
+        column = table[key].to_numpy()
+        later[1:] &= column[1:] == column[:-1]
     return table.filter(pa.array(~later)), table.filter(pa.array(later))

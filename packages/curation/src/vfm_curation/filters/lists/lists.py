@@ -119,10 +119,17 @@ def word_passes(config: BlockedWords, table: pa.Table) -> Bools:
 @functools.lru_cache(maxsize=4)
 def _blocked_words(path: str) -> tuple[frozenset[str], tuple[str, ...], int]:
     """Read the phrases of words, the items that match anywhere, and the number of words of the longest phrase."""
-    items = [item.casefold() for item in read_list(path)]
-    phrases = {" ".join(words_of(item)) for item in items if not NO_SPACES.search(item)} - {""}
-    longest = max((phrase.count(" ") + 1 for phrase in phrases), default=0)
-    return frozenset(phrases), tuple(item for item in items if NO_SPACES.search(item)), longest
+    phrases = set()
+    anywhere = []
+    longest = 0
+    for item in map(str.casefold, read_list(path)):
+        words = words_of(item)
+        if NO_SPACES.search(item):
+            anywhere.append(item)
+        elif words:
+            phrases.add(" ".join(words))
+            longest = max(longest, len(words))
+    return frozenset(phrases), tuple(anywhere), longest
 
 
 def uid_passes(config: Uids, table: pa.Table) -> Bools:

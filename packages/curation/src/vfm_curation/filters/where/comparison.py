@@ -50,11 +50,13 @@ def is_in(values: Any, options: Sequence[Any]) -> Any:
         values = pc.cast(values, pa.uint8())
     if not is_number(values.type):
         return _unless_missing(values, pc.is_in(values, pc.cast(pa.array(options), kind)))
-    texts = [option for option in options if isinstance(option, str)]
-    if texts:
-        raise TypeError(f"expected numbers in the list, since the column has {kind}, got {texts[0]!r}")
-    around = [_around(option, values.type) for option in options]
-    present = [below for below, above in around if below == above]
+    present = []
+    for option in options:
+        if isinstance(option, str):
+            raise TypeError(f"expected numbers in the list, since the column has {kind}, got {option!r}")
+        below, above = _around(option, values.type)
+        if below == above:
+            present.append(below)
     if 0 in present and pa.types.is_floating(values.type):
         present += [0.0, -0.0]  # Arrow looks values up by their bits
     found = pa.array(present, values.type)

@@ -86,8 +86,8 @@ class Expression:
                 raise ValueError(f"{_shown(node)}: not allowed in a condition; see docs/curation.md for what is")
         top = tree.body
         parts = top.values if isinstance(top, ast.BoolOp) and isinstance(top.op, ast.And) else [top]
-        self.parts = [_checked(part) for part in parts]
-        self.conditions = [ast.unparse(part) for part in parts]
+        self.parts = list(map(_checked, parts))
+        self.conditions = list(map(ast.unparse, parts))
         self.names = frozenset(_names(top))
         self.cuts = {cut.name: cut for cut in _cuts(top)}
 

@@ -58,15 +58,17 @@ def _table(expression: Expression, run: FilterRun, shard: int) -> pa.Table:
     """Collect the columns of an expression for the remaining texts of a shard, and their `language`."""
     names = expression.names
     measured = expression.names & {*IMAGE_NAMES, "url"}
-    own = {name: STORED + name.removeprefix(STORED) for name in sorted(names - TEXT_NAMES - measured)}
-    of_text = sorted((names & TEXT_NAMES) | {"language"})
-    texts = run.remaining.texts(shard, [*of_text, "row", *own.values()])
-    columns = {name: texts[name] for name in of_text}
+    columns_of = {name: name for name in sorted((names & TEXT_NAMES) | {"language"})}
+    for name in sorted(names - TEXT_NAMES - measured):
+        columns_of[name] = STORED + name.removeprefix(STORED)
+    texts = run.remaining.texts(shard, [*columns_of.values(), "row"])
+    table = texts.select(list(columns_of.values())).rename_columns(list(columns_of))
     if measured:
         images = run.remaining.images(shard)
         at = np.searchsorted(images["unit"].to_numpy(), texts["row"].to_numpy())
-        columns |= {name: images["address" if name == "url" else name].take(at) for name in sorted(measured)}
-    return pa.table(columns | {name: texts[column] for name, column in own.items()})
+        for name in sorted(measured):
+            table = table.append_column(name, images["address" if name == "url" else name].take(at))
+    return table
 
 
 class Effects:
@@ -100,22 +102,28 @@ class Effects:
 
     def add(self, table: pa.Table, conditions: list[pa.Array], pairs: EntryPairs | None = None) -> Bools:
         """Add a shard, and compute the texts for which all conditions hold."""
-        passes = [pc.fill_null(mask, False).to_numpy(zero_copy_only=False) for mask in conditions]  # K of (M,)
+        passes: list[Bools] = []  # K of (M,)
+        for mask in conditions:
+            passes.append(pc.fill_null(mask, False).to_numpy(zero_copy_only=False))
         whole: Bools = np.logical_and.reduce(passes)
         num_failed = np.zeros(len(table), np.int16)
-        for mask in passes:
-            num_failed += ~mask
+        for passed in passes:
+            num_failed += ~passed
         self.num_texts += len(table)
-        self.holds += [np.count_nonzero(mask) for mask in (*passes, whole)]
-        self.alone += [np.count_nonzero(~mask & (num_failed == 1)) for mask in passes]
-        self.missing += [mask.null_count for mask in conditions]
+        self.holds[-1] += np.count_nonzero(whole)
+        for number, passed in enumerate(passes):
+            self.holds[number] += np.count_nonzero(passed)
+            self.alone[number] += np.count_nonzero(~passed & (num_failed == 1))
+            self.missing[number] += conditions[number].null_count
         self._add_languages(table["language"], (*passes, whole))
         if pairs:
             self.num_not_matched += pairs.num_not_matched
             self.entries[pairs.ids] = True
-            for entries, mask in zip(self.entries_left, (*passes, whole), strict=True):
-                entries[pairs.ids[mask[pairs.texts]]] = True
-        self.have_values |= {name for name in table.column_names if table[name].null_count < len(table)}
+            for entries, passed in zip(self.entries_left, (*passes, whole), strict=True):
+                entries[pairs.ids[passed[pairs.texts]]] = True
+        for name in table.column_names:
+            if table[name].null_count < len(table):
+                self.have_values.add(name)
         return whole
 
     def _add_languages(self, languages: pa.ChunkedArray, masks: Iterable[Bools]) -> None:
