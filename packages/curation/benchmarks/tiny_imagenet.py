@@ -1,0 +1,154 @@
+"""Write the pools of `metaclip_images`: Tiny ImageNet's images with a long tail of classes and captions like alt-texts.
+
+    uv run --dev python packages/curation/benchmarks/tiny_imagenet.py TRAIN.parquet VAL.parquet CAPTIONS.tsv.gz FOLDER
+
+TRAIN and VAL have the columns `image` (JPEG), `label` and `names` (WordNet's lemmas of the class, comma separated), and
+CAPTIONS has lines `source<TAB>caption` about other images. FOLDER gets the images, and for each seed these tables:
+
+- `tower-SEED.parquet`: the images of a random half of the classes, with captions, for the vision tower
+- `val-SEED.parquet`: the validation images of the other half, with the first lemma of their class
+- `large-SEED.parquet` and `small-SEED.parquet`: 2,048,000 pairs of the other half, and the first 204,800 of them
+- `clean-SEED.parquet`: the images of `small`, each with a caption of its class
+
+In these pools, classes have a random rank, and their frequency falls as one over the rank. Images of a class are drawn with
+replacement. In `large` and `small`, four of ten captions are from CAPTIONS and do not describe the image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+Integers = npt.NDArray[np.int64]
+
+TEMPLATES = [
+    "{}",
+    "the {}",
+    "a {}",
+    "photo of a {}",
+    "my {}",
+    "{} for sale",
+    "{} 2",
+    "old {}",
+    "picture of the {}",
+    "a {} on a day in may",
+]
+NOISE_SHARE = 0.4
+SMALL, LARGE = 204_800, 2_048_000  # 10 and 100 times the 20,480 samples of a training
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of a split as files.
+
+    Attributes:
+        files: path of each image, relative to the folder of the tables.
+        labels: class of each image.
+        lemmas: names of each class.
+    """
+
+    files: list[str]
+    labels: Integers
+    lemmas: list[list[str]]
+
+
+def read_split(table: Path, folder: Path) -> Split:
+    """Read a table of Tiny ImageNet and write its images to a folder."""
+    rows = pq.read_table(table, columns=["image", "label", "names"])
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for number, data in enumerate(rows["image"].to_pylist()):
+        (folder / f"{number:05}.jpg").write_bytes(data)
+        files.append(f"{folder.name}/{number:05}.jpg")
+    labels = rows["label"].to_numpy().astype(np.int64)
+    lemmas: list[list[str]] = [[] for _ in range(labels.max() + 1)]
+    for label, names in zip(labels.tolist(), rows["names"].to_pylist(), strict=True):
+        lemmas[label] = [name.strip() for name in names.split(",")]
+    return Split(files, labels, lemmas)
+
+
+def read_captions(file: Path) -> list[str]:
+    """Read the captions that describe other images."""
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        return [line.rstrip("\n").partition("\t")[2] for line in lines]
+
+
+def draw_captions(
+    labels: Integers, lemmas: list[list[str]], noise: list[str], noise_share: float, generator: np.random.Generator
+) -> list[str]:
+    """Draw a caption for each image: a lemma of its class in a template, or a caption of another image."""
+    is_noise = generator.random(len(labels)) < noise_share
+    noise_rows = generator.integers(len(noise), size=len(labels))
+    templates = generator.integers(len(TEMPLATES), size=len(labels))
+    lemma_draws = generator.random(len(labels))
+    captions = []
+    for row, label in enumerate(labels.tolist()):
+        if is_noise[row]:
+            captions.append(noise[noise_rows[row]])
+        else:
+            names = lemmas[label]
+            lemma = names[int(lemma_draws[row] * len(names))]
+            captions.append(TEMPLATES[templates[row]].format(lemma))
+    return captions
+
+
+def write_pools(
+    generator: np.random.Generator, classes: Integers, train: Split, noise: list[str], folder: Path, seed: int
+) -> None:
+    """Write the three pools of a seed, with a long tail of `classes`."""
+    frequencies = 1 / np.arange(1, len(classes) + 1)
+    drawn = generator.choice(generator.permutation(classes), size=LARGE, p=frequencies / frequencies.sum())
+    images = np.empty(LARGE, np.int64)
+    for label in classes:
+        rows = np.flatnonzero(drawn == label)
+        images[rows] = generator.choice(np.flatnonzero(train.labels == label), size=len(rows))
+    captions = draw_captions(drawn, train.lemmas, noise, NOISE_SHARE, generator)
+    large = pa.table({"path": pa.array(train.files).take(pa.array(images)), "caption": captions})
+    small = large.slice(0, SMALL)
+    clean_captions = draw_captions(drawn[:SMALL], train.lemmas, noise, 0, generator)
+    clean = small.set_column(1, "caption", pa.array(clean_captions))
+    for name, table in {"large": large, "small": small, "clean": clean}.items():
+        pq.write_table(table, folder / f"{name}-{seed}.parquet", row_group_size=50_000)
+
+
+def write_seed(seed: int, train: Split, val: Split, noise: list[str], folder: Path) -> None:
+    """Write the tables of a seed."""
+    generator = np.random.default_rng(seed)
+    tower, pool = np.split(generator.permutation(len(train.lemmas)), 2)
+    rows = np.flatnonzero(np.isin(train.labels, tower))
+    captions = draw_captions(train.labels[rows], train.lemmas, noise, 0, generator)
+    pairs = pa.table({"path": pa.array(train.files).take(pa.array(rows)), "caption": captions})
+    pq.write_table(pairs, folder / f"tower-{seed}.parquet")
+    rows = np.flatnonzero(np.isin(val.labels, pool))
+    names = [train.lemmas[label][0] for label in val.labels[rows].tolist()]
+    pq.write_table(
+        pa.table({"path": pa.array(val.files).take(pa.array(rows)), "name": names}), folder / f"val-{seed}.parquet"
+    )
+    write_pools(generator, pool, train, noise, folder, seed)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the images, the validation set and the pools of all seeds."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("train", type=Path)
+    parser.add_argument("val", type=Path)
+    parser.add_argument("captions", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    arguments = parser.parse_args(argv)
+    train = read_split(arguments.train, arguments.folder / "train")
+    val = read_split(arguments.val, arguments.folder / "val")
+    noise = read_captions(arguments.captions)
+    for seed in arguments.seeds:
+        write_seed(seed, train, val, noise, arguments.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""Print the tables of `mask_claim` over its seeds, with the tests that the recipe fixed before they ran.
+
+    uv run vfm run mask_claim && uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_claim
+
+If a second argument names an image, the scores are drawn there against the share of masked patches.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import scipy.stats
+from matplotlib.figure import Figure
+
+
+from vfm.interfaces import Report
+from vfm.statistics import holm
+
+Floats = npt.NDArray[np.float64]
+Scores = dict[tuple[str, str], Floats]  # (stage/metric, model) -> a value in percent for each seed
+
+STUDENTS = ["scratch", "from_blank", "from_unmasked", "from_masked_25", "from_eva", "from_masked_75"]
+ENCODERS = ["untrained", "of_blank", "unmasked", "masked_25", "eva", "masked_75", "teacher"]
+MASKED = {"unmasked": 0, "masked_25": 25, "eva": 44, "masked_75": 75}  # percent of the patches, 0, 4, 7 and 12 of 16
+END_POINT = "curves/mean_over_log_samples"
+PROBES = ["probe/lp_acc1", "dense/dense_miou"]
+
+
+def read_scores(run: Path) -> Scores:
+    """Read the metrics of the run's evaluations in percent, by stage, name and model."""
+    values: dict[tuple[str, str], dict[int, float]] = {}
+    for folder in sorted((run / "artifacts").glob("*@*")):
+        stage, _, seed = folder.name.partition("@")
+        if stage not in ("curves", "probe", "dense", "zero_shot"):
+            continue
+        for metric in Report.load(folder).metrics:
+            key = (f"{stage}/{metric.name}", metric.model.partition("@")[0])
+            values.setdefault(key, {})[int(seed)] = 100 * metric.value
+    scores: Scores = {}
+    for key, by_seed in values.items():
+        scores[key] = np.array([by_seed[seed] for seed in sorted(by_seed)])
+    return scores
+
+
+def interval(values: Floats, signed: bool = False) -> str:
+    """Format a mean with its 95 % t-interval."""
+    low, high = scipy.stats.t.interval(0.95, len(values) - 1, values.mean(), scipy.stats.sem(values))
+    return f"{values.mean():{'+' if signed else ''}.1f} ({low:.1f} to {high:.1f})"
+
+
+def print_models(scores: Scores) -> None:
+    """Print the scores of the students and of the encoders, with their intervals."""
+    print("| student | mean over log samples, % | after 600 steps, % |\n|---|---|---|")
+    for student in STUDENTS:
+        print(f"| `{student}` | {interval(scores[END_POINT, student])} |", end="")
+        print(f" {interval(scores['zero_shot/acc1', student])} |")
+    print("\n| encoder | linear probe of unseen classes, % | dense probe, mean IoU, % |\n|---|---|---|")
+    for encoder in ENCODERS:
+        cells = [interval(scores[probe, encoder]) for probe in PROBES]
+        print(f"| `{encoder}` | {' | '.join(cells)} |")
+
+
+def print_tests(scores: Scores) -> None:
+    """Print the end point, its decision, and the second comparisons with p-values by Holm."""
+    unmasked, masked = scores[END_POINT, "from_unmasked"], scores[END_POINT, "from_eva"]
+    scratch, blank = scores[END_POINT, "scratch"], scores[END_POINT, "from_blank"]
+    difference = unmasked - masked
+    margin = (unmasked - scratch).mean() / 2
+    p = scipy.stats.ttest_1samp(difference, 0).pvalue
+    low, high = scipy.stats.t.interval(0.95, len(difference) - 1, difference.mean(), scipy.stats.sem(difference))
+    if abs(low) < margin and abs(high) < margin:
+        decision = "equivalent"
+    elif low > 0 or high < 0:
+        decision = "different"
+    else:
+        decision = "open"
+    print(
+        f"\nend point: {', '.join(f'{value:+.1f}' for value in difference)}; {interval(difference, signed=True)},",
+        end="",
+    )
+    print(f" p = {p:.2g}, standard deviation {difference.std(ddof=1):.1f}, margin {margin:.1f}: {decision}")
+    second = {"from_eva - scratch": masked - scratch, "from_eva - from_blank": masked - blank}
+    for probe in PROBES:
+        second[f"{probe}, unmasked - eva"] = scores[probe, "unmasked"] - scores[probe, "eva"]
+    p_values = [scipy.stats.ttest_1samp(values, 0).pvalue for values in second.values()]
+    corrected = holm(p_values)
+    print("\n| second | points | p by Holm |\n|---|---|--:|")
+    for (name, values), p in zip(second.items(), corrected, strict=True):
+        print(f"| {name} | {interval(values, signed=True)} | {p:.2g} |")
+    gate = scores["probe/lp_acc1", "teacher"] - scores["probe/lp_acc1", "untrained"]
+    print(f"\ngate, teacher minus random weights: {', '.join(f'{value:+.1f}' for value in gate)}")
+
+
+def draw(file: Path, scores: Scores) -> None:
+    """Draw the students' end point and the encoders' probes against the share of masked patches, a line for each seed."""
+    panels = {
+        "student, mean over log samples (%)": (END_POINT, "from_{}", "scratch", "from scratch"),
+        "linear probe of unseen classes (%)": ("probe/lp_acc1", "{}", "untrained", "random weights"),
+        "dense probe, mean IoU (%)": ("dense/dense_miou", "{}", "untrained", "random weights"),
+    }
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    for axes, (label, (metric, pattern, base, base_label)) in zip(figure.subplots(1, 3), panels.items(), strict=True):
+        lines = np.array([scores[metric, pattern.format(encoder)] for encoder in MASKED])
+        axes.plot(list(MASKED.values()), lines, color="tab:blue", alpha=0.3, linewidth=1)
+        axes.plot(list(MASKED.values()), lines.mean(1), color="tab:blue", marker="o")
+        axes.axhline(scores[metric, base].mean(), color="grey", linestyle="--", label=base_label)
+        axes.set(xlabel="masked patches (%)", ylabel=label, xticks=list(MASKED.values()))
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    figure.savefig(file, dpi=120)
+
+
+def main(run: Path, *image: Path) -> None:
+    """Print the tables, and draw the image if it is named."""
+    scores = read_scores(run)
+    print_models(scores)
+    print_tests(scores)
+    for file in image:
+        draw(file, scores)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *map(Path, sys.argv[2:]))
