@@ -39,6 +39,12 @@ TRAININGS = {
         "teacher", "eva", "unmasked", "of_blank", "scratch", "from_eva", "from_unmasked", "from_blank",
         *(f"{start}masked_{percent}" for start in ("", "from_") for percent in (25, 75)),
     ],
+    "mask_claim_controls": [
+        "teacher", "eva", "unmasked", "of_blank", "scratch", "from_eva", "from_unmasked", "from_blank",
+        *(f"{start}masked_{percent}" for start in ("", "from_") for percent in (25, 75)),
+        *(f"{start}_{what}" for start in ("of", "from") for what in ("random", "pixels")),
+        "from_tower", "scratch_long", "hot_scratch", "hot_from_eva", "hot_from_unmasked",
+    ],
     "radio_tiny": ["clip", "position", "patches", "radio"],
     "naflex_tiny": ["teacher", "square", "packed"],
     "dense_claim": ["teacher", "eva", "tuned_eva", "tuned_teacher", "tuned_untrained"],
@@ -100,6 +106,11 @@ OF_TEACHERS = [
     *(f"{name}{part}.num_samples=60" for name in ("classes", "places") for part in ("_train", "")),
     *(f"scenes{part}.num_samples=16" for part in ("_train", "")),
 ]  # fmt: skip
+OF_MASKS = [
+    *MADE, "pairs.num_samples=150", "dense.steps=4", "dense.num_resamples=100",
+    *(f"{part}.num_samples=48" for part in ("unseen_train", "unseen_val")),
+    *(f"{part}.num_samples=16" for part in ("scenes_train", "scenes_val")),
+]  # fmt: skip
 DATA = {  # the others': MADE
     "eva_claim": CLAIM,
     "eva_claim_more": [*CLAIM, "pairs_2400.num_samples=150"],
@@ -114,11 +125,8 @@ DATA = {  # the others': MADE
         "pool.num_samples=300", "unlabelled.num_samples=100", "train.num_samples=16", "val.num_samples=16",
         "frozen.steps=4", *(f"{name}.num_resamples=100" for name in ("frozen", "tuned_miou", "tuned_ap")),
     ],
-    "mask_claim": [
-        *MADE, "pairs.num_samples=150", "dense.steps=4", "dense.num_resamples=100",
-        *(f"{part}.num_samples=48" for part in ("unseen_train", "unseen_val")),
-        *(f"{part}.num_samples=16" for part in ("scenes_train", "scenes_val")),
-    ],
+    "mask_claim": OF_MASKS,
+    "mask_claim_controls": OF_MASKS,
     "video_claim": ["pool.num_samples=200", "train.num_samples=40", "val.num_samples=20"],
     "vocabulary_claim": [
         "pool.num_samples=300", "unlabelled.num_samples=100",
@@ -185,6 +193,7 @@ SCORES = {
     "eva_teachers": "dense_miou",
     "eva_teachers_pairs": "image_retrieval_recall@10",
     "mask_claim": "samples_to_reach",
+    "mask_claim_controls": "samples_to_reach",
     "radio_tiny": "dense_miou",
     "naflex_tiny": "knn_acc1",
     "dense_claim": "dense_miou",

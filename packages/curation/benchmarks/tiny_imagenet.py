@@ -7,11 +7,11 @@ CAPTIONS has lines `source<TAB>caption` about other images. FOLDER gets the imag
 
 - `tower-SEED.parquet`: the images of a random half of the classes, with captions, for the vision tower
 - `val-SEED.parquet`: the validation images of the other half, with the first lemma of their class
-- `large-SEED.parquet` and `small-SEED.parquet`: 2,048,000 pairs of the other half, and the first 204,800 of them
+- `large-SEED.parquet`, `small-SEED.parquet`: 2,048,000 pairs of the other half (`--pairs`), and the first tenth of them
 - `clean-SEED.parquet`: the images of `small`, each with a caption of its class
 
-In these pools, classes have a random rank, and their frequency falls as one over the rank. Images of a class are drawn with
-replacement. In `large` and `small`, four of ten captions are from CAPTIONS and do not describe the image.
+In these pools, classes have a random rank, and their frequency falls as one over the rank. Images of a class are drawn
+with replacement. In `large` and `small`, four of ten captions are from CAPTIONS and do not describe the image.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ TEMPLATES = [
     "a {} on a day in may",
 ]
 NOISE_SHARE = 0.4
-SMALL, LARGE = 204_800, 2_048_000  # 10 and 100 times the 20,480 samples of a training
 
 
 @dataclass(frozen=True)
@@ -99,39 +98,34 @@ def draw_captions(
     return captions
 
 
-def write_pools(
-    generator: np.random.Generator, classes: Integers, train: Split, noise: list[str], folder: Path, seed: int
-) -> None:
-    """Write the three pools of a seed, with a long tail of `classes`."""
+def draw_pools(
+    generator: np.random.Generator, classes: Integers, num_pairs: int, train: Split, noise: list[str]
+) -> dict[str, pa.Table]:
+    """Draw three pools with a long tail of `classes`."""
     frequencies = 1 / np.arange(1, len(classes) + 1)
-    drawn = generator.choice(generator.permutation(classes), size=LARGE, p=frequencies / frequencies.sum())
-    images = np.empty(LARGE, np.int64)
+    labels = generator.choice(generator.permutation(classes), size=num_pairs, p=frequencies / frequencies.sum())
+    images = np.empty(num_pairs, np.int64)
     for label in classes:
-        rows = np.flatnonzero(drawn == label)
+        rows = np.flatnonzero(labels == label)
         images[rows] = generator.choice(np.flatnonzero(train.labels == label), size=len(rows))
-    captions = draw_captions(drawn, train.lemmas, noise, NOISE_SHARE, generator)
+    captions = draw_captions(labels, train.lemmas, noise, NOISE_SHARE, generator)
     large = pa.table({"path": pa.array(train.files).take(pa.array(images)), "caption": captions})
-    small = large.slice(0, SMALL)
-    clean_captions = draw_captions(drawn[:SMALL], train.lemmas, noise, 0, generator)
-    clean = small.set_column(1, "caption", pa.array(clean_captions))
-    for name, table in {"large": large, "small": small, "clean": clean}.items():
-        pq.write_table(table, folder / f"{name}-{seed}.parquet", row_group_size=50_000)
+    small = large.slice(0, num_pairs // 10)
+    clean_captions = draw_captions(labels[: len(small)], train.lemmas, noise, 0, generator)
+    return {"large": large, "small": small, "clean": small.set_column(1, "caption", pa.array(clean_captions))}
 
 
-def write_seed(seed: int, train: Split, val: Split, noise: list[str], folder: Path) -> None:
-    """Write the tables of a seed."""
+def draw_tables(seed: int, num_pairs: int, train: Split, val: Split, noise: list[str]) -> dict[str, pa.Table]:
+    """Draw the tables of a seed, by name."""
     generator = np.random.default_rng(seed)
     tower, pool = np.split(generator.permutation(len(train.lemmas)), 2)
     rows = np.flatnonzero(np.isin(train.labels, tower))
     captions = draw_captions(train.labels[rows], train.lemmas, noise, 0, generator)
-    pairs = pa.table({"path": pa.array(train.files).take(pa.array(rows)), "caption": captions})
-    pq.write_table(pairs, folder / f"tower-{seed}.parquet")
+    tables = {"tower": pa.table({"path": pa.array(train.files).take(pa.array(rows)), "caption": captions})}
     rows = np.flatnonzero(np.isin(val.labels, pool))
     names = [train.lemmas[label][0] for label in val.labels[rows].tolist()]
-    pq.write_table(
-        pa.table({"path": pa.array(val.files).take(pa.array(rows)), "name": names}), folder / f"val-{seed}.parquet"
-    )
-    write_pools(generator, pool, train, noise, folder, seed)
+    tables["val"] = pa.table({"path": pa.array(val.files).take(pa.array(rows)), "name": names})
+    return tables | draw_pools(generator, pool, num_pairs, train, noise)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -141,13 +135,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("val", type=Path)
     parser.add_argument("captions", type=Path)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--pairs", type=int, default=2_048_000, help="pairs of `large`")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     arguments = parser.parse_args(argv)
     train = read_split(arguments.train, arguments.folder / "train")
     val = read_split(arguments.val, arguments.folder / "val")
     noise = read_captions(arguments.captions)
     for seed in arguments.seeds:
-        write_seed(seed, train, val, noise, arguments.folder)
+        for name, table in draw_tables(seed, arguments.pairs, train, val, noise).items():
+            pq.write_table(table, arguments.folder / f"{name}-{seed}.parquet", row_group_size=50_000)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     uv run vfm run mask_claim && uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_claim
 
-If a second argument names an image, the scores are drawn there against the share of masked patches.
+If a second argument names an image, the scores are drawn there against the share of masked patches. Of a run of
+`mask_claim_controls`, only the scores of the controls are printed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 from matplotlib.figure import Figure
-
 
 from vfm.interfaces import Report
 from vfm.statistics import holm
@@ -34,7 +34,7 @@ def read_scores(run: Path) -> Scores:
     values: dict[tuple[str, str], dict[int, float]] = {}
     for folder in sorted((run / "artifacts").glob("*@*")):
         stage, _, seed = folder.name.partition("@")
-        if stage not in ("curves", "probe", "dense", "zero_shot"):
+        if stage.removesuffix("_controls") not in ("curves", "probe", "dense", "zero_shot"):
             continue
         for metric in Report.load(folder).metrics:
             key = (f"{stage}/{metric.name}", metric.model.partition("@")[0])
@@ -94,8 +94,22 @@ def print_tests(scores: Scores) -> None:
     print(f"\ngate, teacher minus random weights: {', '.join(f'{value:+.1f}' for value in gate)}")
 
 
+def print_controls(scores: Scores) -> None:
+    """Print the scores of the controls, which have one seed."""
+    students = [model for metric, model in scores if metric == "curves_controls/mean_over_log_samples"]
+    print("| student | mean over log samples, % | after the last step, % |\n|---|--:|--:|")
+    for student in students:
+        mean, last = (
+            scores["curves_controls/mean_over_log_samples", student],
+            scores["zero_shot_controls/acc1", student],
+        )
+        print(f"| `{student}` | {mean.item():.1f} | {last.item():.1f} |")
+    for encoder in ("of_random", "of_pixels"):
+        print(f"linear probe of unseen classes, {encoder}: {scores['probe_controls/lp_acc1', encoder].item():.1f} %")
+
+
 def draw(file: Path, scores: Scores) -> None:
-    """Draw the students' end point and the encoders' probes against the share of masked patches, a line for each seed."""
+    """Draw the end point and the probes against the share of masked patches, a line for each seed."""
     panels = {
         "student, mean over log samples (%)": (END_POINT, "from_{}", "scratch", "from scratch"),
         "linear probe of unseen classes (%)": ("probe/lp_acc1", "{}", "untrained", "random weights"),
@@ -117,6 +131,9 @@ def draw(file: Path, scores: Scores) -> None:
 def main(run: Path, *image: Path) -> None:
     """Print the tables, and draw the image if it is named."""
     scores = read_scores(run)
+    if any(metric.startswith("curves_controls/") for metric, _ in scores):
+        print_controls(scores)
+        return
     print_models(scores)
     print_tests(scores)
     for file in image:

@@ -1,0 +1,91 @@
+"""The claim of MetaCLIP on real images runs on small tables that its script writes."""
+
+from __future__ import annotations
+
+import gzip
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import small
+from vfm.cli import app
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "packages" / "curation" / "benchmarks" / "tiny_imagenet.py"
+NAMES = ["goldfish, Carassius auratus", "tractor", "orange", "teapot", "king penguin, Aptenodytes patagonica", "sock"]
+NAMES += ["lemon", "umbrella"]
+
+
+def write_split(file: Path, images_per_class: int, seed: int) -> None:
+    """Write images of noise with the columns of Tiny ImageNet."""
+    generator = np.random.default_rng(seed)
+    labels = np.repeat(np.arange(len(NAMES)), images_per_class)
+    images = []
+    for _ in labels:
+        buffer = BytesIO()
+        Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
+        images.append(buffer.getvalue())
+    names = pa.array(NAMES).take(pa.array(labels))
+    pq.write_table(pa.table({"image": images, "label": labels.astype(np.int32), "names": names}), file)
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Path:
+    """Write the tables of seed 1 from eight classes of noise."""
+    write_split(tmp_path / "train.parquet", 8, 0)
+    write_split(tmp_path / "val.parquet", 4, 1)
+    with gzip.open(tmp_path / "captions.tsv.gz", "wt", encoding="utf-8") as file:
+        file.writelines(f"source\tA dog of number {number} runs on the beach.\n" for number in range(50))
+    inputs = [str(tmp_path / name) for name in ("train.parquet", "val.parquet", "captions.tsv.gz", "tables")]
+    subprocess.run([sys.executable, SCRIPT, *inputs, "--seeds", "1", "--pairs", "3000"], check=True)
+    return tmp_path / "tables"
+
+
+def test_pools_have_a_long_tail_and_the_noise_that_they_say(tables: Path) -> None:
+    large, small_pool, clean, tower, val = (
+        pq.read_table(tables / f"{name}-1.parquet") for name in ("large", "small", "clean", "tower", "val")
+    )
+    assert large.slice(0, 300).equals(small_pool)
+    assert small_pool["path"].equals(clean["path"])
+    labels = np.array([int(Path(path).stem) // 8 for path in large["path"].to_pylist()])
+    counts = np.sort(np.bincount(labels, minlength=len(NAMES)))[::-1]
+    assert counts[4:].sum() == 0  # the four other classes are the tower's
+    expected = 3000 / np.arange(1, 5) / (1 + 1 / 2 + 1 / 3 + 1 / 4)
+    assert np.abs(counts[:4] - expected).max() < 5 * np.sqrt(3000 / 4)
+    assert set(labels.tolist()).isdisjoint(int(Path(path).stem) // 8 for path in tower["path"].to_pylist())
+    assert {int(Path(path).stem) // 4 for path in val["path"].to_pylist()} == set(labels.tolist())
+    noise = np.mean([caption.startswith("A dog of number") for caption in large["caption"].to_pylist()])
+    assert abs(noise - 0.4) < 5 * np.sqrt(0.24 / 3000)
+    assert not any(caption.startswith("A dog of number") for caption in clean["caption"].to_pylist())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/usr/share/wordnet").is_dir(), reason="needs WordNet (Debian: wordnet-base)")
+def test_claim_runs_at_two_steps_and_ends_in_a_table_of_scores(tables: Path, tmp_path: Path) -> None:
+    settings = ["seeds=[1]", "tower.steps=2", "tower.global_batch_size=8", "tower.schedule.warmup_steps=0"]
+    for name, table in {
+        "tower_pairs": "tower",
+        "val": "val",
+        "clean": "clean",
+        "small": "small",
+        "large": "large",
+    }.items():
+        settings.append(f"{name}.path={tables / table}-1.parquet")
+    settings.append("blank.global_batch_size=8")
+    for pool, numbers in {"clean": (100, 1000), "small": (1000, 10000), "large": (1000, 10000)}.items():
+        for arm in ("random", "matched", "tail", *numbers):
+            model = f"on_{pool}_{arm}"
+            settings += [f"{model}.steps=2", f"{model}.global_batch_size=8", f"{model}.schedule.warmup_steps=0"]
+    done = CliRunner().invoke(
+        app, ["run", "metaclip_images", "--store", str(tmp_path / "store"), *small.words(settings)]
+    )
+    assert done.exit_code == 0, done.output
+    assert "acc1" in done.stdout
