@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, strategies as st
+from PIL import Image
 from rich.console import Console
 from rich.progress import Task
 
+from vfm.data.pairs.stages import Pairs
 from vfm.flow.listeners.listeners import ConsoleListener
 from vfm.flow.listeners.progress_bar import Pace, ProgressLine, clock_time
-from vfm.interfaces import Event
+from vfm.interfaces import Context, Event
 
 
 class Clock:
@@ -52,7 +55,7 @@ def test_the_rate_is_that_of_the_last_half_minute_and_not_of_the_steps_before_a_
     assert pace.rate is None
 
 
-def line(width: int, done: int, total: int, seconds: float, name: str = "clip", **shown: float) -> str:
+def line(width: int, done: int, total: int | None, seconds: float, name: str = "clip", **shown: float) -> str:
     console = Console(width=width, color_system=None, force_terminal=True)
     clock = Clock()
     pace = Pace(clock)
@@ -111,6 +114,30 @@ def test_a_log_file_has_the_time_that_is_left() -> None:
             listener.vfm_event(Event("progress", "clip", {"done": done, "total": 2000, "unit": "steps", "shown": {}}))
         listener.close()
     assert re.search(r"clip 2/2,000 steps  ETA \d+:\d\d$", captured.get(), re.MULTILINE)
+
+
+def test_a_count_without_a_known_total_has_a_rate_and_no_time_that_is_left(tmp_path: Path) -> None:
+    shown = line(80, 400, None, 100)
+    assert shown.startswith("clip 400 4 samples/s 1:40 so far")
+    Image.new("RGB", (4, 4)).save(tmp_path / "white.png")
+    for number in range(20_001):
+        (tmp_path / f"{number}.png").hardlink_to(tmp_path / "white.png")
+    rows = [f"{number}.png,white\n" for number in range(20_001)]
+    (tmp_path / "pool.csv").write_text("path,caption\n" + "".join(rows))
+    events: list[Event] = []
+    for name in ("pool", "work"):
+        (tmp_path / name).mkdir()
+    ctx = Context("pool", tmp_path / "pool", tmp_path / "work", {}, events.append)
+    Pairs(kind="data.pairs", name="pool", path=str(tmp_path / "pool.csv"), verify=False).run(ctx)
+    counts = [(event.data["done"], event.data["total"]) for event in events if event.type == "progress"]
+    assert counts == [(2, None), (3, None)]
+    console = Console(width=120, force_terminal=False)
+    listener = ConsoleListener(console)
+    with console.capture() as captured:
+        for event in events:
+            listener.vfm_event(event)
+        listener.close()
+    assert re.search(r"pool 2 shards  samples 20,000$", captured.get(), re.MULTILINE)
 
 
 def test_the_end_of_a_stage_shows_shares_in_per_cent_as_tables_do() -> None:

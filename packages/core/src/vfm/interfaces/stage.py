@@ -286,12 +286,12 @@ class Context:
         """Send an event to the listeners (`vfm.interfaces.events` lists the types and their data)."""
         self.send(Event(type, self.stage, data))
 
-    def progress(self, done: int, total: int, unit: str = "steps", /, **shown: Any) -> None:
+    def progress(self, done: int, total: int | None, unit: str = "steps", /, **shown: Any) -> None:
         """Report progress. The console shows a bar with rate and ETA.
 
         Args:
             done: Finished units.
-            total: All units.
+            total: All units. None if their number is not known, for a count with a rate and without ETA.
             unit: Name of the units.
             **shown: Further values to show.
         """

@@ -99,7 +99,7 @@ class Indexing:
                 # Shards that were written here have no account of their own: the files behind them do.
                 if not Path(examined.shard.path).is_relative_to(directory):
                     ledger.add(examined.account, problems, self.shards[-1].num_samples)
-                if total:
+                if total or len(self.shards) > 1:
                     self.ctx.progress(len(self.shards), total, "shards", samples=self.good)
                 # A dataset that is mostly broken is refused early, but not for the first few samples.
                 self._check_bad(MIN_SAMPLES_TO_CHECK)

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress import Progress, TaskID
 
 from vfm.base import PERCENT_UNITS, UserError, quantity, redacted
-from vfm.flow.listeners.progress_bar import Pace, clock_time, progress_display
+from vfm.flow.listeners.progress_bar import Pace, clock_time, counted, progress_display
 from vfm.interfaces import Event, hookimpl
 from vfm.storage.chained_lines import START, chained, end_of_open
 from vfm.storage.locks import exclusive, open_lock, share_lock
@@ -85,7 +85,8 @@ class ConsoleListener:
             left = pace.remaining(data["total"])
             eta = f"  ETA {clock_time(left)}" if left else ""
             shown = escape("  ".join(words))
-            self.say(f"  {stage} {data['done']:,}/{data['total']:,} {data['unit']}{eta}  {shown}".rstrip())
+            count = counted(data["done"], data["total"])
+            self.say(f"  {stage} {count} {data['unit']}{eta}  {shown}".rstrip())
 
     def on_stage_finished(self, stage: str, data: dict[str, Any]) -> None:
         """Remove the bar, and print the duration of the stage and its first numbers."""

@@ -44,9 +44,9 @@ class Pace:
             return None
         return (after - before) / (end - start)
 
-    def remaining(self, total: int) -> float | None:
-        """Estimate the seconds until the end, if the rate is known. They decrease between updates."""
-        if not self.rate:
+    def remaining(self, total: int | None) -> float | None:
+        """Estimate the seconds until the end, if the rate and the total are known. They decrease between updates."""
+        if not self.rate or total is None:
             return None
         moment, done = self.updates[-1]
         return max(0.0, (total - done) / self.rate - (self.clock() - moment))
@@ -59,6 +59,11 @@ def clock_time(seconds: float) -> str:
     if hours:
         return f"{hours}:{minutes:02d}:{rest:02d}"
     return f"{minutes}:{rest:02d}"
+
+
+def counted(done: int, total: int | None) -> str:
+    """Format the finished units, with all of them if their number is known, such as `1,200/3,000` or `1,200`."""
+    return f"{done:,}" if total is None else f"{done:,}/{total:,}"
 
 
 def fitting(words: Sequence[str], width: int) -> list[str]:
@@ -88,11 +93,13 @@ class ProgressLine(ProgressColumn):
         """Build the line, at most as wide as the console."""
         pace: Pace = task.fields["pace"]
         width = self.console.width - 1  # some terminals wrap a line that is full
-        total = int(task.total or 0)
-        count = f"{int(task.completed):,}/{total:,}"
+        total = None if task.total is None else int(task.total)
+        count = counted(int(task.completed), total)
         remaining = pace.remaining(total)
         rate = pace.rate
-        times = [f"ETA {clock_time(remaining)}" if remaining is not None else "ETA -:--"]
+        times = []
+        if total is not None:
+            times.append(f"ETA {clock_time(remaining)}" if remaining is not None else "ETA -:--")
         if rate:
             times.append(f"{short(rate)} {task.fields['unit']}/s")
         times.append(f"{clock_time(task.elapsed or 0)} so far")
@@ -101,7 +108,7 @@ class ProgressLine(ProgressColumn):
         left = width - len(name) - len(count) - 2 - sum(len(word) + 1 for word in words) - 1
         line = Table.grid(padding=(0, 1, 0, 0))
         cells = [Text(name, style="bold"), Text(count), Text(" ".join(words), style="cyan")]
-        if left >= SHORTEST_BAR:
+        if left >= SHORTEST_BAR and total is not None:
             cells.insert(1, ProgressBar(max(1, total), task.completed, width=min(BAR, left)))  # type: ignore[arg-type]
         for _ in cells:
             line.add_column(no_wrap=True)

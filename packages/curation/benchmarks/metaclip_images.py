@@ -1,0 +1,114 @@
+"""Print the tables of `metaclip_images` over its seeds, with the tests that the recipe fixed before they ran.
+
+    uv run --dev python packages/curation/benchmarks/metaclip_images.py STORE/runs TRAIN.parquet VAL.parquet DATA
+
+STORE has a run of the recipe for each seed. TRAIN, VAL and DATA are the arguments of `tiny_imagenet.py`. If a fifth
+argument names an image, accuracy is drawn there against t.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import scipy.stats
+from matplotlib.figure import Figure
+
+from vfm.statistics import holm, paired_t
+
+Floats = npt.NDArray[np.float64]
+Scores = dict[tuple[str, str], Floats]  # (model, classes) -> zero-shot accuracy in percent of each seed
+
+POOLS = {"clean": [100, 1000], "small": [1000, 10_000], "large": [1000, 10_000]}  # the values of t
+CLASSES = ["all", "head", "middle", "tail"]
+
+
+def arms(pool: str) -> list[str]:
+    """List the models of a pool."""
+    return [f"on_{pool}_{arm}" for arm in ("random", "matched", "tail", *POOLS[pool])]
+
+
+def file_numbers(paths: list[str]) -> npt.NDArray[np.int64]:
+    """Read the row of an image in Tiny ImageNet from each path, such as `train/00012.jpg`."""
+    return np.array([int(Path(path).stem) for path in paths])
+
+
+def class_ranks(seed: str, train: Path, data: Path) -> npt.NDArray[np.int64]:
+    """Count the pairs of each class in the large pool and rank the classes from frequent to rare."""
+    labels = pq.read_table(train, columns=["label"])["label"].to_numpy()
+    pool = pq.read_table(data / f"large-{seed}.parquet", columns=["path"])["path"]
+    counts = np.bincount(labels[file_numbers(pool.to_pylist())], minlength=labels.max() + 1)
+    return np.argsort(np.argsort(-counts, kind="stable"))
+
+
+def read_scores(runs: Path, train: Path, val: Path, data: Path) -> Scores:
+    """Read the accuracy of each model and seed on all classes, and on those of each third of the frequencies."""
+    val_labels = pq.read_table(val, columns=["label"])["label"].to_numpy()
+    values: dict[tuple[str, str], list[float]] = {}
+    files = {folder.name.partition("@")[2]: folder for folder in runs.glob("metaclip_images@*/artifacts/zero_shot@*")}
+    for seed in sorted(files):
+        predictions = pq.read_table(files[seed] / "predictions" / "images.parquet")
+        correct = predictions["label"].to_numpy() == predictions["predicted"].to_numpy()
+        ranks = class_ranks(seed, train, data)[val_labels[file_numbers(predictions["key"].to_pylist())]]
+        groups = {"all": ranks < 100, "head": ranks < 33, "middle": (ranks >= 33) & (ranks < 67), "tail": ranks >= 67}
+        models = np.array(predictions["model"].to_pylist())
+        for model in np.unique(models):
+            name = model.partition("@")[0]
+            for group, chosen in groups.items():
+                accuracy = 100 * correct[(models == model) & chosen].mean()
+                values.setdefault((name, group), []).append(float(accuracy))
+    return {key: np.array(column) for key, column in values.items()}
+
+
+def interval(values: Floats) -> str:
+    """Format a mean with its 95 % t-interval."""
+    low, high = scipy.stats.t.interval(0.95, len(values) - 1, values.mean(), scipy.stats.sem(values))
+    return f"{values.mean():.1f} ({low:.1f} to {high:.1f})"
+
+
+def print_tables(scores: Scores) -> None:
+    """Print the accuracy of each model and the three end points."""
+    print("| model | " + " | ".join(CLASSES) + " |\n|---|---|---|---|---|")
+    for pool in POOLS:
+        for model in arms(pool):
+            print(f"| `{model}` | " + " | ".join(interval(scores[model, group]) for group in CLASSES) + " |")
+    tests = {}
+    for pool in POOLS:
+        tests[pool] = paired_t(scores[f"on_{pool}_random", "all"], scores[f"on_{pool}_tail", "all"])
+    p_values = holm([p for _, p in tests.values()])
+    print("\n| pool | balanced minus random, points | p by Holm | each seed |\n|---|---|--:|---|")
+    for (pool, (gap, _)), p in zip(tests.items(), p_values, strict=True):
+        gaps = scores[f"on_{pool}_tail", "all"] - scores[f"on_{pool}_random", "all"]
+        each = ", ".join(f"{value:+.1f}" for value in gaps)
+        print(f"| `{pool}` | {gap.value:+.1f} ({gap.low:.1f} to {gap.high:.1f}) | {p:.2g} | {each} |")
+
+
+def draw(file: Path, scores: Scores) -> None:
+    """Draw the accuracy of each pool's models, a line for each seed and one for their mean."""
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    for axes, pool in zip(figure.subplots(1, 3, sharey=True), POOLS, strict=True):
+        names = ["random", "6 % tail", *(f"t = {t:,}" for t in POOLS[pool]), "all matched"]
+        random, matched, tail, *others = (scores[model, "all"] for model in arms(pool))
+        lines = np.array([random, tail, *others, matched])
+        axes.plot(names, lines, color="tab:blue", alpha=0.3, linewidth=1)
+        axes.plot(names, lines.mean(1), color="tab:blue", marker="o")
+        axes.set(title=pool, ylim=(0, None))
+        axes.tick_params("x", rotation=30)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supylabel("zero-shot accuracy (%)")
+    figure.savefig(file, dpi=120)
+
+
+def main(runs: Path, train: Path, val: Path, data: Path, *image: Path) -> None:
+    """Print the tables, and draw the image if it is named."""
+    scores = read_scores(runs, train, val, data)
+    print_tables(scores)
+    for file in image:
+        draw(file, scores)
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
