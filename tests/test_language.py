@@ -95,7 +95,7 @@ FEWEST_SECTIONS = 0.2  # share of documented functions with arguments: torchtita
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 MOST_IN_CODE = {  # uses in 1,000 lines of sources; transformers, the densest peer, has 14 conditionals, timm 11
     "conditionals": 14,
-    "comprehensions": 26,
+    "comprehensions": 14,  # timm 6, torchtitan 9, datasets 17
     "comprehensions with two loops": 0,
     "assignment expressions": 0.2,
     "tuples assigned to tuples": 3.3,  # timm 1.2, transformers 0.7; `a, b = c(), d()` hides what belongs to what
