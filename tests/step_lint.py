@@ -49,7 +49,17 @@ KNOWN = {
     **dict.fromkeys(
         (
             f"detect/{file}.py"
-            for file in ("cascade", "federated", "losses", "pooling", "proposals", "model", "samples", "task")
+            for file in (
+                "cascade",
+                "federated",
+                "losses",
+                "objects",
+                "pooling",
+                "proposals",
+                "model",
+                "samples",
+                "task",
+            )  # fmt: skip
         ),
         "the number of boxes depends on their scores",
     ),

@@ -1,4 +1,4 @@
-"""Recipes over a base resolve to the values of their papers."""
+"""Recipes over a base resolve to the same stages as ever."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ STAGES_OVER_BASE = {
     "eva_02_l_k400": "6de3a96487a3",
     "eva_claim_more": "964677825ca3",
     "eva_claim_rates": "f62e0174def5",
+    "mask_claim_controls": "fbea7da8624a",
     "open_segmentation_tiny": "13ad130a68c9",
     "clip_b32": "ce6db29f38b1",
     "clip_l14": "99620856d696",
