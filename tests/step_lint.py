@@ -38,6 +38,8 @@ READS = {"_local_scalar_dense", "equal"}
 SHAPES = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive"}
 INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 FOLDERS = ("train", "models", "prior", "dense", "detect", "segment", "video", "mllm", "losses")
+DETECTORS = ("cascade", "federated", "losses", "objects", "pooling", "proposals", "model", "samples", "task")
+DETECTOR_FILES = [f"detect/{name}.py" for name in DETECTORS]
 # Why a file waits nevertheless.
 KNOWN = {
     "prior/prior_task.py": "encodes captions of some samples and images of the others",
@@ -46,23 +48,7 @@ KNOWN = {
     # The forward pass waits for the same index, and is counted by its line.
     "backward/IndexBackward0": "the gradient of an index by a mask",
     "segment/matching.py": "matches queries with segments on the host",
-    **dict.fromkeys(
-        (
-            f"detect/{file}.py"
-            for file in (
-                "cascade",
-                "federated",
-                "losses",
-                "objects",
-                "pooling",
-                "proposals",
-                "model",
-                "samples",
-                "task",
-            )  # fmt: skip
-        ),
-        "the number of boxes depends on their scores",
-    ),
+    **dict.fromkeys(DETECTOR_FILES, "the number of boxes depends on their scores"),
 }
 
 

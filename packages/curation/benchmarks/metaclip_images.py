@@ -22,13 +22,14 @@ from vfm.statistics import holm, paired_t
 Floats = npt.NDArray[np.float64]
 Scores = dict[tuple[str, str], Floats]  # (model, classes) -> zero-shot accuracy in percent of each seed
 
+ARMS = ["random", "matched", "tail"]
 POOLS = {"clean": [100, 1000], "small": [1000, 10_000], "large": [1000, 10_000]}  # the values of t
 CLASSES = ["all", "head", "middle", "tail"]
 
 
 def arms(pool: str) -> list[str]:
-    """List the models of a pool."""
-    return [f"on_{pool}_{arm}" for arm in ("random", "matched", "tail", *POOLS[pool])]
+    """List the sets of a pool by which models are trained."""
+    return [f"{pool}_{arm}" for arm in (*ARMS, *POOLS[pool])]
 
 
 def file_numbers(paths: list[str]) -> npt.NDArray[np.int64]:
@@ -44,22 +45,54 @@ def class_ranks(seed: str, train: Path, data: Path) -> npt.NDArray[np.int64]:
     return np.argsort(np.argsort(-counts, kind="stable"))
 
 
-def read_scores(runs: Path, train: Path, val: Path, data: Path) -> Scores:
+def captions_of_kept(artifacts: Path, pool: str, subset: str) -> tuple[list[str], list[str]]:
+    """Read all captions of a pool, and those that a set keeps."""
+    everything: list[str] = []
+    kept: list[str] = []
+    files = sorted((artifacts / pool).glob("images-*.parquet"))
+    for images, rows in zip(files, sorted((artifacts / subset / "subset").glob("*.parquet")), strict=True):
+        captions = pq.read_table(images, columns=["texts.en"])["texts.en"].combine_chunks().flatten()
+        chosen = pq.read_table(rows, columns=["row", "kept"])
+        everything += captions.to_pylist()
+        kept += captions.take(chosen.filter(chosen["kept"])["row"]).to_pylist()
+    return everything, kept
+
+
+def print_sets(folders: dict[str, Path]) -> None:
+    """Print the size of each set and its share of captions of other images, over the seeds."""
+    print("| set | pairs | captions of other images, % |\n|---|--:|--:|")
+    for pool in POOLS:
+        for subset in arms(pool):
+            sizes, shares = [], []
+            for seed, artifacts in folders.items():
+                own_captions = set(captions_of_kept(artifacts, "clean", f"clean_matched@{seed}")[0])
+                _, kept = captions_of_kept(artifacts, pool, f"{subset}@{seed}")
+                sizes.append(len(kept))
+                shares.append(sum(caption not in own_captions for caption in kept) / len(kept))
+            print(f"| `{subset}` | {np.mean(sizes):,.0f} | {100 * np.mean(shares):.0f} |")
+
+
+def find_runs(runs: Path) -> dict[str, Path]:
+    """Find the artifacts of each seed's run, by seed."""
+    folders: dict[str, Path] = {}
+    for folder in runs.glob("metaclip_images@*/artifacts/zero_shot@*"):
+        if folder.is_dir():  # the link of an evaluation that has not run points nowhere
+            folders[folder.name.partition("@")[2]] = folder.parent
+    return dict(sorted(folders.items()))
+
+
+def read_scores(folders: dict[str, Path], train: Path, val: Path, data: Path) -> Scores:
     """Read the accuracy of each model and seed on all classes, and on those of each third of the frequencies."""
     val_labels = pq.read_table(val, columns=["label"])["label"].to_numpy()
     values: dict[tuple[str, str], list[float]] = {}
-    files: dict[str, Path] = {}
-    for folder in runs.glob("metaclip_images@*/artifacts/zero_shot@*"):
-        if folder.is_dir():  # the link of an evaluation that has not run points nowhere
-            files[folder.name.partition("@")[2]] = folder / "predictions" / "images.parquet"
-    for seed in sorted(files):
-        predictions = pq.read_table(files[seed])
+    for seed, artifacts in folders.items():
+        predictions = pq.read_table(artifacts / f"zero_shot@{seed}" / "predictions" / "images.parquet")
         correct = predictions["label"].to_numpy() == predictions["predicted"].to_numpy()
         ranks = class_ranks(seed, train, data)[val_labels[file_numbers(predictions["key"].to_pylist())]]
         groups = {"all": ranks < 100, "head": ranks < 33, "middle": (ranks >= 33) & (ranks < 67), "tail": ranks >= 67}
         models = np.array(predictions["model"].to_pylist())
         for model in np.unique(models):
-            name = model.partition("@")[0]
+            name = model.partition("@")[0].removeprefix("on_")
             for group, chosen in groups.items():
                 accuracy = 100 * correct[(models == model) & chosen].mean()
                 values.setdefault((name, group), []).append(float(accuracy))
@@ -74,17 +107,17 @@ def interval(values: Floats) -> str:
 
 def print_tables(scores: Scores) -> None:
     """Print the accuracy of each model and the three end points."""
-    print("| model | " + " | ".join(CLASSES) + " |\n|---|---|---|---|---|")
+    print("| trained on | " + " | ".join(CLASSES) + " |\n|---|---|---|---|---|")
     for pool in POOLS:
         for model in arms(pool):
             print(f"| `{model}` | " + " | ".join(interval(scores[model, group]) for group in CLASSES) + " |")
     tests = {}
     for pool in POOLS:
-        tests[pool] = paired_t(scores[f"on_{pool}_random", "all"], scores[f"on_{pool}_tail", "all"])
+        tests[pool] = paired_t(scores[f"{pool}_random", "all"], scores[f"{pool}_tail", "all"])
     p_values = holm([p for _, p in tests.values()])
     print("\n| pool | balanced minus random, points | p by Holm | each seed |\n|---|---|--:|---|")
     for (pool, ((low, high), _)), p in zip(tests.items(), p_values, strict=True):
-        gaps = scores[f"on_{pool}_tail", "all"] - scores[f"on_{pool}_random", "all"]
+        gaps = scores[f"{pool}_tail", "all"] - scores[f"{pool}_random", "all"]
         each = ", ".join(f"{value:+.1f}" for value in gaps)
         print(f"| `{pool}` | {gaps.mean():+.1f} ({low:.1f} to {high:.1f}) | {p:.2g} | {each} |")
 
@@ -107,8 +140,10 @@ def draw(file: Path, scores: Scores) -> None:
 
 def main(runs: Path, train: Path, val: Path, data: Path, *image: Path) -> None:
     """Print the tables, and draw the image if it is named."""
-    scores = read_scores(runs, train, val, data)
+    folders = find_runs(runs)
+    scores = read_scores(folders, train, val, data)
     print_tables(scores)
+    print_sets(folders)
     for file in image:
         draw(file, scores)
 
