@@ -167,7 +167,8 @@ COMMANDS = {
     " --set nouns.wordnet=/usr/share/wordnet --set val_nouns.words=[]"
     " --set val_nouns.wordnet=/usr/share/wordnet": SMALL_EVA_TINY,
     # They need Tiny ImageNet; tests/test_metaclip_images.py runs script and recipe on small tables.
-    "uv run --dev python packages/curation/benchmarks/tiny_imagenet.py TRAIN.parquet VAL.parquet CAPTIONS.tsv.gz DATA": NOT_HERE,
+    "uv run --dev python packages/curation/benchmarks/tiny_imagenet.py TRAIN.parquet VAL.parquet CAPTIONS.tsv.gz"
+    " DATA": NOT_HERE,
     "uv run vfm run metaclip_images --set 'seeds=[1]' --set tower_pairs.path=DATA/tower-1.parquet"
     " --set val.path=DATA/val-1.parquet --set clean.path=DATA/clean-1.parquet --set small.path=DATA/small-1.parquet"
     " --set large.path=DATA/large-1.parquet": NOT_HERE,
