@@ -62,8 +62,9 @@ def line(width: int, done: int, total: int | None, seconds: float, name: str = "
     pace.update(0)
     clock.now = seconds
     pace.update(done)
-    fields = {"pace": pace, "unit": "samples", "shown": [f"{key} {value}" for key, value in shown.items()]}
-    task = Task(0, name, total, done, _get_time=clock, fields=fields)
+    words = [f"{key} {value}" for key, value in shown.items()]
+    fields = {"pace": pace, "num_units": total, "unit": "samples", "shown": words}
+    task = Task(0, name, None, done, _get_time=clock, fields=fields)
     task.start_time = 0.0
     with console.capture() as captured:
         console.print(ProgressLine(console).render(task))
@@ -138,6 +139,26 @@ def test_a_count_without_a_known_total_has_a_rate_and_no_time_that_is_left(tmp_p
             listener.vfm_event(event)
         listener.close()
     assert re.search(r"pool 2 shards  samples 20,000$", captured.get(), re.MULTILINE)
+
+
+def test_a_bar_forgets_a_total_that_the_next_work_of_its_stage_does_not_have() -> None:
+    listener = ConsoleListener(Console(file=io.StringIO(), width=60, force_terminal=True))
+    listener.vfm_event(Event("stage_started", "pool", {"kind": "data.pairs", "status": "new"}))
+    assert listener.bars
+    lines = []
+    for done, total, unit in ((3, 5, "files"), (7, None, "shards"), (9, 2000, "images")):
+        data = {"done": done, "total": total, "unit": unit, "shown": {}}
+        listener.vfm_event(Event("progress", "pool", data))
+        console = Console(width=60)
+        with console.capture() as captured:
+            console.print(ProgressLine(console).render(listener.bars.tasks[0]))
+        lines.append(captured.get())
+    listener.close()
+    files, shards, images = lines
+    assert " 3/5 " in files
+    assert shards.startswith("pool 7 ")
+    assert "ETA" not in shards
+    assert " 9/2,000 " in images
 
 
 def test_the_end_of_a_stage_shows_shares_in_per_cent_as_tables_do() -> None:

@@ -15,6 +15,7 @@ from cli_world import Outcome, install, run_here
 from vfm.flow.listeners.listeners import JsonLinesListener
 from vfm.interfaces import Event
 from vfm.report import is_current
+from vfm.report.live import RunLog
 from vfm.storage.locks import is_locked
 
 pytest.importorskip("matplotlib")
@@ -184,6 +185,16 @@ def test_a_run_is_alive_while_its_events_may_come(tmp_path: Path) -> None:
     assert is_locked(tmp_path / "events.jsonl"), "two processes may run the same plan"
     other.close()
     assert not is_locked(tmp_path / "events.jsonl")
+
+
+def test_progress_is_shown_with_and_without_a_known_total(tmp_path: Path) -> None:
+    events = JsonLinesListener(tmp_path / "events.jsonl")
+    for stage, total in (("pool", None), ("clip", 2000)):
+        events.vfm_event(Event("progress", stage, {"done": 1200, "total": total, "unit": "steps", "shown": {}}))
+    events.close()
+    log = RunLog(tmp_path / "events.jsonl")
+    log.update()
+    assert log.progress == {"pool": "1,200 steps", "clip": "1,200 of 2,000 steps"}
 
 
 def test_wrong_words_are_one_line(world: World) -> None:

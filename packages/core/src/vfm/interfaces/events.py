@@ -4,7 +4,7 @@ Types, and the keys of `data`:
 
     run_started     recipe, directory, stages (list of {name, kind, id, status})
     stage_started   kind, id, status ("new" or "resume"), directory
-    progress        done, total, unit, shown (numbers to print next to the progress bar)
+    progress        done, total (None if it is not known), unit, shown (numbers to print next to the progress bar)
     metrics         step, samples, values (flat {"train/loss": 0.7, ...})
     bad_sample      reason, where
     log, warning    message

@@ -87,7 +87,9 @@ class RunLog:
             case "stage_failed":
                 self.failed.add(stage)
             case "progress":
-                self.progress[stage] = f"{event.data['done']:,} of {event.data['total']:,} {event.data['unit']}"
+                total = event.data["total"]
+                of_all = "" if total is None else f" of {total:,}"
+                self.progress[stage] = f"{event.data['done']:,}{of_all} {event.data['unit']}"
             case "run_finished" | "run_failed":
                 self.end = event
 

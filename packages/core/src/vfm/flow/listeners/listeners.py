@@ -76,9 +76,9 @@ class ConsoleListener:
         pace = self.pace.setdefault(stage, Pace())
         pace.update(data["done"])
         if self.bars:
-            facts = {"total": data["total"], "unit": data["unit"], "shown": words}
+            facts = {"num_units": data["total"], "unit": data["unit"], "shown": words}
             if stage not in self.bar:
-                self.bar[stage] = self.bars.add_task(stage, pace=pace, **facts)
+                self.bar[stage] = self.bars.add_task(stage, total=None, pace=pace, **facts)
             self.bars.update(self.bar[stage], completed=data["done"], refresh=True, **facts)
         elif time.monotonic() - self.last_line.get(stage, -math.inf) > 10:
             self.last_line[stage] = time.monotonic()

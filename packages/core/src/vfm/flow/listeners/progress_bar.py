@@ -80,7 +80,8 @@ def fitting(words: Sequence[str], width: int) -> list[str]:
 class ProgressLine(ProgressColumn):
     """The line of a task. If it is too narrow, the additional numbers are dropped first, then times, never digits.
 
-    Fields of a task: `pace`, a `Pace`, `unit`, and `shown`, words to print next to the progress.
+    Fields of a task: `pace`, a `Pace`, `num_units`, the total or None, `unit`, and `shown`, words to print next to the
+    progress. The task's own total is not used, since rich cannot set it back to None.
     """
 
     max_refresh = None
@@ -93,7 +94,8 @@ class ProgressLine(ProgressColumn):
         """Build the line, at most as wide as the console."""
         pace: Pace = task.fields["pace"]
         width = self.console.width - 1  # some terminals wrap a line that is full
-        total = None if task.total is None else int(task.total)
+        num_units = task.fields["num_units"]
+        total = None if num_units is None else int(num_units)
         count = counted(int(task.completed), total)
         remaining = pace.remaining(total)
         rate = pace.rate
