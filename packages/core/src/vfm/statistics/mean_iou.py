@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,9 +59,9 @@ class MeanIou:
     @classmethod
     def of(cls, counts: list[PixelCounts]) -> MeanIou:
         """Collect the counts of images, in their order."""
-        right = np.stack(list(map(attrgetter("right"), counts)))
-        predicted = np.stack(list(map(attrgetter("predicted"), counts)))
-        true = np.stack(list(map(attrgetter("true"), counts)))
+        right = np.stack([count.right for count in counts])
+        predicted = np.stack([count.predicted for count in counts])
+        true = np.stack([count.true for count in counts])
         return cls(right, predicted, true)
 
     def by_class(self, weights: NDArray[np.integer] | None = None) -> NDArray[np.float64]:

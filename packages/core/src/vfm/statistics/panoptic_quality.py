@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,10 +92,12 @@ class PanopticQuality:
     @classmethod
     def of(cls, counts: Sequence[SegmentCounts]) -> PanopticQuality:
         """Collect the counts of images, in their order."""
-        arrays = []
-        for name in ("iou", "true", "wrong", "missed"):
-            arrays.append(np.stack(list(map(attrgetter(name), counts))))
-        return cls(*arrays)
+        return cls(
+            iou=np.stack([count.iou for count in counts]),
+            true=np.stack([count.true for count in counts]),
+            wrong=np.stack([count.wrong for count in counts]),
+            missed=np.stack([count.missed for count in counts]),
+        )
 
     def by_class(self, weights: NDArray[np.integer]) -> dict[str, NDArray[np.float64]]:
         """Compute panoptic, segmentation and recognition quality of each class, (R, K) each. NaN without segments."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import islice
 
-from vfm.base import UserError
+from vfm.base import UserError, stripped
 from vfm.data.annotated.coco import CocoJson, stream
 from vfm.data.annotated.cvat import CvatXml
 from vfm.data.annotated.label_maps import ade20k, cityscapes, coco_stuff, folder_maps, voc_maps
@@ -185,7 +185,7 @@ def _cvat(config: Annotated) -> CvatXml:
 def _darknet(config: Annotated) -> YoloFolder:
     """Open Darknet's layout. It has images and texts in one folder, and CVAT calls it YOLO 1.1."""
     root = _root(config)
-    names = list(filter(None, map(str.strip, files.read_text(f"{root}/{DARKNET_NAMES}").splitlines())))
+    names = stripped(files.read_text(f"{root}/{DARKNET_NAMES}").splitlines())
     folder = next(filter(files.is_directory, (f"{root}/obj_{config.split}_data", f"{root}/data")), root)
     return YoloFolder(images=folder, texts=folder, classes=Classes.numbered(names))
 

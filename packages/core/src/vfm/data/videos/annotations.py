@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from vfm.base import UserError
+from vfm.base import UserError, stripped
 from vfm.data.ledger.account import Account
 from vfm.data.samples.images import VIDEO_EXTENSIONS
 from vfm.data.samples.sample import BadSample
@@ -204,7 +204,7 @@ def _names(config: Videos) -> list[str]:
     """
     if not config.names:
         return list(config.class_names)
-    lines = list(_lines(config.names))
+    lines = _lines(config.names)
     if lines and re.fullmatch(r"id\s*,\s*name", lines[0]):
         name_of: dict[int, str] = {}
         for row, line in enumerate(lines[1:], 2):
@@ -251,8 +251,8 @@ def _numbered_lines(account: Account) -> Iterator[tuple[int, str]]:
     account.size = len(lines)
 
 
-def _lines(path: str) -> Iterator[str]:
-    yield from filter(None, map(str.strip, files.read_text(path).splitlines()))
+def _lines(path: str) -> list[str]:
+    return stripped(files.read_text(path).splitlines())
 
 
 def _json(path: str) -> Any:

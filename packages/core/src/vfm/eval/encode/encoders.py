@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from vfm.base import positions
 from vfm.eval.base import ResizeMode
 from vfm.eval.encode.finite import check_finite
 from vfm.eval.encode.hashes import checkpoint_hash
@@ -102,7 +103,7 @@ def encode_texts(model: TextImageEncoder, texts: Sequence[str], batch_size: int,
         UserError: If a feature is not finite.
     """
     different = list(dict.fromkeys(texts))
-    rows = dict(zip(different, range(len(different)), strict=True))
+    rows = positions(different)
     batches = own_share(in_batches(different, batch_size))
     encoded = (_encode_finite(model, batch, batch_size, name) for batch in batches)
     features = torch.empty(0, 0)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vfm.base import UserError
+from vfm.base import UserError, positions
 from vfm.data.annotated import AnnotatedSource
 from vfm.data.annotated.coco import stream
 from vfm.data.annotated.panoptic import map_folder, read_segment_ids
@@ -142,7 +142,7 @@ def _by_file(path: str, source: AnnotatedSource) -> Predict:
 def _numbered(ids: NDArray[np.int32], listed: Sequence[int]) -> NDArray[np.int64]:
     """Look up the index of each pixel's id in a list, -1 for ids that are not in it, (H, W)."""
     unique_ids, inverse = np.unique(ids, return_inverse=True)
-    index_of = dict(zip(listed, range(len(listed)), strict=True))
+    index_of = positions(listed)
     indices = np.array([index_of.get(int(number), -1) for number in unique_ids], dtype=np.int64)
     return np.asarray(indices[inverse].reshape(ids.shape), dtype=np.int64)
 

@@ -9,7 +9,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,8 @@ from vfm.models.interchange.onnx_graph import GraphExport, random_images
 from vfm.models.vision.vision import vision_preprocess
 
 TOLERANCE = 1e-3  # relative to the largest value: float32 in another order of operations differs less, with a margin
-RUN_ERRORS = attrgetter("Fail", "InvalidArgument")(onnxruntime.capi.onnxruntime_pybind11_state)
+_ERRORS = onnxruntime.capi.onnxruntime_pybind11_state
+RUN_ERRORS = (_ERRORS.Fail, _ERRORS.InvalidArgument)
 MAX_SINGLE_FILE = 1_800_000_000  # bytes; protobuf is limited to 2 GB, so larger weights are stored in a second file
 
 
