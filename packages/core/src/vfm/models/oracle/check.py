@@ -19,10 +19,8 @@ from vfm.base import UserError
 from vfm.interfaces import Context
 from vfm.models.clip.clip import ClipModel
 from vfm.models.clip.model_sources import first_line
-from vfm.models.oracle.open_clip_peer import open_clip_differences
+from vfm.models.oracle.peers import open_clip_differences, timm_differences, transformers_differences
 from vfm.models.oracle.record import metric_name
-from vfm.models.oracle.timm_peer import timm_differences
-from vfm.models.oracle.transformers_peer import transformers_differences
 from vfm.models.transformers_folders.encoders import MODEL_TYPES, transformers_record
 
 # The largest difference between both libraries that counts as equal. Features and tokens: relative, by the L2 norm.

@@ -1,13 +1,17 @@
-"""Comparison of an imported model with transformers."""
+"""Comparison of an imported model with transformers, open_clip's or timm's own loader, preprocessing and tokenizer."""
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import open_clip
+import timm
 import torch
 from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,6 +22,7 @@ from vfm.models.transformers_folders.files import TOKENIZER_FILES
 from vfm.models.transformers_folders.processor import find_processor
 from vfm.models.vision.vision import vision_preprocess
 from vfm.models.vision.vision_towers import read_tokens, vision_tower
+from vfm.models.weights import load_state_dict
 
 
 def transformers_differences(model: ClipModel | nn.Module, source: str, weights: str | None = None) -> dict[str, float]:
@@ -45,7 +50,9 @@ def transformers_differences(model: ClipModel | nn.Module, source: str, weights:
     finally:
         transformers.logging.set_verbosity(verbosity)
     preprocess = model.preprocess if isinstance(model, ClipModel) else vision_preprocess(model)
-    differences = _clip_differences(model, peer) if isinstance(model, ClipModel) else _encoder_differences(model, peer)
+    differences = (
+        _transformers_clip(model, peer) if isinstance(model, ClipModel) else _transformers_encoder(model, peer)
+    )
     if processor:
 
         def transform(image: Image.Image) -> Tensor:
@@ -60,7 +67,7 @@ def transformers_differences(model: ClipModel | nn.Module, source: str, weights:
     return differences
 
 
-def _clip_differences(model: ClipModel, peer: Any) -> dict[str, float]:
+def _transformers_clip(model: ClipModel, peer: Any) -> dict[str, float]:
     pixels = noise(model.preprocess.image_size)
     ids = _random_ids(peer.config.text_config, model.context_length)
     theirs = peer(input_ids=ids, pixel_values=pixels)
@@ -71,7 +78,7 @@ def _clip_differences(model: ClipModel, peer: Any) -> dict[str, float]:
     }
 
 
-def _encoder_differences(model: Any, peer: Any) -> dict[str, float]:
+def _transformers_encoder(model: Any, peer: Any) -> dict[str, float]:
     tower = vision_tower(model)
     peer = getattr(peer, "vision_model", peer)  # of a model with texts
     pixels = noise(tower.image_size[0])
@@ -95,3 +102,61 @@ def _random_ids(config: Any, length: int) -> Tensor:
     for number, row in enumerate(ids):
         row[length - 1 - number % length :] = end
     return ids
+
+
+def open_clip_differences(model: ClipModel, source: str, weights: str | None = None) -> dict[str, float]:
+    """Compute the differences between an imported CLIP model and open_clip by name.
+
+    A file does not specify its preprocessing and tokenizer, so only features are compared.
+
+    Args:
+        model: The imported model, in evaluation mode.
+        source: Name of the model in open_clip, or `local-dir:FOLDER`.
+        weights: open_clip's tag or a file. A folder needs none.
+    """
+    peer: Any
+    peer, _, transform = open_clip.create_model_and_transforms(source, pretrained=weights)
+    peer.eval()
+    tokenizer = open_clip.get_tokenizer(source, context_length=model.context_length)
+    pixels, theirs = noise(model.preprocess.image_size), tokenizer(list(TEXTS))
+    module: Any = model.module
+    image, text = module.encode_image(pixels), module.encode_text(theirs)
+    differences = {
+        "features": relative(F.normalize(image, dim=-1), peer.encode_image(pixels, normalize=True)),
+        "text_features": relative(F.normalize(text, dim=-1), peer.encode_text(theirs, normalize=True)),
+    }
+    if not (weights and Path(weights).is_file()):
+        differences |= pixel_differences(model.preprocess, transform)
+    return differences | {"ids": share_of_different_ids(model.tokenize(TEXTS), theirs, None)}
+
+
+def timm_differences(model: Any, source: str, weights: str | None = None) -> dict[str, float]:
+    """Compute the differences between an imported encoder and timm by name. EVA's files are read by timm as well.
+
+    Args:
+        model: The imported encoder, in evaluation mode.
+        source: Name of the encoder in timm, or `local-dir:FOLDER`.
+        weights: A file. Default: the weights of the name or folder.
+    """
+    peer: Any = _timm_with_file(model, source, Path(weights)) if weights else timm.create_model(source, pretrained=True)
+    peer.eval()
+    preprocess = vision_preprocess(model)
+    pixels = noise(preprocess.image_size)
+    features, theirs = model.forward_features(pixels), peer.forward_features(pixels)
+    differences = {
+        "tokens": relative(features, theirs),
+        "features": relative(model.forward_head(features), peer.forward_head(theirs)),
+    }
+    transform: Any = create_transform(**resolve_model_data_config(peer), is_training=False)
+    return differences | pixel_differences(preprocess, transform)
+
+
+def _timm_with_file(model: nn.Module, source: str, file: Path) -> nn.Module:
+    """Build timm's encoder with a file's tensors, read safely, and converted by the filter next to the architecture."""
+    arguments: dict[str, Any] = {"num_classes": model.num_classes}
+    if getattr(model, "global_pool", None) in ("avg", "token"):
+        arguments["global_pool"] = model.global_pool
+    peer: nn.Module = timm.create_model(source, **arguments)
+    convert: Any = getattr(sys.modules[type(peer).__module__], "checkpoint_filter_fn", lambda tensors, model: tensors)
+    peer.load_state_dict(convert(load_state_dict(file), peer))
+    return peer
