@@ -20,8 +20,7 @@ from generated_videos import video_list, video_tars
 from vfm.base import UserError
 from vfm.data import write_tar
 from vfm.data.labeled.stages import Labeled
-from vfm.data.ledger.account import BEYOND, USED, Account
-from vfm.data.ledger.tiling import check_tiling
+from vfm.data.ledger.account import BEYOND, USED, Account, check_tiling
 from vfm.data.pairs.stages import Images, Pairs
 from vfm.data.samples.sample import REASONS, Sample
 from vfm.data.samples.shards import ShardReader

@@ -10,8 +10,7 @@ import pytest
 from report_world import Elements, photo, run, written  # noqa: F401  (a fixture)
 from vfm.base import metric_in_words
 from vfm.interfaces import ImagesPanel, LinesPanel, PanelImage, Series, TextPanel
-from vfm.report.run_summary import RunSummary
-from vfm.report.speed_charts import MAX_POINTS, speed_charts
+from vfm.report.run_summary import MAX_POINTS, RunSummary, speed_charts
 
 
 def add_panels(run: RunSummary) -> None:  # noqa: F811

@@ -34,11 +34,11 @@ from vfm_eva.dense.detect.federated import draw_order, federated_mask
 from vfm_eva.dense.detect.objects import TargetObjects
 from vfm_eva.dense.detect.predict import load_detector, mean_inside, paste
 from vfm_eva.dense.detect.released import load_released
-from vfm_eva.dense.detect.repeat import repeat_factors
 from vfm_eva.dense.detect.samples import MakeDetection
 from vfm_eva.dense.detect.settings import DetectorSettings
 from vfm_eva.dense.detect.stages import DetectAugmentation, EvaDetect, ImportDetector
 from vfm_eva.dense.detect.task import DetectTask
+from vfm_eva.dense.detect.train import repeat_factors
 
 ENCODER = "eva02_pico_patch8_32"
 WORLD = {"image_size": 32, "shapes": ["circle", "square", "star"], "colours": ["red", "blue"]}

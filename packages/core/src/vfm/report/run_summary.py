@@ -14,9 +14,8 @@ from vfm.base import UserError, drop_keys
 from vfm.flow.plan.store import LINKS
 from vfm.flow.records.manifest import read_manifest
 from vfm.flow.records.runs import EVENTS_FILE, RUN_FILE, hash_of_record
-from vfm.interfaces import MANIFEST_FILE, Event, Panel
+from vfm.interfaces import MANIFEST_FILE, Event, LinesPanel, Panel, Series
 from vfm.report.results import SeedSummary, over_seeds, reports
-from vfm.report.speed_charts import speed_charts
 from vfm.storage.folder_checks import check_folder
 from vfm.storage.integrity import read_sealed
 from vfm.storage.store_files import reading
@@ -24,6 +23,12 @@ from vfm.storage.store_files import reading
 # Keys of a manifest that the page shows in other places.
 SHOWN_ELSEWHERE = {"kind", "name", "config", "inputs", "warnings", "bad_samples", "bad_examples", "files"}
 EVENT_TYPES = {"run_started", "stage_finished", "metrics"}  # the only events that the report uses
+MAX_POINTS = 300  # of a curve
+CHARTS = [  # metric of an event, title, note
+    ("train/samples_per_second", "Samples per second", "Over all processes."),
+    ("train/data_wait_pct", "Waiting for data, %", "Share of the time in which the training step had no batch."),
+    ("sys/mem_gib", "Memory, GiB", "Of the GPU if there is one, else of the process."),
+]
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,25 @@ def summary_of_run(directory: Path) -> RunSummary:
         recipe_text=record["text"],
         record_hash=record_hash,
     )
+
+
+def speed_charts(steps: Sequence[Mapping[str, Any]]) -> list[LinesPanel]:
+    """Build charts of a training run's speed, waits for data and memory, where they were logged.
+
+    Args:
+        steps: Data of the `metrics` events of a stage, each with `step` and `values`.
+    """
+    shown = steps[:: -(-len(steps) // MAX_POINTS) or 1]
+    charts = []
+    for order, (metric, title, note) in enumerate(CHARTS):
+        points = [(step["step"], step["values"][metric]) for step in shown if metric in step["values"]]
+        if len(points) > 1:
+            x, y = zip(*points, strict=True)
+            series = [Series(name=title, x=list(x), y=list(y))]
+            charts.append(
+                LinesPanel(title=title, note=note, order=90 + order, series=series, x_label="step", y_label="")
+            )
+    return charts
 
 
 @dataclass

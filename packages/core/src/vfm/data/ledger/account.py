@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfm.base import positions
-from vfm.data.ledger.tiling import check_tiling
 
 # U ranges, R runs
 
+Numbers = Sequence[int] | NDArray[np.int64]
 Unit = Literal["bytes", "entries", "lines", "rows", "records", "images", "annotations"]
 
 USED = "used"
@@ -148,3 +148,29 @@ class Account:
         first = np.flatnonzero(np.diff(codes, prepend=-1))
         last = np.append(first[1:], len(codes)) - 1
         return Runs(starts[first], stops[last] if len(codes) else stops, codes[first], uses)
+
+
+def check_tiling(starts: Numbers, stops: Numbers, size: int) -> None:
+    """Check that sorted ranges cover the units 0 to `size`, each once. A range may be empty.
+
+    Args:
+        starts: First unit of each range.
+        stops: Unit after the last one of each range.
+        size: Number of units.
+
+    Raises:
+        ValueError: If a unit is in no range or in two, or a range ends before it starts.
+    """
+    begins = np.append(np.asarray(starts, dtype=np.int64), size)
+    ends = np.insert(np.asarray(stops, dtype=np.int64), 0, 0)
+    backwards = np.flatnonzero(ends[1:] < begins[:-1])
+    if len(backwards):
+        first = backwards[0]
+        raise ValueError(f"{ends[first + 1]} to {begins[first]} are a range that ends before it starts")
+    wrong = np.flatnonzero(begins != ends)
+    if not len(wrong):
+        return
+    begin, end = begins[wrong[0]], ends[wrong[0]]
+    if begin > end:
+        raise ValueError(f"{end} to {begin} were not accounted for")
+    raise ValueError(f"{begin} to {end} are {'beyond the end' if wrong[0] == len(starts) else 'accounted for twice'}")

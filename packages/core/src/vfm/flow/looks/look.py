@@ -13,9 +13,10 @@ from vfm.data.samples.sample import BadSample
 from vfm.data.videos.media import Media
 from vfm.flow.looks.datasets import look_at_data
 from vfm.flow.looks.facts import Look
-from vfm.flow.looks.stores import look_at_store
+from vfm.flow.plan.store import LINKS, Store
 from vfm.flow.recipe.recipe import parse_recipe
 from vfm.flow.recognition.annotations import annotated_fields
+from vfm.flow.records.runs import RUN_FILE, kept_runs
 from vfm.flow.requests.inputs import saved_artifact
 from vfm.interfaces import Artifact, ClipCheckpoint, Event, Stage, VideoClassifier, VisionCheckpoint
 from vfm.models.model_description import ModelDescription
@@ -27,6 +28,7 @@ MODEL_FILES = ("model_index.json", "open_clip_config.json", "config.json")
 RECIPE_KEYS = ("stages:", "base:")
 MODELS = (ClipCheckpoint, VisionCheckpoint, VideoClassifier)
 SHOWN = ("architecture", "model", "image_size", "embed_dim", "width", "context_length", "num_classes", "num_frames")
+NUM_NAMES = 10  # runs and stages of a store that are shown
 
 
 def look_at(path: str, known: Mapping[str, type[Stage]], folder: Path, send: Callable[[Event], None]) -> Look:
@@ -140,3 +142,23 @@ def look_at_video(path: str) -> Look:
         look.problems.append(f"it cannot be decoded: {error.reason}")
         look.commands.clear()
     return look
+
+
+def look_at_store(path: str) -> Look | None:
+    """Describe a store, or a run in it. Any other folder gives None."""
+    folder = Path(path)
+    word = shlex.quote(path)
+    if (folder / RUN_FILE).is_file():
+        links = sorted(link.name for link in (folder / LINKS).glob("[!.]*"))
+        return Look("a run of vfm", [f"artifacts: {_named(links)}"], commands=[f"vfm report {word}"])
+    store = Store(folder)
+    if not store.runs.is_dir() or not store.artifacts():
+        return None
+    runs = sorted({run.name for run in kept_runs(store)})
+    facts = [f"artifacts: {len(store.artifacts()):,}", f"runs: {_named(runs)}"]
+    return Look("a store of vfm", facts, commands=[f"vfm runs --store {word}", f"vfm models --store {word}"])
+
+
+def _named(names: list[str]) -> str:
+    more = ", ..." if len(names) > NUM_NAMES else ""
+    return f"{len(names):,} ({', '.join(names[:NUM_NAMES])}{more})"

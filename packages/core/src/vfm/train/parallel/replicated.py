@@ -1,17 +1,16 @@
 """A task that each process has whole (DDP)."""
 
-from __future__ import annotations
+# DDP compares the annotations of a hook with its types, so they must not be strings (`from __future__`).
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed as dist, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vfm.data.loading.batch import Inputs
-from vfm.train.parallel.gradient_mean import mean_in_fp32
 from vfm.train.parallel.placement import Alone, Method, Routed
 from vfm.train.task import Metrics, Task
 
@@ -56,3 +55,14 @@ def has_state_in_buffers(module: nn.Module) -> bool:
     in every step.
     """
     return not module.state_dict().keys().isdisjoint(dict(module.named_buffers()))
+
+
+def mean_in_fp32(num_processes: int, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """Average a bucket of bf16 gradients over the processes, a hook for DDP (`precision: bf16`).
+
+    A sum in bf16 loses what is smaller than 1/256 of it, at each of the additions. Here the mean is rounded once.
+    """
+    gradients = bucket.buffer()
+    work = dist.all_reduce(gradients.float() / num_processes, async_op=True)
+    mean: torch.futures.Future[Tensor] = work.get_future().then(lambda future: gradients.copy_(future.value()[0]))
+    return mean

@@ -1,5 +1,7 @@
 """Build the detector and its samples for `eva.detect`, and train."""
 
+# N images, K classes, P pairs of an image and a class
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -38,7 +40,6 @@ from vfm.plugin import (
 from vfm.train import fit, is_main
 from vfm_eva.dense.detect.checkpoint import build_detector, load_head, predicted, read_settings
 from vfm_eva.dense.detect.model import Detector
-from vfm_eva.dense.detect.repeat import repeat_factors
 from vfm_eva.dense.detect.samples import DetectionInputs, MakeDetection, things_of
 from vfm_eva.dense.detect.stages import EvaDetect
 from vfm_eva.dense.detect.task import DetectTask
@@ -132,9 +133,34 @@ def detect_eva(config: EvaDetect, ctx: Context) -> DenseCheckpoint:
 
 def count_images(source: AnnotatedSource) -> NDArray[np.int64]:
     """Count the images with each class."""
-    objects = _trained(source)
-    pairs = np.unique(np.stack([objects.image, objects.labels]), axis=1)
+    pairs = _image_classes(_trained(source))
     return np.bincount(pairs[1], minlength=len(source.dataset.class_names))
+
+
+def repeat_factors(objects: ObjectArrays, num_images: int, num_classes: int, threshold: float) -> NDArray[np.float64]:
+    """Compute how often `vfm.data.RepeatedEpochs` repeats each image on average, (N,), at least 1.
+
+    Args:
+        objects: Objects of all images.
+        num_images: Number of images, N.
+        num_classes: Number of classes, K.
+        threshold: Share of the images below which a class is rare.
+
+    Source: Gupta et al. 2019, LVIS (arXiv:1908.03195), appendix B.3.
+    """
+    pairs = _image_classes(objects)
+    share = np.bincount(pairs[1], minlength=num_classes) / num_images
+    with np.errstate(divide="ignore"):
+        # LVIS's rule (arXiv:1908.03195, section 5.4). An image counts by its rarest class.
+        by_class = np.maximum(1.0, np.sqrt(threshold / share))
+    factors = np.ones(num_images)
+    np.maximum.at(factors, pairs[0], by_class[pairs[1]])
+    return factors
+
+
+def _image_classes(objects: ObjectArrays) -> NDArray[np.int64]:
+    """List the pairs of an image and a class of its objects, (2, P), each once."""
+    return np.unique(np.stack([objects.image, objects.labels]), axis=1)
 
 
 def _trained(source: AnnotatedSource) -> ObjectArrays:
