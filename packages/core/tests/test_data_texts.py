@@ -172,3 +172,20 @@ def test_a_few_first_rows_of_a_large_row_group_are_read_without_the_others(tmp_p
         assert found["row"].to_pylist() == rows
         assert found["text"].to_pylist() == [f"a dog {row}" for row in rows]
         assert found["uid"].to_pylist() == [f"{row:032x}" for row in rows]
+
+
+def test_damage_behind_the_first_rows_of_a_row_group_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    columns = {"uid": [f"{row:032x}" for row in range(2000)], "en": [f"a dog {row}" for row in range(2000)]}
+    pq.write_table(pa.table(columns), path, use_dictionary=False, data_page_size=1000)
+    captions = pq.read_metadata(path).row_group(0).column(1)
+    end = captions.data_page_offset + captions.total_compressed_size
+    data = bytearray(path.read_bytes())
+    data[end - 500 : end] = bytes(500)
+    path.write_bytes(data)
+    reader = ParquetShard(str(path), DatasetSpec(texts={"en": "en"}, images=False))
+    found = reader.texts(np.array([0, 3]), pytest.fail)
+    assert found["text"].to_pylist() == ["a dog 0", "a dog 3"]
+    problems: list[tuple[str, str]] = []
+    assert not len(reader.texts(np.array([0, 1999]), lambda *problem: problems.append(problem)))
+    assert problems == [("unreadable_row", f"{path}: row group 0")] * 2
