@@ -409,3 +409,10 @@ def test_words_are_counted_only_if_a_filter_may_read_them(
         names = pa.ipc.open_file(file).schema.names
     assert {"characters", "words"}.issubset(names) == counted
     assert ("words" in names) == counted
+
+
+def test_a_column_may_be_read_by_both_of_its_names(tmp_path: Path, run_stage: Any) -> None:
+    (tmp_path / "a.csv").write_text("uid,caption,score\nu0,a dog,1\nu1,a cat,5\nu2,a cow,9\n")
+    pool = run_stage(Pairs(name="csv", path=str(tmp_path / "a.csv"), images=False, columns=["score"]))
+    subset = run(run_stage, pool, [{"type": "where", "keep": "score > 2 & stored.score < 8"}])
+    assert {uid for uid, _, _ in passed(subset)} == {"u1"}

@@ -61,8 +61,9 @@ def _table(expression: Expression, run: FilterRun, shard: int) -> pa.Table:
     columns_of = {name: name for name in sorted((names & TEXT_NAMES) | {"language"})}
     for name in sorted(names - TEXT_NAMES - measured):
         columns_of[name] = STORED + name.removeprefix(STORED)
-    texts = run.remaining.texts(shard, [*columns_of.values(), "row"])
-    table = texts.select(list(columns_of.values())).rename_columns(list(columns_of))
+    # A column may have two names in a condition: `score` and `stored.score`.
+    texts = run.remaining.texts(shard, [*dict.fromkeys(columns_of.values()), "row"])
+    table = pa.table({name: texts[column] for name, column in columns_of.items()})
     if measured:
         images = run.remaining.images(shard)
         at = np.searchsorted(images["unit"].to_numpy(), texts["row"].to_numpy())
