@@ -126,6 +126,10 @@ def test_floats_of_16_bits_are_computed_and_compared_as_numpys() -> None:
 
 
 def test_numbers_that_no_type_has_are_compared_too() -> None:
+    lowest = pa.array([-(2**63), 0])
+    below = -(2**63) - 1  # as a float it would equal the lowest integer of 64 bits
+    assert of(f"x <= {below}", lowest) == of(f"{below} == x", lowest) == [False, False]
+    assert of(f"{below} < x", lowest) == of(f"x != {below}", lowest) == [True, True]
     assert of(f"x < {10**30}", pa.array([2**64 - 1], pa.uint64())) == [True]
     with pytest.raises(ValueError, match="int too large"):
         of(f"x < {10**400}", pa.array([1]))

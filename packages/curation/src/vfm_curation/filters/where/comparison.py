@@ -30,11 +30,16 @@ def compared(op: type[ast.cmpop], left: Any, right: Any) -> Any:
     """Compare two columns, or a column with a scalar. A missing value leaves the result missing."""
     if is_number(left.type) and is_number(right.type):
         if isinstance(right, pa.Scalar) and right.is_valid:
-            return _with_number(op, left, right.as_py())
+            return with_number(op, left, right.as_py())
         if isinstance(left, pa.Scalar) and left.is_valid:
-            return _with_number(MIRRORED.get(op, op), right, left.as_py())
+            return with_number(mirrored(op), right, left.as_py())
         left, right = _of_one_type(left, right)
     return COMPARISONS[op](left, right)
+
+
+def mirrored(op: type[ast.cmpop]) -> type[ast.cmpop]:
+    """Find the comparison of b with a that equals one of a with b."""
+    return MIRRORED.get(op, op)
 
 
 def is_in(values: Any, options: Sequence[Any]) -> Any:
@@ -73,7 +78,7 @@ def as_float32(values: Any) -> Any:
     return pc.cast(values, pa.float32()) if pa.types.is_float16(values.type) else values
 
 
-def _with_number(op: type[ast.cmpop], values: Any, number: float) -> Any:
+def with_number(op: type[ast.cmpop], values: Any, number: float) -> Any:
     """Compare a column with a number that need not be a value of its type."""
     if math.isnan(number):
         return _unless_missing(values, op is ast.NotEq)

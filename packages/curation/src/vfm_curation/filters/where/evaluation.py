@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vfm_curation.filters.where.comparison import as_float32, compared, is_in, is_number
+from vfm_curation.filters.where.comparison import as_float32, compared, is_in, is_number, mirrored, with_number
 from vfm_curation.filters.where.expression import (
     SHARES,
     Cut,
@@ -159,11 +159,19 @@ class Evaluation:
                 return pc.cast(value, pa.bool_())
             inside = is_in(value, list(map(constant_of, right.elts)))
             return pc.invert(inside) if isinstance(op, ast.NotIn) else inside
-        values = []
-        for side, other in ((left, right), (right, left)):
-            cut = quantile_of(side, other)
-            values.append(pa.scalar(self.bounds[cut.name]) if cut else self.value(side))
-        return pc.cast(_applied(partial(compared, type(op)), values), pa.bool_())
+        compare = type(op)
+        if constant_of(left) is not None:
+            left, right, compare = right, left, mirrored(compare)
+        values = [self._side(left, right), self._side(right, left)]
+        number = constant_of(right)
+        if isinstance(number, int | float) and is_number(values[0].type):
+            return with_number(compare, values[0], number)  # any integer, also beyond Arrow's types
+        return pc.cast(_applied(partial(compared, compare), values), pa.bool_())
+
+    def _side(self, side: ast.expr, other: ast.expr) -> Any:
+        """Evaluate a side of a comparison, which may be a quantile of the other side."""
+        cut = quantile_of(side, other)
+        return pa.scalar(self.bounds[cut.name]) if cut else self.value(side)
 
 
 def _applied(function: Callable[..., Any], values: Sequence[Any]) -> Any:
