@@ -73,6 +73,26 @@ def test_a_crop_is_not_pasted_in_its_original(seed: int, part: str) -> None:
     assert not is_pasted(*thumbnails[::-1], inverted(found.matrix))
 
 
+def with_logo(seed: int) -> Image.Image:
+    """Draw a large photo with a logo on 5 % of its area."""
+    photo = textured(seed).resize((640, 480))
+    photo.paste("white", (460, 300, 640, 480))
+    photo.paste(textured(101).resize((120, 120)), (490, 330))
+    return photo
+
+
+def test_photos_with_a_logo_are_kept_although_the_logo_is_in_the_pool(make_pool: Any, run_stage: Any) -> None:
+    logo = textured(101)
+    photos = {f"photo{seed}": with_logo(seed) for seed in range(3)}
+    found = align(points_of(logo), points_of(photos["photo1"]))
+    assert found
+    assert not is_pasted(pixels_of(thumbnail_of(logo)), pixels_of(thumbnail_of(photos["photo1"])), found.matrix)
+    files = {uid: png(image) for uid, image in {**photos, "logo": logo}.items()}
+    pool = make_pool("pool", [(uid, {"en": ["a text"]}) for uid in files], images=files)
+    subset = run(run_stage, pool, [{"type": "near_duplicates", "thorough": True}], "kept")
+    assert {uid for uid, *_ in passed(subset)} == set(photos)
+
+
 def test_the_way_back_of_a_map_is_its_inverse() -> None:
     matrix = np.array([[0.5, 0.2], [-0.1, 0.4], [0.3, 0.05]])
     places = np.random.default_rng(0).random((5, 2))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vfm_curation.filters.local_points import THUMBNAIL_SIDE as SIDE, Pixels
 
+MIN_SHARE = 0.05  # of the page's area; a photo with a logo is no page of the logo
 OUTSIDE = 0.03  # longer sides that a frame may reach beyond the page, since positions are not exact
 STEP = 1.5  # pixels of the page's thumbnail from the frame to the places that are compared on its two sides
 NUM_PLACES = 32  # of each side of the frame
@@ -25,12 +26,16 @@ Floats = NDArray[np.float64]
 def is_pasted(image: Pixels, page: Pixels, matrix: Floats) -> bool:
     """Check whether an image is pasted in a page: its frame lies inside, and the page changes at the frame.
 
+    A small part of a page, such as a logo on a photo, does not count, so that the photo is not dropped because of it.
+
     Args:
         image: Thumbnail of the image that may be pasted.
         page: Thumbnail of the other image.
         matrix: From positions in the image to positions in the page, (3, 2), as in `Alignment`.
     """
     height, width = page.shape
+    if image.size * abs(np.linalg.det(matrix[:2])) < MIN_SHARE * page.size:
+        return False
     corners = _frame(image) @ matrix[:2] + matrix[2]
     if (corners < -OUTSIDE).any() or (corners > np.array([width, height]) / SIDE + OUTSIDE).any():
         return False
