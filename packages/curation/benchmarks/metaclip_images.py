@@ -14,10 +14,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-import scipy.stats
 from matplotlib.figure import Figure
 
-from vfm.statistics import holm, paired_t
+from vfm.statistics import holm, paired_t, t_interval
 
 Floats = npt.NDArray[np.float64]
 Scores = dict[tuple[str, str], Floats]  # (model, classes) -> zero-shot accuracy in percent of each seed
@@ -101,7 +100,7 @@ def read_scores(folders: dict[str, Path], train: Path, val: Path, data: Path) ->
 
 def interval(values: Floats) -> str:
     """Format a mean with its 95 % t-interval."""
-    low, high = scipy.stats.t.interval(0.95, len(values) - 1, values.mean(), scipy.stats.sem(values))
+    low, high = t_interval(values)
     return f"{values.mean():.1f} ({low:.1f} to {high:.1f})"
 
 
