@@ -151,10 +151,9 @@ def _rank_facts(ranks: RetrievalRanks) -> dict[str, dict[str, float]]:
     """Compute mean and median rank, counted from 1 as in open_clip."""
     means = {}
     medians = {}
-    for name in ("image_retrieval", "text_retrieval"):
-        ranks_of_name = getattr(ranks, name)
-        means[name] = float(np.mean(ranks_of_name)) + 1
-        medians[name] = float(np.floor(np.median(ranks_of_name))) + 1
+    for name, positions in (("image_retrieval", ranks.image_retrieval), ("text_retrieval", ranks.text_retrieval)):
+        means[name] = float(np.mean(positions)) + 1
+        medians[name] = float(np.floor(np.median(positions))) + 1
     return {"mean_rank": means, "median_rank": medians}
 
 

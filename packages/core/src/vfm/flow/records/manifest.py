@@ -67,8 +67,12 @@ class EventNotes:
             self.stretches = before if same else [*before, dict(event.data)]
         elif event.type != "bad_sample" or not self._is_new_example(event.data["reason"], event.data["where"]):
             return
-        record: dict[str, Any] = {"numbers": self.numbers, "warnings": self.warnings}
-        record |= {"bad_examples": self.bad_examples, "stretches": self.stretches}
+        record = {
+            "numbers": self.numbers,
+            "warnings": self.warnings,
+            "bad_examples": self.bad_examples,
+            "stretches": self.stretches,
+        }
         write_file(self.file, seal(record), durable=False)
 
     def _is_new_example(self, reason: str, where: str) -> bool:

@@ -128,8 +128,10 @@ class RoundedMatrices:
         params: dict[int, nn.Parameter] = {}  # by id, since layers may share parameters
         for module in modules:
             for layer in module.modules():
+                if not isinstance(layer, MATRICES):
+                    continue
                 for param in layer.parameters(recurse=False):
-                    if isinstance(layer, MATRICES) and param.dtype == torch.float32:
+                    if param.dtype == torch.float32:
                         params[id(param)] = param
         self.params = list(params.values())
         self.full = []
