@@ -21,14 +21,17 @@ from vfm.statistics import holm, paired_t, t_interval
 Floats = npt.NDArray[np.float64]
 Scores = dict[tuple[str, str], Floats]  # (model, classes) -> zero-shot accuracy in percent of each seed
 
-ARMS = ["random", "matched", "tail"]
-POOLS = {"clean": [100, 1000], "small": [1000, 10_000], "large": [1000, 10_000]}  # the values of t
+POOLS = {
+    "clean": [100, "tail", 1000],
+    "small": ["tail", 1000, 10_000],
+    "large": ["tail", 1000, 10_000],
+}  # t, from low to high
 CLASSES = ["all", "head", "middle", "tail"]
 
 
 def arms(pool: str) -> list[str]:
     """List the sets of a pool by which models are trained."""
-    return [f"{pool}_{arm}" for arm in (*ARMS, *POOLS[pool])]
+    return [f"{pool}_{arm}" for arm in ("random", *POOLS[pool], "matched")]
 
 
 def file_numbers(paths: list[str]) -> npt.NDArray[np.int64]:
@@ -122,17 +125,19 @@ def print_tables(scores: Scores) -> None:
 
 
 def draw(file: Path, scores: Scores) -> None:
-    """Draw the accuracy of each pool's models, a line for each seed and one for their mean."""
+    """Draw the accuracy of each pool's sets against t, a line for each seed and one for their mean."""
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     for axes, pool in zip(figure.subplots(1, 3, sharey=True), POOLS, strict=True):
-        names = ["random", "6 % tail", *(f"t = {t:,}" for t in POOLS[pool]), "all matched"]
-        random, matched, tail, *others = (scores[model, "all"] for model in arms(pool))
-        lines = np.array([random, tail, *others, matched])
-        axes.plot(names, lines, color="tab:blue", alpha=0.3, linewidth=1)
-        axes.plot(names, lines.mean(1), color="tab:blue", marker="o")
+        names = ["6 % tail" if t == "tail" else f"t = {t:,}" for t in POOLS[pool]]
+        random, *balanced = (scores[name, "all"] for name in arms(pool))
+        lines = np.array(balanced)
+        axes.plot([*names, "all matched"], lines, color="tab:blue", alpha=0.3, linewidth=1)
+        axes.plot([*names, "all matched"], lines.mean(1), color="tab:blue", marker="o")
+        axes.axhline(random.mean(), color="grey", linestyle="--", label="random, as many as 6 % tail")
         axes.set(title=pool, ylim=(0, None))
         axes.tick_params("x", rotation=30)
         axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
     figure.supylabel("zero-shot accuracy (%)")
     figure.savefig(file, dpi=120)
 
