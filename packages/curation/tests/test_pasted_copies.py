@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from filter_runs import passed, run
 from test_thorough_copies import png, textured
 from vfm.interfaces import load_panels
 from vfm_curation.filters.copies.alignment import align
 from vfm_curation.filters.copies.pasted import inverted, is_pasted
+from vfm_curation.filters.copies.point_index import FEW_POINTS
+from vfm_curation.filters.hashes import phash, variant_hashes
 from vfm_curation.filters.local_points import THUMBNAIL_SIDE as SIDE, pixels_of, points_of, thumbnail_of
 
 
@@ -126,3 +128,50 @@ def test_images_are_kept_instead_of_larger_pages_and_originals_instead_of_crops(
     assert rows["page3"][4] == "yes"
     shuffled = make_pool("shuffled", [(uid, {"en": ["a text"]}) for uid in [*files][::-1]], images=files, shard_size=4)
     assert {uid for uid, *_ in passed(run(run_stage, shuffled, filters, "two"))} == kept
+
+
+def other_with_the_coarse_forms_of_a_mirrored_image(seed: int) -> Image.Image:
+    """Draw fine texture over what remains of a mirrored image in its perceptual hash."""
+    coarse = np.asarray(ImageOps.mirror(textured(seed)).filter(ImageFilter.GaussianBlur(6)), np.float64)
+    other = textured(seed + 50)
+    fine = np.asarray(other, np.float64) - np.asarray(other.filter(ImageFilter.GaussianBlur(3)), np.float64)
+    canvas = 128 + 0.5 * (coarse - coarse.mean()) + 1.4 * fine
+    return Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
+
+
+def drawing() -> Image.Image:
+    image = Image.new("RGB", (160, 160), "white")
+    pen = ImageDraw.Draw(image)
+    pen.ellipse((10, 20, 90, 140), fill="black")
+    pen.rectangle((100, 90, 150, 150), fill="grey")
+    return image
+
+
+def test_hashes_of_variants_count_only_for_images_with_few_points(make_pool: Any, run_stage: Any) -> None:
+    one, other = textured(3), other_with_the_coarse_forms_of_a_mirrored_image(3)
+    assert min((phash(other) ^ variant).bit_count() for variant in variant_hashes(one)) <= 6
+    assert (phash(one) ^ phash(other)).bit_count() > 20
+    assert min(len(points_of(image)) for image in (one, other)) >= FEW_POINTS
+    assert len(points_of(drawing())) < FEW_POINTS
+    files = {"one": png(one), "drawing": png(drawing())}
+    others = {"other": png(other), "reversed": png(ImageOps.mirror(drawing())), "different": png(textured(9))}
+    samples = [(uid, {"en": ["a text"]}) for uid in files | others]
+    pool = make_pool("pool", samples, images=files | others)
+    reference = make_pool("reference", samples[:2], images=files)
+    copies = make_pool("copies", samples[2:], images=others)
+
+    def kept(thorough: bool) -> tuple[set[str], set[str]]:
+        settings = {"thorough": thorough}
+        near = [{"type": "near_duplicates", **settings}]
+        known = [{"type": "decontaminate", "against": ["reference"], **settings}]
+        distinct = run(run_stage, pool, near, f"near{thorough}")
+        clean = run(run_stage, copies, known, f"clean{thorough}", inputs={"reference": reference})
+        return {uid for uid, *_ in passed(distinct)}, {uid for uid, *_ in passed(clean)}
+
+    distinct, clean = kept(thorough=False)
+    assert len(distinct) == 3
+    assert clean == {"different"}
+    distinct, clean = kept(thorough=True)
+    assert {"one", "other", "different"} < distinct
+    assert len(distinct) == 4
+    assert clean == {"other", "different"}

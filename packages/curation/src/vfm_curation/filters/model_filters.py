@@ -167,8 +167,8 @@ class Decontaminate(Filter):
 
     Images are compared by perceptual hash, and by cosine if `clip` is given. The hash of an image, or of a variant
     (mirrored, turned by 90 degrees, or cut), is near to the other image's hash. With `thorough: true` local features
-    are compared too, whatever part of the one image is in the other. Memory holds about 2 kB for each image of the
-    sets, and its embedding if `clip` is given.
+    are compared too, whatever part of the one image is in the other, and variants only of images with fewer than 32
+    points. Memory holds about 2 kB for each image of the sets, and its embedding if `clip` is given.
     """
 
     type: Literal["decontaminate"] = Field("decontaminate", description="an image near to one of an evaluation set")

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from vfm_curation.filters.copies.point_index import have_few
 from vfm_curation.filters.copies.same_content import panel_of_pairs, same_content
 from vfm_curation.filters.hashes import NUM_VARIANTS, HashIndex
 from vfm_curation.filters.model_filters import Decontaminate
@@ -88,24 +89,33 @@ def _by_hash(config: Decontaminate, measured: Sequence[Measured]) -> Callable[[p
 
     Near has the same meaning as for near duplicates: the hash of an image or its variants, and the other's hash.
     """
-    columns = sorted(config.columns - {"points", "thumbnail"})
-    sets = pa.concat_tables(chain.from_iterable(_tables(one_set, columns) for one_set in measured)).drop_null()
-    hashes = sets["phash"].to_numpy()
+    columns = sorted(config.columns - {"thumbnail"})
+    hashes, variants = [], []
+    for table in chain.from_iterable(_tables(one_set, columns) for one_set in measured):
+        images = table.drop_null()
+        hashes.append(images["phash"].to_numpy())
+        if config.variants:
+            variants.append(_variants(images, _with_variants(config, images)))
+    plain = HashIndex(np.concatenate(hashes), config.max_distance)
     if not config.variants:
-        index = HashIndex(hashes, config.max_distance)
-        return lambda table: index.near(table["phash"].to_numpy())
+        return lambda table: plain.near(table["phash"].to_numpy())
     # A variant is compared with the plain form of the other side only. Two variants of two images agree too easily.
-    plain = HashIndex(hashes, config.max_distance)
-    every = HashIndex(np.concatenate([hashes, _flat(sets)]), config.max_distance)
+    every = HashIndex(np.concatenate([*hashes, *variants]), config.max_distance)
 
     def near(table: pa.Table) -> Bools:
-        of_variants = plain.near(_flat(table)).reshape(-1, NUM_VARIANTS).any(axis=1)
-        near_mask: Bools = of_variants | every.near(table["phash"].to_numpy())
+        near_mask: Bools = every.near(table["phash"].to_numpy())
+        chosen = _with_variants(config, table)
+        near_mask[chosen] |= plain.near(_variants(table, chosen)).reshape(-1, NUM_VARIANTS).any(axis=1)
         return near_mask
 
     return near
 
 
-def _flat(table: pa.Table) -> NDArray[np.uint64]:
+def _with_variants(config: Decontaminate, table: pa.Table) -> Bools:
+    """Mark the images that are compared by their variants, as `near_duplicates` does."""
+    return have_few(table["points"]) if config.thorough else np.ones(len(table), np.bool_)
+
+
+def _variants(table: pa.Table, chosen: Bools) -> NDArray[np.uint64]:
     hashes: NDArray[np.uint64] = table["variants"].combine_chunks().flatten().to_numpy()
-    return hashes
+    return hashes.reshape(-1, NUM_VARIANTS)[chosen].ravel()

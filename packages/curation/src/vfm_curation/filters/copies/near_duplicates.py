@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vfm.data import splitmix64
 from vfm_curation.filters.copies.buckets import Buckets, num_buckets
 from vfm_curation.filters.copies.duplicates import LARGEST_FIRST
+from vfm_curation.filters.copies.point_index import have_few
 from vfm_curation.filters.copies.same_content import panel_of_pairs, same_content
 from vfm_curation.filters.hashes import NUM_VARIANTS, Hashes, block_masks
 from vfm_curation.filters.run import FilterRun
@@ -80,6 +81,10 @@ def _near_by_hash(config: NearDuplicates, run: FilterRun, ranks: NDArray[np.int6
         start += len(table)
         _add(agreeing, masks, table["phash"].to_numpy(), rank, plain=True)
         if config.variants:
+            if config.thorough:  # points find the other images' variants, and confuse fewer images
+                few = have_few(table["points"])
+                table = table.filter(pa.array(few))
+                rank = rank[few]
             _add(agreeing, masks, _flat(table["variants"]), np.repeat(rank, NUM_VARIANTS), plain=False)
     dropped = np.zeros(len(ranks), dtype=np.bool_)
     for table in agreeing:

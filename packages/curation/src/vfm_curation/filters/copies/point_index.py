@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vfm.data import splitmix64
@@ -20,6 +21,7 @@ from vfm_curation.filters.copies.buckets import Buckets, num_buckets
 from vfm_curation.filters.local_points import MAX_POINTS, NUM_WORDS, POINT, Points, Words, word_width, words_of
 from vfm_curation.simd import compiled
 
+FEW_POINTS = 32  # of an image, below which an alignment may fail: drawings, logos
 LEADERS = 16  # images of a word that each further image is compared with: the best ones
 VOTE_BUCKETS = 4  # for each bucket of words: most votes are for a pair of images that share one word by chance
 MIN_COSINE = 0.9  # of the difference of the rotations of two votes that agree
@@ -84,6 +86,12 @@ def _add(index: Buckets, ranks: Integers, stored: pa.ChunkedArray, width: int) -
 def points_from(stored: bytes | None) -> Points:
     """Read points as the column `points` stores them. An image that cannot be read has none."""
     return np.frombuffer(stored or b"", POINT)
+
+
+def have_few(stored: pa.ChunkedArray) -> NDArray[np.bool_]:
+    """Mark the images with so few points that they are compared by the hashes of their variants too, (num_images,)."""
+    few: NDArray[np.bool_] = pc.less(pc.binary_length(stored), FEW_POINTS * POINT.itemsize).to_numpy()
+    return few
 
 
 @compiled
