@@ -237,10 +237,10 @@ class NearDuplicates(Filter):
     pixels, then more bytes, then a smaller uid. The other image need not be kept itself: only the best of a chain of
     near images is kept. All pairs within the distance are found. Images of a single colour, or nearly so, have the same
     hash. Memory holds about 100 bytes for each image. `max_distance: 4` with `variants: false` costs a thirtieth.
-    With `thorough: true` images are also compared by local features, whatever part of the one is in the other, and
-    eight points or more must agree on one transformation. The report lists such pairs. An image in which another one is
-    pasted, such as a collage, is then worse than all images without. Variants are then compared only of images with
-    fewer than 32 points, such as drawings.
+    With `thorough: true` images are also compared by local features, whatever part of the one is in the other. Eight
+    points or more must agree on one transformation, and the aligned pixels must agree. The report lists such pairs. An
+    image in which another one is pasted, such as a collage, is then worse than all images without. Variants are then
+    compared only of images with fewer than 32 points, such as drawings.
     """
 
     type: Literal["near_duplicates"] = Field("near_duplicates", description="an image that looks like another")

@@ -1,4 +1,4 @@
-"""Find images with the same content in a pool. Candidates share words, and an alignment verifies each.
+"""Find images with the same content in a pool. Candidates share words. An alignment and the pixels verify each.
 
 Verification is one task for each shard of the pool. It holds the points and thumbnails of two shards, at most 14 kB an
 image.
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from vfm.plugin import TablePanel
 from vfm_curation.engine import run_shards
-from vfm_curation.filters.copies.alignment import align
+from vfm_curation.filters.copies.agreement import MIN_AGREEMENT, agreement
+from vfm_curation.filters.copies.alignment import Alignment, align
 from vfm_curation.filters.copies.pasted import inverted, is_pasted
 from vfm_curation.filters.copies.point_index import candidate_pairs, points_from
 from vfm_curation.filters.local_points import Pixels, Points, pixels_of
@@ -118,9 +119,17 @@ def align_shard(job: AlignJob, shard: int) -> TaskSummary:
     return TaskSummary(num_texts=len(pairs))
 
 
+def aligned_copy(first: Content, second: Content) -> Alignment | None:
+    """Find the transformation from the first image to the second, if the points agree on one, and then the pixels."""
+    alignment = align(first.points, second.points)
+    if not alignment or agreement(first.pixels, second.pixels, alignment.matrix) < MIN_AGREEMENT:
+        return None
+    return alignment
+
+
 def _same(first: Content, second: Content) -> dict[str, Any] | None:
     """Align two images, and find out whether one is pasted in the other. None: they show different content."""
-    alignment = align(first.points, second.points)
+    alignment = aligned_copy(first, second)
     if not alignment:
         return None
     record = asdict(alignment)
