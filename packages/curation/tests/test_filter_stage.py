@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from filter_runs import jpeg, passed, run, verdicts
 from vfm.data import open_balanced, open_dataset, read_subset
@@ -445,8 +445,8 @@ def test_bad_samples_beyond_those_shown_are_counted(make_pool: Any) -> None:
 class EvenWords(RowFilter):
     """Keep texts with an even number of words that contain `word`."""
 
-    type: Literal["even_words"] = "even_words"
-    word: str = "a"
+    type: Literal["even_words"] = Field("even_words", description="texts with an even number of words")
+    word: str = Field("a", description="a word that they contain")
 
     columns: ClassVar[frozenset[str]] = frozenset({"caption"})
     work: ClassVar[str] = f"{__name__}:has_even_words"
