@@ -59,9 +59,9 @@ def test_an_image_is_pasted_in_a_page_and_not_the_page_in_the_image(
     image = textured(seed)
     found = align(points_of(image), points_of(page(image)))
     assert found
-    thumbnails = [pixels_of(thumbnail_of(one)) for one in (image, page(image))]
-    assert is_pasted(*thumbnails, found.matrix)
-    assert not is_pasted(*thumbnails[::-1], inverted(found.matrix))
+    small, large = pixels_of(thumbnail_of(image)), pixels_of(thumbnail_of(page(image)))
+    assert is_pasted(small, large, found.matrix)
+    assert not is_pasted(large, small, inverted(found.matrix))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -70,9 +70,9 @@ def test_a_crop_is_not_pasted_in_its_original(seed: int, part: str) -> None:
     image = textured(seed)
     found = align(points_of(PARTS[part](image)), points_of(image))
     assert found
-    thumbnails = [pixels_of(thumbnail_of(one)) for one in (PARTS[part](image), image)]
-    assert not is_pasted(*thumbnails, found.matrix)
-    assert not is_pasted(*thumbnails[::-1], inverted(found.matrix))
+    crop, original = pixels_of(thumbnail_of(PARTS[part](image))), pixels_of(thumbnail_of(image))
+    assert not is_pasted(crop, original, found.matrix)
+    assert not is_pasted(original, crop, inverted(found.matrix))
 
 
 def with_logo(seed: int) -> Image.Image:
