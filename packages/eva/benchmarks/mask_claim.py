@@ -17,7 +17,7 @@ import scipy.stats
 from matplotlib.figure import Figure
 
 from vfm.interfaces import Report
-from vfm.statistics import holm
+from vfm.statistics import holm, paired_t, t_interval
 
 Floats = npt.NDArray[np.float64]
 Scores = dict[tuple[str, str], Floats]  # (stage/metric, model) -> a value in percent for each seed
@@ -47,7 +47,7 @@ def read_scores(run: Path) -> Scores:
 
 def interval(values: Floats, signed: bool = False) -> str:
     """Format a mean with its 95 % t-interval."""
-    low, high = scipy.stats.t.interval(0.95, len(values) - 1, values.mean(), scipy.stats.sem(values))
+    low, high = t_interval(values)
     return f"{values.mean():{'+' if signed else ''}.1f} ({low:.1f} to {high:.1f})"
 
 
@@ -69,8 +69,7 @@ def print_tests(scores: Scores) -> None:
     scratch, blank = scores[END_POINT, "scratch"], scores[END_POINT, "from_blank"]
     difference = unmasked - masked
     margin = (unmasked - scratch).mean() / 2
-    p = scipy.stats.ttest_1samp(difference, 0).pvalue
-    low, high = scipy.stats.t.interval(0.95, len(difference) - 1, difference.mean(), scipy.stats.sem(difference))
+    (low, high), p = paired_t(masked, unmasked)
     if abs(low) < margin and abs(high) < margin:
         decision = "equivalent"
     elif low > 0 or high < 0:
