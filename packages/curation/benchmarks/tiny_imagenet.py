@@ -1,9 +1,10 @@
-"""Write the pools of `metaclip_images`: Tiny ImageNet's images with a long tail of classes and captions like alt-texts.
+"""Write the tables of `metaclip_images` and of `mask_images`: Tiny ImageNet's images with captions like alt-texts.
 
     uv run --dev python packages/curation/benchmarks/tiny_imagenet.py TRAIN.parquet VAL.parquet CAPTIONS.tsv.gz FOLDER
 
 TRAIN and VAL have the columns `image` (JPEG), `label` and `names` (WordNet's lemmas of the class, comma separated), and
-CAPTIONS has lines `source<TAB>caption` about other images. FOLDER gets the images, and for each seed these tables:
+CAPTIONS has lines `source<TAB>caption` about other images. FOLDER gets the images, and for each seed these tables of
+`metaclip_images`:
 
 - `tower-SEED.parquet`: the images of a random half of the classes, with captions, for the vision tower
 - `val-SEED.parquet`: the validation images of the other half, with the first lemma of their class
@@ -12,6 +13,13 @@ CAPTIONS has lines `source<TAB>caption` about other images. FOLDER gets the imag
 
 In these pools, classes have a random rank, and their frequency falls as one over the rank. Images of a class are drawn
 with replacement. In `large` and `small`, four of ten captions are from CAPTIONS and do not describe the image.
+
+With `--claim mask_images` it writes these tables instead, without repetitions and with captions of the image's class:
+
+- `pool-SEED.parquet`: 240 images of each of the 200 classes, with captions, for teachers and encoders
+- `pairs-SEED.parquet`: the other 60 images of each of a random half of the classes, with captions, for the students
+- `seen-SEED.parquet`: the validation images of that half, with the first lemma of their class
+- `unseen_train-SEED.parquet`, `unseen_val-SEED.parquet`: the same images of the other half, with that lemma
 """
 
 from __future__ import annotations
@@ -41,6 +49,7 @@ TEMPLATES = [
     "a {} on a day in may",
 ]
 NOISE_SHARE = 0.4
+PAIRS_PER_CLASS = 60
 
 
 @dataclass(frozen=True)
@@ -115,21 +124,48 @@ def draw_pools(
     return {"large": large, "small": small, "clean": small.set_column(1, "caption", pa.array(clean_captions))}
 
 
-def draw_tables(seed: int, num_pairs: int, train: Split, val: Split, noise: list[str]) -> dict[str, pa.Table]:
-    """Draw the tables of a seed, by name."""
+def pair_table(split: Split, rows: Integers, generator: np.random.Generator) -> pa.Table:
+    """Draw a caption of its class for each of the images."""
+    captions = draw_captions(split.labels[rows], split.lemmas, [""], 0, generator)
+    return pa.table({"path": pa.array(split.files).take(pa.array(rows)), "caption": captions})
+
+
+def labeled_table(split: Split, rows: Integers) -> pa.Table:
+    """Name the class of each of the images by its first lemma."""
+    names = [split.lemmas[label][0] for label in split.labels[rows].tolist()]
+    return pa.table({"path": pa.array(split.files).take(pa.array(rows)), "name": names})
+
+
+def draw_metaclip_images(seed: int, train: Split, val: Split, noise: list[str], num_pairs: int) -> dict[str, pa.Table]:
+    """Draw the tables of a seed of `metaclip_images`, by name."""
     generator = np.random.default_rng(seed)
     tower, pool = np.split(generator.permutation(len(train.lemmas)), 2)
-    rows = np.flatnonzero(np.isin(train.labels, tower))
-    captions = draw_captions(train.labels[rows], train.lemmas, noise, 0, generator)
-    tables = {"tower": pa.table({"path": pa.array(train.files).take(pa.array(rows)), "caption": captions})}
-    rows = np.flatnonzero(np.isin(val.labels, pool))
-    names = [train.lemmas[label][0] for label in val.labels[rows].tolist()]
-    tables["val"] = pa.table({"path": pa.array(val.files).take(pa.array(rows)), "name": names})
+    tables = {"tower": pair_table(train, np.flatnonzero(np.isin(train.labels, tower)), generator)}
+    tables["val"] = labeled_table(val, np.flatnonzero(np.isin(val.labels, pool)))
     return tables | draw_pools(generator, pool, num_pairs, train, noise)
 
 
+def draw_mask_images(seed: int, train: Split, val: Split) -> dict[str, pa.Table]:
+    """Draw the tables of a seed of `mask_images`, by name."""
+    generator = np.random.default_rng(seed)
+    seen = generator.permutation(len(train.lemmas))[: len(train.lemmas) // 2]
+    is_pair = np.zeros(len(train.labels), bool)
+    for label in range(len(train.lemmas)):
+        of_class = generator.permutation(np.flatnonzero(train.labels == label))
+        is_pair[of_class[:PAIRS_PER_CLASS]] = True
+    is_seen = np.isin(train.labels, seen)
+    val_is_seen = np.isin(val.labels, seen)
+    return {
+        "pool": pair_table(train, np.flatnonzero(~is_pair), generator),
+        "pairs": pair_table(train, np.flatnonzero(is_pair & is_seen), generator),
+        "seen": labeled_table(val, np.flatnonzero(val_is_seen)),
+        "unseen_train": labeled_table(train, np.flatnonzero(is_pair & ~is_seen)),
+        "unseen_val": labeled_table(val, np.flatnonzero(~val_is_seen)),
+    }
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Write the images, the validation set and the pools of all seeds."""
+    """Write the images, and the tables of all seeds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("train", type=Path)
     parser.add_argument("val", type=Path)
@@ -137,12 +173,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--pairs", type=int, default=2_048_000, help="pairs of `large`")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--claim", choices=["metaclip_images", "mask_images"], default="metaclip_images")
     arguments = parser.parse_args(argv)
     train = read_split(arguments.train, arguments.folder / "train")
     val = read_split(arguments.val, arguments.folder / "val")
     noise = read_captions(arguments.captions)
     for seed in arguments.seeds:
-        for name, table in draw_tables(seed, arguments.pairs, train, val, noise).items():
+        if arguments.claim == "mask_images":
+            tables = draw_mask_images(seed, train, val)
+        else:
+            tables = draw_metaclip_images(seed, train, val, noise, arguments.pairs)
+        for name, table in tables.items():
             pq.write_table(table, arguments.folder / f"{name}-{seed}.parquet", row_group_size=50_000)
 
 
