@@ -199,7 +199,7 @@ COMMANDS = {
     "uv run vfm run mask_claim --jobs 2": RUN_THERE,
     "uv run vfm run mask_claim_controls --jobs 2": RUN_THERE,
     # They read the results of five seeds, two hours.
-    "uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_claim mask_claim.png": NOT_HERE,
+    "uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_claim --image mask_claim.png": NOT_HERE,
     "uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_claim_controls": NOT_HERE,
     "uv run vfm run diva_tiny_varied": RUN_THERE,
     "uv run vfm run diva_probes": RUN_THERE,

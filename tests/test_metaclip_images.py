@@ -2,53 +2,24 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib
-import subprocess
-import sys
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scipy.stats
-from PIL import Image
 from typer.testing import CliRunner
 
 import small
+from tiny_images import NAMES, SCRIPT, write_tables
 from vfm.cli import app
-
-ROOT = Path(__file__).parent.parent
-SCRIPT = ROOT / "packages" / "curation" / "benchmarks" / "tiny_imagenet.py"
-NAMES = ["goldfish, Carassius auratus", "tractor", "orange", "teapot", "king penguin, Aptenodytes patagonica", "sock"]
-NAMES += ["lemon", "umbrella"]
-
-
-def write_split(file: Path, images_per_class: int, seed: int) -> None:
-    """Write images of noise with the columns of Tiny ImageNet."""
-    generator = np.random.default_rng(seed)
-    labels = np.repeat(np.arange(len(NAMES)), images_per_class)
-    images = []
-    for _ in labels:
-        buffer = BytesIO()
-        Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
-        images.append(buffer.getvalue())
-    names = pa.array(NAMES).take(pa.array(labels))
-    pq.write_table(pa.table({"image": images, "label": labels.astype(np.int32), "names": names}), file)
 
 
 @pytest.fixture
 def tables(tmp_path: Path) -> Path:
     """Write the tables of seed 1 from eight classes of noise."""
-    write_split(tmp_path / "train.parquet", 8, 0)
-    write_split(tmp_path / "val.parquet", 4, 1)
-    with gzip.open(tmp_path / "captions.tsv.gz", "wt", encoding="utf-8") as file:
-        file.writelines(f"source\tA dog of number {number} runs on the beach.\n" for number in range(50))
-    inputs = [str(tmp_path / name) for name in ("train.parquet", "val.parquet", "captions.tsv.gz", "tables")]
-    subprocess.run([sys.executable, SCRIPT, *inputs, "--seeds", "1", "--pairs", "3000"], check=True)
-    return tmp_path / "tables"
+    return write_tables(tmp_path, 8, "--pairs", "3000")
 
 
 def test_pools_have_a_long_tail_and_the_noise_that_they_say(tables: Path) -> None:

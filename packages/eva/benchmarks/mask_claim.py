@@ -1,14 +1,15 @@
-"""Print the tables of `mask_claim` over its seeds, with the tests that the recipe fixed before they ran.
+"""Print the tables of `mask_claim` or `mask_images` over their seeds, with the tests fixed before they ran.
 
     uv run vfm run mask_claim && uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_claim
+    uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_images@*
 
-If a second argument names an image, the scores are drawn there against the share of masked patches. Of a run of
+With `--image FILE` the scores of `mask_claim` are drawn against the share of masked patches. Of a run of
 `mask_claim_controls`, only the scores of the controls are printed.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,10 @@ END_POINT = "curves/mean_over_log_samples"
 PROBES = ["probe/lp_acc1", "dense/dense_miou"]
 
 
-def read_scores(run: Path) -> Scores:
-    """Read the metrics of the run's evaluations in percent, by stage, name and model."""
+def read_scores(*runs: Path) -> Scores:
+    """Read the metrics of the runs' evaluations in percent, by stage, name and model."""
     values: dict[tuple[str, str], dict[int, float]] = {}
-    for folder in sorted((run / "artifacts").glob("*@*")):
+    for folder in [folder for run in runs for folder in (run / "artifacts").glob("*@*")]:
         stage, _, seed = folder.name.partition("@")
         if stage.removesuffix("_controls") not in ("curves", "probe", "dense", "zero_shot"):
             continue
@@ -53,20 +54,28 @@ def interval(values: Floats, signed: bool = False) -> str:
 
 def print_models(scores: Scores) -> None:
     """Print the scores of the students and of the encoders, with their intervals."""
-    print("| student | mean over log samples, % | after 600 steps, % |\n|---|---|---|")
+    print("| student | mean over log samples, % | after the last step, % |\n|---|---|---|")
     for student in STUDENTS:
-        print(f"| `{student}` | {interval(scores[END_POINT, student])} |", end="")
-        print(f" {interval(scores['zero_shot/acc1', student])} |")
-    print("\n| encoder | linear probe of unseen classes, % | dense probe, mean IoU, % |\n|---|---|---|")
+        if (END_POINT, student) in scores:
+            cells = [interval(scores[metric, student]) for metric in (END_POINT, "zero_shot/acc1")]
+            print(f"| `{student}` | {' | '.join(cells)} |")
+    probes = run_probes(scores)
+    print(f"\n| encoder | {' | '.join(probes)} |\n|---{'|---' * len(probes)}|")
     for encoder in ENCODERS:
-        cells = [interval(scores[probe, encoder]) for probe in PROBES]
-        print(f"| `{encoder}` | {' | '.join(cells)} |")
+        if (probes[0], encoder) in scores:
+            cells = [interval(scores[probe, encoder]) for probe in probes]
+            print(f"| `{encoder}` | {' | '.join(cells)} |")
+
+
+def run_probes(scores: Scores) -> list[str]:
+    """List the probes of unseen classes that the recipe has."""
+    return [probe for probe in PROBES if (probe, "eva") in scores]
 
 
 def print_tests(scores: Scores) -> None:
     """Print the end point, its decision, and the second comparisons with p-values by Holm."""
     unmasked, masked = scores[END_POINT, "from_unmasked"], scores[END_POINT, "from_eva"]
-    scratch, blank = scores[END_POINT, "scratch"], scores[END_POINT, "from_blank"]
+    scratch = scores[END_POINT, "scratch"]
     difference = unmasked - masked
     margin = (unmasked - scratch).mean() / 2
     (low, high), p = paired_t(masked, unmasked)
@@ -81,8 +90,10 @@ def print_tests(scores: Scores) -> None:
         end="",
     )
     print(f" p = {p:.2g}, standard deviation {difference.std(ddof=1):.1f}, margin {margin:.1f}: {decision}")
-    second = {"from_eva - scratch": masked - scratch, "from_eva - from_blank": masked - blank}
-    for probe in PROBES:
+    second = {"from_eva - scratch": masked - scratch}
+    if (END_POINT, "from_blank") in scores:
+        second["from_eva - from_blank"] = masked - scores[END_POINT, "from_blank"]
+    for probe in run_probes(scores):
         second[f"{probe}, unmasked - eva"] = scores[probe, "unmasked"] - scores[probe, "eva"]
     p_values = [scipy.stats.ttest_1samp(values, 0).pvalue for values in second.values()]
     corrected = holm(p_values)
@@ -127,17 +138,21 @@ def draw(file: Path, scores: Scores) -> None:
     figure.savefig(file, dpi=120)
 
 
-def main(run: Path, *image: Path) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print the tables, and draw the image if it is named."""
-    scores = read_scores(run)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("--image", type=Path)
+    arguments = parser.parse_args(argv)
+    scores = read_scores(*arguments.runs)
     if any(metric.startswith("curves_controls/") for metric, _ in scores):
         print_controls(scores)
         return
     print_models(scores)
     print_tests(scores)
-    for file in image:
-        draw(file, scores)
+    if arguments.image:
+        draw(arguments.image, scores)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *map(Path, sys.argv[2:]))
+    main()
