@@ -16,7 +16,7 @@ from vfm_eva.pretrain.masks import MaskedData, Masks
 from vfm_eva.pretrain.pretrain import task_from_cache
 from vfm_eva.targets.images import EvaInputs
 from vfm_eva.targets.pca import Pca
-from vfm_eva.targets.teacher import StoredTargets
+from vfm_eva.targets.stored import StoredTargets
 
 SCHEDULE = {"warmup_steps": 10, "min_lr": 1e-3}
 STORED = {

@@ -20,7 +20,8 @@ from vfm_eva import EvaPretrain
 from vfm_eva.pretrain.building import build_student
 from vfm_eva.pretrain.pretrain import build_task
 from vfm_eva.targets.images import EvaInputs
-from vfm_eva.targets.teacher import StoredTargets, Teacher
+from vfm_eva.targets.stored import StoredTargets
+from vfm_eva.targets.teacher import Teacher
 
 RECIPES = ["eva_02_ti", "eva_02_s", "eva_02_b", "eva_02_l", "eva_l", "eva_g"]
 

@@ -21,7 +21,7 @@ from vfm_eva.pretrain.building import build_student
 from vfm_eva.pretrain.pretrain import build_task
 from vfm_eva.pretrain.task import EvaInputs
 from vfm_eva.pretrain.weight_init import init_weights
-from vfm_eva.targets.teacher import StoredTargets
+from vfm_eva.targets.stored import StoredTargets
 
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 TARGET_WIDTH = 8

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from vfm_eva import Target
 from vfm_eva.targets.images import EvaInputs
-from vfm_eva.targets.teacher import PatchTarget
+from vfm_eva.targets.patch_target import PatchTarget
 
 
 class Colour(Target):

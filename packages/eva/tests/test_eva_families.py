@@ -15,7 +15,7 @@ from vfm.models import vision_preprocess
 from vfm_eva.pretrain.building import build_student
 from vfm_eva.pretrain.pretrain import build_task
 from vfm_eva.pretrain.students.masking import masked, visible_only
-from vfm_eva.targets.teacher import StoredTargets
+from vfm_eva.targets.stored import StoredTargets
 
 TABLE = (Path(families.__file__).parent / "results" / "families.md").read_text(encoding="utf-8")
 ROWS = {cells[1]: dict(zip(MODES, cells[3:6], strict=True)) for line in TABLE.splitlines()

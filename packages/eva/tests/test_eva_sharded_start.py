@@ -21,7 +21,7 @@ from vfm.train.parallel.sharded import Sharded
 from vfm_eva.pretrain.building import build_student
 from vfm_eva.pretrain.pretrain import build_task, start_from
 from vfm_eva.pretrain.task import EvaTask
-from vfm_eva.targets.teacher import StoredTargets
+from vfm_eva.targets.stored import StoredTargets
 
 ENCODER: dict[str, Any] = {
     "architecture": "vit_large_patch16_224", "patch_size": 8, "img_size": 32, "depth": 1, "mlp_ratio": 8.0,

@@ -10,7 +10,7 @@ import torch
 from vfm.models import build_vision
 from vfm_eva.pretrain.task import EvaInputs, EvaTask
 from vfm_eva.pretrain.weight_init import init_weights
-from vfm_eva.targets.teacher import StoredTargets
+from vfm_eva.targets.stored import StoredTargets
 
 CUT = 0.5396  # std of a standard normal truncated at one std
 

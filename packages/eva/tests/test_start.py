@@ -25,7 +25,7 @@ from vfm.models import (
 from vfm.plugin import Event, Preflight, UserError, VisionCheckpoint
 from vfm_eva.pretrain.building import build_student
 from vfm_eva.pretrain.pretrain import build_task, start_from
-from vfm_eva.targets.teacher import StoredTargets
+from vfm_eva.targets.stored import StoredTargets
 
 ADDED = "masked_modelling.safetensors"
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "image_size": 32, "num_classes": 0}

@@ -27,7 +27,8 @@ from vfm_eva import BlockMask, EvaTargets, Features
 from vfm_eva.pretrain.masks import MaskedData, Masks
 from vfm_eva.targets.images import EvaInputs, MakeViews, MakeWithTargets
 from vfm_eva.targets.pca import Pca
-from vfm_eva.targets.teacher import StoredTargets, load_teacher
+from vfm_eva.targets.stored import StoredTargets
+from vfm_eva.targets.teacher import load_teacher
 
 CACHED = {"teacher": None, "targets": "targets"}
 

@@ -16,7 +16,8 @@ from vfm.models import build_clip, build_vision, load_clip, vision_preprocess
 from vfm.plugin import AdamW, UserError
 from vfm.train import build_optimizer
 from vfm_eva.pretrain.task import EvaTask
-from vfm_eva.targets.teacher import Teacher, resample_grid
+from vfm_eva.targets.patch_target import resample_grid
+from vfm_eva.targets.teacher import Teacher
 from vfm_kernels import block_mask, block_mask_exact, random_mask
 
 MASKS = [block_mask, block_mask_exact, random_mask]

@@ -15,8 +15,10 @@ from vfm_eva.pretrain.pretrain import build_task
 from vfm_eva.pretrain.stages import EvaPretrain
 from vfm_eva.targets.images import EvaInputs, TeacherInputs
 from vfm_eva.targets.parts import EvaTeacher
+from vfm_eva.targets.patch_target import PatchTarget
 from vfm_eva.targets.stages import EvaTargets
-from vfm_eva.targets.teacher import PatchTarget, StoredTargets, Teacher
+from vfm_eva.targets.stored import StoredTargets
+from vfm_eva.targets.teacher import Teacher
 
 
 def eva_pretrain_cost(config: EvaPretrain, ctx: Preflight) -> Cost:

@@ -9,7 +9,8 @@ from vfm.plugin import Ref, UserError
 from vfm_eva.pretrain.held_out_stages import MaskedPatches
 from vfm_eva.pretrain.stages import EvaPretrain
 from vfm_eva.targets.parts import EvaTeacher
-from vfm_eva.targets.teacher import load_targets, load_teacher
+from vfm_eva.targets.stored import load_targets
+from vfm_eva.targets.teacher import load_teacher
 
 __all__ = ["check_held_out", "check_width"]
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from vfm.train import Metrics
 from vfm_eva.targets.images import EvaInputs
 from vfm_eva.targets.losses import gram_loss, mean_target, squared_error
+from vfm_eva.targets.patch_target import PatchTarget
 from vfm_eva.targets.phi_s import PhiS, Statistics
-from vfm_eva.targets.teacher import PatchTarget, Teacher
+from vfm_eva.targets.teacher import Teacher
 from vfm_kernels import gather_tokens, resultant_length, token_cosine
 
 

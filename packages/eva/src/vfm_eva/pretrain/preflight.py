@@ -16,9 +16,10 @@ from vfm_eva.pretrain.students.masking import student_grid
 from vfm_eva.pretrain.students.networks import freeze_unused
 from vfm_eva.pretrain.weight_init import check_init
 from vfm_eva.targets.images import EvaInputs, TeacherInputs
+from vfm_eva.targets.patch_target import PatchTarget
 from vfm_eva.targets.stages import EvaTargets
 from vfm_eva.targets.target_checks import check_data, check_grid, check_same_crops, check_teacher
-from vfm_eva.targets.teacher import PatchTarget, load_encoder
+from vfm_eva.targets.teacher import load_encoder
 
 
 def check_eva_pretrain(config: EvaPretrain, ctx: Preflight) -> None:

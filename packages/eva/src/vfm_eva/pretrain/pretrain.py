@@ -36,9 +36,11 @@ from vfm_eva.pretrain.students.masking import student_grid
 from vfm_eva.pretrain.task import EvaTask
 from vfm_eva.pretrain.weight_init import init_weights
 from vfm_eva.targets.images import EvaViews, MakeSizes, MakeViews, MakeWithTargets, crop_transform
+from vfm_eva.targets.patch_target import PatchTarget
 from vfm_eva.targets.phi_s import GlobalScale, PhiS
+from vfm_eva.targets.stored import load_targets
 from vfm_eva.targets.target_checks import check_data, check_grid, check_same_crops
-from vfm_eva.targets.teacher import PatchTarget, load_encoder, load_targets
+from vfm_eva.targets.teacher import load_encoder
 
 STANDARDISED: dict[str, type[PhiS]] = {"phi_s": PhiS, "variance": GlobalScale}  # by loss
 _NEW = {"fc_norm.": "new, after the mean over patches"}

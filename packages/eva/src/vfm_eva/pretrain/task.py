@@ -26,7 +26,7 @@ from vfm_eva.pretrain.students.decoder import MaskDecoder
 from vfm_eva.pretrain.students.masking import check_class_token, masked, student_grid, visible_only
 from vfm_eva.pretrain.students.networks import freeze_unused, map_tokens, target_grid
 from vfm_eva.targets.images import EvaInputs
-from vfm_eva.targets.teacher import PatchTarget
+from vfm_eva.targets.patch_target import PatchTarget
 from vfm_kernels import Kernels, accelerated, gather_tokens, masked_index, padded, token_cosine
 
 __all__ = ["EvaInputs", "EvaTask"]

@@ -14,8 +14,9 @@ from vfm.models import ClipModel
 from vfm.plugin import UserError
 from vfm_eva.targets.images import EvaInputs
 from vfm_eva.targets.parts import Codes, Features
+from vfm_eva.targets.patch_target import PatchTarget
 from vfm_eva.targets.phi_s import Statistics
-from vfm_eva.targets.teacher import PatchTarget, Teacher, features_of
+from vfm_eva.targets.teacher import Teacher, features_of
 
 ROUNDS = 20  # k-means iterations
 

@@ -12,8 +12,9 @@ from vfm.plugin import ClipCheckpoint, Config, CropScale, Part, Ref, SampleCache
 class Target(Part):
     """Base class of the targets that a student predicts for masked patches.
 
-    `build(student, encoder, bf16=...)` returns a `PatchTarget` (`vfm_eva.targets.teacher`). `encoder` is the teacher's
-    model, or None without a teacher. `bf16` sets whether the teacher computes in bf16. None: as the student does.
+    `build(student, encoder, bf16=...)` returns a `PatchTarget` (`vfm_eva.targets.patch_target`). `encoder` is the
+    teacher's model, or None without a teacher. `bf16` sets whether the teacher computes in bf16. None: as the student
+    does.
     """
 
     needs_teacher: ClassVar[bool] = True

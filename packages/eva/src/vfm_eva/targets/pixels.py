@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from vfm_eva.targets.images import EvaInputs
 from vfm_eva.targets.losses import mean_target, squared_error
 from vfm_eva.targets.parts import Pixels
-from vfm_eva.targets.teacher import PatchTarget
+from vfm_eva.targets.patch_target import PatchTarget
 
 
 class PixelTarget(PatchTarget):

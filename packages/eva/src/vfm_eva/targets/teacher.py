@@ -1,4 +1,4 @@
-"""Pre-training targets: features of a frozen encoder that runs in every step, or stored features."""
+"""A frozen encoder whose features are the target, computed in every step."""
 
 # B batch, N patches, T target width, S' side of the teacher's image
 
@@ -22,78 +22,14 @@ from vfm.models import (
     patch_features,
     vision_preprocess,
 )
-from vfm.plugin import ClipCheckpoint, SampleCache, UserError, VisionCheckpoint
-from vfm.train import Frozen, Metrics
+from vfm.plugin import ClipCheckpoint, UserError, VisionCheckpoint
 from vfm_eva.targets.images import EvaInputs
 from vfm_eva.targets.mosaic import cut_mosaics, join_mosaics, tiles_per_side
 from vfm_eva.targets.parts import Features
-from vfm_eva.targets.pca import Pca
-from vfm_eva.targets.phi_s import Statistics
-from vfm_kernels import masked_cosine_loss, resultant_length
-
-__all__ = ["PatchTarget", "StoredTargets", "Teacher", "load_targets", "load_teacher", "resample_grid"]
+from vfm_eva.targets.patch_target import PatchTarget, resample_grid
 
 # Layers that autocast multiplies in bf16. Norms stay in fp32.
 MATRICES = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
-
-
-class PatchTarget(Frozen[nn.Module]):
-    """A target that the student predicts for every patch, with its loss. Subclass it for a custom target.
-
-    The default loss is EVA's, the negative cosine.
-
-    Attributes:
-        width: Number of values that the student's head predicts per patch, T.
-        preprocess: Preprocessing of the images that the target is computed from. None: the student's.
-        is_cosine: Whether the loss is a negative cosine.
-        statistics: Statistics to fit to the target's features of the first images before training starts.
-        grid: Rows and columns of the patches, before they are interpolated to a student's. None: there are no patches.
-    """
-
-    width: int
-    preprocess: Preprocess | None = None
-    is_cosine: bool = True
-    statistics: Statistics | None = None
-    grid: tuple[int, int] | None = None
-
-    def targets(self, inputs: EvaInputs, grid: tuple[int, int]) -> Tensor:
-        """Compute the targets of a batch, (B, N, ...)."""
-        raise NotImplementedError
-
-    def preprocess_for(self, student: Preprocess) -> Preprocess:
-        """Choose the preprocessing of its images, for a student's images of some size."""
-        return self.preprocess or student
-
-    def features_to_fit(self, inputs: EvaInputs, grid: tuple[int, int]) -> Tensor:
-        """Compute the features of a batch to which statistics are fitted, (B, N, D)."""
-        return self.targets(inputs, grid)
-
-    def patch_loss(self, prediction: Tensor, target: Tensor, counted: Tensor) -> Tensor:
-        """Compute the mean loss over the counted patches.
-
-        Args:
-            prediction: (B, K, T).
-            target: (B, K, ...).
-            counted: (B, K) booleans.
-        """
-        return masked_cosine_loss(prediction, target, counted)
-
-    def metrics(self, prediction: Tensor, target: Tensor, counted: Tensor) -> Metrics:
-        """Compute further metrics of a prediction. Each takes a pass over all features.
-
-        `constant_loss` is the loss of the best constant prediction, `mutual_cosine` the mean cosine of two predictions.
-
-        Args:
-            prediction: As in `patch_loss`.
-            target: As in `patch_loss`.
-            counted: As in `patch_loss`.
-        """
-        mutual = resultant_length(prediction.detach(), counted) ** 2
-        return {"constant_loss": self.constant_loss(target, counted), "mutual_cosine": mutual}
-
-    def constant_loss(self, target: Tensor, counted: Tensor) -> Tensor:
-        """Compute the loss of the best constant prediction."""
-        return -resultant_length(target, counted)
 
 
 class Teacher(PatchTarget):
@@ -223,35 +159,6 @@ class Teacher(PatchTarget):
         return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.bf16)
 
 
-class StoredTargets(PatchTarget):
-    """Targets that are stored and loaded with the batches.
-
-    Args:
-        width: Channels of the target, T.
-        decode: Converts stored values to (B, N, T), such as a `Pca`. Default: the values are the target.
-        grid: Rows and columns of the stored patches.
-    """
-
-    def __init__(self, width: int, decode: nn.Module | None = None, grid: tuple[int, ...] | None = None) -> None:
-        super().__init__(decode or nn.Identity())
-        self.width = width
-        self.grid = (grid[0], grid[1]) if grid else None
-
-    @torch.no_grad()
-    def targets(self, inputs: EvaInputs, grid: tuple[int, int]) -> Tensor:
-        """Decode the stored targets of a batch, (B, N, T)."""
-        target: Tensor = self.module(inputs.targets)
-        return target
-
-
-def load_targets(cache: SampleCache) -> StoredTargets:
-    """Load the decoder for the stored targets of a cache."""
-    if not cache.basis:
-        return StoredTargets(cache.shape[-1], grid=cache.shape[:-1])
-    pca = Pca.load(cache.path)
-    return StoredTargets(len(pca.mean), pca, cache.shape[:-1])
-
-
 def features_of(
     target: Features, student: nn.Module | None, encoder: ClipModel | nn.Module, *, bf16: bool | None = None
 ) -> Teacher:
@@ -304,18 +211,3 @@ def seen_images(inputs: EvaInputs) -> Tensor:
     They are `teacher_images`, or else the student's images.
     """
     return inputs.images if inputs.teacher_images is None else inputs.teacher_images
-
-
-def resample_grid(features: Tensor, source: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Interpolate patch features bilinearly to another grid.
-
-    Args:
-        features: (B, N, T).
-        source: Rows and columns of the features.
-        grid: Rows and columns of the result. An equal grid leaves them unchanged.
-    """
-    if source == grid:
-        return features
-    planes = features.transpose(1, 2).reshape(len(features), -1, *source)  # (B, T, rows, columns)
-    # Antialiased, or a smaller grid would only see some of the patches.
-    return F.interpolate(planes.float(), size=grid, mode="bilinear", antialias=True).flatten(2).transpose(1, 2)

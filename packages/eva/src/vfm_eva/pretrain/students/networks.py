@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vfm.models import vision_preprocess
 from vfm.plugin import UserError
-from vfm_eva.targets.teacher import PatchTarget, resample_grid
+from vfm_eva.targets.patch_target import PatchTarget, resample_grid
 
 __all__ = ["freeze_unused", "map_tokens", "target_grid"]
 
