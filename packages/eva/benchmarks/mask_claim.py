@@ -35,8 +35,8 @@ def read_scores(*runs: Path) -> Scores:
     values: dict[tuple[str, str], dict[int, float]] = {}
     for folder in [folder for run in runs for folder in (run / "artifacts").glob("*@*")]:
         stage, _, seed = folder.name.partition("@")
-        if stage.removesuffix("_controls") not in ("curves", "probe", "dense", "zero_shot"):
-            continue
+        if stage.removesuffix("_controls") not in ("curves", "probe", "dense", "zero_shot") or not folder.exists():
+            continue  # a run that stopped before has links to nothing
         for metric in Report.load(folder).metrics:
             key = (f"{stage}/{metric.name}", metric.model.partition("@")[0])
             values.setdefault(key, {})[int(seed)] = 100 * metric.value

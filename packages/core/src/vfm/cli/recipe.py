@@ -83,7 +83,9 @@ def run(
         str | None, typer.Option(help="Name of a stage to prepare for torchrun elsewhere. The run stops before it.")
     ] = None,
     jobs: JobsOption = 1,
-    until: Annotated[str | None, typer.Option(help="Run only this stage and the stages that it needs.")] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Run only this stage, with all its seeds, and the stages that it needs.")
+    ] = None,
     track: Annotated[
         list[str] | None,
         typer.Option(help="Also send metrics to tensorboard, wandb, trackio or mlflow; repeatable."),

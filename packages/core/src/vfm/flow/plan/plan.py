@@ -135,20 +135,24 @@ def make_plan(recipe: Recipe, store: Store, announce: Callable[[str], None] = la
 
 
 def steps_until(steps: Sequence[Step], name: str) -> list[Step]:
-    """Select the steps of a plan that a stage needs, with the stage itself at the end.
+    """Select the steps of a plan that a stage needs, and the stage itself.
+
+    Args:
+        steps: The plan.
+        name: Name of a stage. Without its seed, as in the recipe, it stands for the stages of all seeds.
 
     Raises:
         UserError: If no stage has this name.
     """
-    needed = {name}
+    needed = {stage for stage in stage_names(steps) if name in (stage, stage.partition("@")[0])}
+    if not needed:
+        raise UserError(f"no stage is named {name}; stages: {', '.join(stage_names(steps))}")
     chosen: list[Step] = []
     # Inputs come earlier in a plan, so one pass from the end finds everything that is needed.
     for step in reversed(steps):
         if step.stage.name in needed:
             needed |= set(step.inputs)
             chosen.insert(0, step)
-    if not chosen or chosen[-1].stage.name != name:
-        raise UserError(f"no stage is named {name}; stages: {', '.join(stage_names(steps))}")
     return chosen
 
 
