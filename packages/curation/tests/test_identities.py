@@ -1,5 +1,6 @@
 """Every text has its own draw: the kept set's size has binomial spread whatever the keys; repeats are reported."""
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,30 @@ def test_uids_are_hashed_as_core_hashes_them(uids: list[str], start: int) -> Non
     assert hash_uids(column).tolist() == hash_strings(column).tolist()
 
 
+def test_adding_a_shard_does_not_copy_the_keys_of_all_shards() -> None:
+    repeated = RepeatedTexts()
+    for shard in range(200):
+        repeated.add(shard, range(1024))
+    tracemalloc.start()
+    repeated.add(200, range(1024))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200_000  # the keys of 200 shards have 1.6 MB
+
+
+@given(st.lists(st.lists(st.integers(0, 300), max_size=40), max_size=20), st.integers(1, 50))
+def test_the_smallest_keys_of_all_shards_stay(shards: list[list[int]], limit: int) -> None:
+    repeated = RepeatedTexts()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vfm_curation.match.repeated_texts.KEYS_IN_MEMORY", limit)
+        for shard, keys in enumerate(shards):
+            repeated.add(shard, sorted(keys))
+        repeated._sort()
+    pairs = sorted((key, shard) for shard, keys in enumerate(shards) for key in keys)
+    expected = [pair for pair in pairs if len(pairs) <= limit or pair[0] <= pairs[limit - 1][0]]
+    assert list(zip(repeated._keys.tolist(), repeated._shards.tolist(), strict=True)) == expected
+
+
 def test_memory_is_bounded_and_the_smallest_keys_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vfm_curation.match.repeated_texts.KEYS_IN_MEMORY", 64)
     shards = [texts([f"{number}-{row}" for row in range(100)]) for number in range(20)]
@@ -147,5 +172,5 @@ def test_memory_is_bounded_and_the_smallest_keys_stay(monkeypatch: pytest.Monkey
     repeated = RepeatedTexts()
     for shard, table in enumerate(shards):
         repeated.add(shard, smallest_keys(keys_of(table)))
-        assert len(repeated._keys) <= 2 * 64 + 2
+        assert len(repeated._keys) + repeated._num_added <= 2 * 64 + 2
     assert "is in 7 row" in (repeated.warning(shards.__getitem__, str) or "")

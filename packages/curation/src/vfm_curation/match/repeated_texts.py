@@ -41,19 +41,27 @@ class RepeatedTexts:
     def __init__(self) -> None:
         self._keys = np.zeros(0, np.uint64)
         self._shards = np.zeros(0, np.int64)
+        self._added: list[tuple[Keys, int]] = []  # (keys, shard), joined only when they are many
+        self._num_added = 0
+        self._largest = np.iinfo(np.uint64).max  # larger keys cannot be among the smallest any more
 
     def add(self, shard: int, keys: Sequence[int]) -> None:
         """Add the keys of a shard."""
-        self._keys = np.append(self._keys, np.array(keys, np.uint64))
-        self._shards = np.append(self._shards, np.full(len(keys), shard))
-        if len(self._keys) > 2 * KEYS_IN_MEMORY:
+        new = np.array(keys, np.uint64)
+        self._added.append((new[new <= self._largest], shard))
+        self._num_added += len(self._added[-1][0])
+        if self._num_added > KEYS_IN_MEMORY:
             self._sort()
 
     def _sort(self) -> None:
-        order = np.lexsort((self._shards, self._keys))
+        keys = np.concatenate([self._keys, *(new for new, _ in self._added)])
+        shards = np.concatenate([self._shards, *(np.full(len(new), shard) for new, shard in self._added)])
+        order = np.lexsort((shards, keys))
         if len(order) > KEYS_IN_MEMORY:  # a whole group of equal keys stays
-            order = order[self._keys[order] <= self._keys[order[KEYS_IN_MEMORY - 1]]]
-        self._keys, self._shards = self._keys[order], self._shards[order]
+            self._largest = keys[order[KEYS_IN_MEMORY - 1]]
+            order = order[keys[order] <= self._largest]
+        self._keys, self._shards = keys[order], shards[order]
+        self._added, self._num_added = [], 0
 
     def warning(self, texts_of: Callable[[int], pa.Table], path_of: Callable[[int], str]) -> str | None:
         """Write a line with an example if texts repeat, else return None.
