@@ -1,5 +1,7 @@
 """Pass 2 by tasks: a kill repeats only unfinished shards, and t is the same from a sample that is complete or not."""
 
+import errno
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -8,15 +10,18 @@ import numpy as np
 import pytest
 
 from vfm.data import read_subset, subset_file
-from vfm.plugin import Event
+from vfm.plugin import Artifact, Event, Stage
 from vfm_curation.balance.stages import MetaclipBalance
 from vfm_curation.balance.subset import BalanceJob, expected_size
 from vfm_curation.counts import sampled_texts
 from vfm_curation.counts.matches import read_shards
 from vfm_curation.counts.probabilities import text_probability
+from vfm_curation.export.stages import ExportSubset
+from vfm_curation.filters.stages import FilterPool
 from vfm_curation.match.stages import MatchTexts
 from vfm_curation.metadata.stages import BuildMetadata
 from vfm_curation.runtime import CurationRuntime
+from vfm_curation.shard_files import link_files
 
 WORDS = ["dog", "cat", "red car", "lighthouse", "okapi", "church", "glacier"]
 
@@ -61,15 +66,50 @@ def test_a_killed_balance_repeats_only_unfinished_shards(run_stage: Any, matched
         assert (subset.path / name).read_bytes() == (unbroken.path / name).read_bytes()
 
 
+def test_a_run_that_is_killed_while_its_artifact_is_hashed_repeats_no_shard(run_stage: Any, matched: Any) -> None:
+    def times(artifact: Artifact, *folders: str) -> dict[str, int]:
+        files = (file for folder in folders for file in (artifact.path / folder).iterdir())
+        return {f"{file.parent.name}/{file.name}": file.stat().st_mtime_ns for file in files}
+
+    matches = matched("matches")
+    written = times(matches, "shards")
+    assert len(written) == 10
+    assert times(matched("matches"), "shards") == written  # a run begins with an empty folder and the same work folder
+    stages: list[tuple[Stage, list[str]]] = [
+        (MetaclipBalance(name="curated", matches="x", t=30), ["subset"]),
+        (FilterPool(name="kept", pool="x", filters=[{"type": "where", "keep": "words > 1"}]), ["subset", "verdicts"]),
+        (ExportSubset(name="exported", subset="x", pairs=True), ["pairs.parquet"]),
+    ]
+    source = matches
+    for stage, folders in stages:
+        made = run_stage(stage, x=source)
+        written = times(made, *folders)
+        assert len(written) >= 10
+        assert times(run_stage(stage, x=source), *folders) == written
+        source = made
+
+
+def test_files_are_moved_where_the_file_system_has_no_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(source: Path, target: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    (tmp_path / "work" / "shards").mkdir(parents=True)
+    (tmp_path / "artifact").mkdir()
+    (tmp_path / "work" / "shards" / "0").write_text("one")
+    monkeypatch.setattr(os, "link", link)
+    target = tmp_path / "artifact" / "shards"
+    assert link_files(tmp_path / "work" / "shards", target) == target
+    assert (target / "0").read_text() == "one"
+    assert list((tmp_path / "work").iterdir()) == []
+
+
 def test_files_of_another_draw_are_not_taken_for_finished(run_stage: Any, matched: Any) -> None:
     matches = matched("matches")
     kept = {}
     for seed in (0, 1):
         stage = MetaclipBalance(name="curated", matches="x", t=30, seed=seed)
-        work = matches.path.parents[1] / "work" / "curated"
-        subset = run_stage(stage, x=matches)
+        subset = run_stage(stage, x=matches)  # its files stay in the work folder, as after a kill before the end
         kept[seed] = read_subset(subset.path)["kept"].to_pylist()
-        (subset.path / "subset").rename(work / "subset")  # as a kill before the end would leave them
     assert kept[0] != kept[1]
 
 

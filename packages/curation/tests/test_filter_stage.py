@@ -1,11 +1,14 @@
 """`curation.filter` over pools on disk: filters against plain twins, with any shards; bad images, kills, chains."""
 
+import errno
 import hashlib
 import io
 import json
+import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -295,21 +298,27 @@ def test_killed_filter_resumes_and_ends_with_the_same_files(make_pool: Any, run_
     assert {path.name for path in work.parent.iterdir()} == {"filtered", "unbroken"}  # no other folder remains
 
 
+@pytest.mark.parametrize("has_links", [True, False])
 def test_a_kill_between_the_last_two_moves_loses_no_verdict(
-    make_pool: Any, run_stage: Any, monkeypatch: pytest.MonkeyPatch
+    make_pool: Any, run_stage: Any, monkeypatch: pytest.MonkeyPatch, has_links: bool
 ) -> None:
     samples, *_ = world(30)
     pool, filters = make_pool("pool", samples), [{"type": "caption_length", "min_words": 2}]
     moved: list[Path] = []
 
-    def kill(path: Path, to: Path, rename: Any = Path.rename) -> Path:
+    def kill(path: Path, to: Path, move: Any) -> Any:
         if moved:
             raise KilledError
-        moved.append(rename(path, to))
-        return moved[-1]
+        moved.append(to)
+        return move(path, to)
+
+    def no_link(path: Path, to: Path) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", kill)
+        patch.setattr(os, "link", partial(kill, move=os.link) if has_links else no_link)
+        if not has_links:
+            patch.setattr(Path, "rename", partialmethod(kill, move=Path.rename))
         with pytest.raises(KilledError):
             run(run_stage, pool, filters)
     again = run(run_stage, pool, filters)

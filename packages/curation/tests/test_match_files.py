@@ -119,9 +119,7 @@ def test_a_file_that_was_damaged_before_a_resume_is_made_again(tmp_path: Path, r
     entries = run_stage(BuildMetadata(name="entries", path=str(tmp_path / "entries.txt")))
     matches = run_stage(MatchTexts(name="matches", pool="p", metadata="m"), p=pool, m=entries)
     whole = {file.name: file.read_bytes() for file in (matches.path / "shards").iterdir()}
-    work = tmp_path / "work" / "matches"
-    shutil.copytree(matches.path / "shards", work / "shards")  # as a kill before the end leaves them
-    file = work / "shards" / "00000001.arrow"
+    file = tmp_path / "work" / "matches" / "shards" / "00000001.arrow"  # as a kill before the end leaves it
     summary = finished_summary(file)
     if damage == "id":
         flip_an_id(file)

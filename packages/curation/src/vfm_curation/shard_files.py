@@ -6,8 +6,11 @@ own metadata holds the hash of its source and its summary, so that a file cannot
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import shutil
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -26,6 +29,7 @@ ARROW = ".arrow"  # suffix of Arrow files; all others are parquet
 SUMMARY_KEY = b"vfm.summary"
 MADE_FROM_KEY = b"vfm.made_from"
 CHECKSUM_KEY = b"vfm.checksum"  # of an Arrow file's values, since Arrow has no checksums of its own
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}  # of file systems without links
 
 
 def made_from(*parts: Any) -> str:
@@ -204,3 +208,22 @@ def whole_file(file: Path) -> Iterator[Path]:
         part.replace(file)
     finally:
         part.unlink(missing_ok=True)
+
+
+def link_files(folder: Path, target: Path) -> Path:
+    """Link the finished files of a folder in the stage's work folder into a new folder of its artifact.
+
+    They stay in the work folder until the artifact is published. Before that, all files are hashed and flushed to the
+    disk, which takes minutes for a large pool, and a run that is killed meanwhile would otherwise repeat all of them.
+    On a file system without hard links the folder is moved.
+    """
+    target.mkdir()
+    try:
+        for file in sorted(folder.iterdir()):
+            os.link(file, target / file.name)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        shutil.rmtree(target)
+        folder.rename(target)
+    return target

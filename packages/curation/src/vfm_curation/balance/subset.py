@@ -32,7 +32,7 @@ from vfm_curation.counts.probabilities import Floats, Integers, in_units, text_p
 from vfm_curation.counts.sampled_texts import siblings_of
 from vfm_curation.engine import run_shards
 from vfm_curation.runtime import CurationRuntime, TextsOfImage
-from vfm_curation.shard_files import finished_summary, hash_of_source, made_from, write_shard_file
+from vfm_curation.shard_files import finished_summary, hash_of_source, link_files, made_from, write_shard_file
 from vfm_curation.summaries import TaskSummary, with_progress
 
 UNIT = 2.0**32  # sums of probabilities are in units of 2^-32
@@ -239,7 +239,7 @@ def write_subset_files(ctx: Context, job: BalanceJob, runtime: CurationRuntime) 
         totals.add(summary)
         index += summary.index
     write_subset_index(ctx.directory, index)
-    job.files.rename(ctx.directory / SUBSET_FOLDER)  # last: a crash before this loses no shard
+    link_files(job.files, ctx.directory / SUBSET_FOLDER)
     return totals
 
 

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from vfm.data import DatasetSpec, Shard, write_index
 from vfm.plugin import Context, LinkTable, TablePanel
+from vfm_curation.shard_files import link_files
 
 FOLDER = "links"
 NUM_EXAMPLES = 12
@@ -42,7 +43,7 @@ def _first_batch(files: Iterable[Path]) -> pa.RecordBatch:
 
 def publish_links(ctx: Context, folder: Path, language: str) -> LinkTable:
     """Move finished parquet files of `table_schema` into the artifact and index them."""
-    home = folder.rename(ctx.directory / FOLDER)  # only now: a crash before this loses no finished file
+    home = link_files(folder, ctx.directory / FOLDER)
     parts = sorted(home.glob("*.parquet"))
     shards = [Shard.of(part, pq.read_metadata(part).num_rows, format="parquet") for part in parts]
     spec = DatasetSpec(images=False, texts={language: "texts"})

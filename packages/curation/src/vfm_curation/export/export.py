@@ -34,7 +34,7 @@ from vfm_curation.export.export_pairs import PAIRS_FOLDER, PairsJob, join_column
 from vfm_curation.export.export_tars import TARS_FOLDER, TarsJob, write_shard
 from vfm_curation.export.stages import ExportSubset
 from vfm_curation.pool_texts import texts_of
-from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
+from vfm_curation.shard_files import finished_summary, link_files, made_from, write_shard_file
 from vfm_curation.summaries import TaskSummary, with_progress
 from vfm_curation.uids import UID_DTYPE, uid_halves
 
@@ -87,7 +87,7 @@ def _write_all_links(config: ExportSubset, ctx: Context, subset: CuratedSubset) 
         raise UserError(f"{config.name}: no sample of '{config.subset}' has a URL (json.url, or a column url)")
     if num_missing:
         ctx.warn(f"{num_missing:,} samples have no URL and are not in the links")
-    job.folder.rename(ctx.directory / LINKS_FOLDER)
+    link_files(job.folder, ctx.directory / LINKS_FOLDER)
     return num_links
 
 
@@ -99,7 +99,7 @@ def _write_tars(config: ExportSubset, ctx: Context, subset: CuratedSubset) -> li
     number = -(-subset.num_samples // config.samples_per_shard)
     summaries = with_progress(ctx, run_shards(write_shard, job, range(number), config.runtime), number)
     sizes = {summary.shard: summary.num_samples for summary in summaries}
-    folder = job.folder.rename(ctx.directory / TARS_FOLDER)
+    folder = link_files(job.folder, ctx.directory / TARS_FOLDER)
     return [Shard.of(folder / job.file(shard).name, sizes[shard]) for shard in range(number)]
 
 
@@ -109,7 +109,7 @@ def _write_all_pairs(config: ExportSubset, ctx: Context, subset: CuratedSubset) 
     shards = shards_of(subset) if subset.matches else range(len(opened(subset.path).shard_sizes))
     summaries = with_progress(ctx, run_shards(write_pairs, job, shards, config.runtime), len(shards))
     number = sum(summary.num_texts for summary in summaries)
-    job.folder.rename(ctx.directory / PAIRS_FOLDER)
+    link_files(job.folder, ctx.directory / PAIRS_FOLDER)
     return number
 
 

@@ -29,6 +29,7 @@ from vfm_curation.filters.stages import Filter, FilterPool
 from vfm_curation.filters.survivors import VERDICTS_FOLDER
 from vfm_curation.filters.texts import opened
 from vfm_curation.pool_texts import shortened, texts_of_rows
+from vfm_curation.shard_files import link_files
 from vfm_curation.summaries import with_progress
 
 
@@ -121,7 +122,7 @@ def _write_outcome(run: FilterRun, ctx: Context) -> Outcome:
     if outcome.num_texts:
         write_subset_index(ctx.directory, outcome.index)
         for folder in (SUBSET_FOLDER, VERDICTS_FOLDER):  # the subset first: its files mark both as whole
-            (ctx.work / folder).rename(ctx.directory / folder)
+            link_files(ctx.work / folder, ctx.directory / folder)
     return outcome
 
 

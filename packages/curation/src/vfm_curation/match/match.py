@@ -43,7 +43,7 @@ from vfm_curation.match.stages import MatchTexts
 from vfm_curation.matching import FIXED_BLANKS, FIXED_MARKS, Semantics, dead_entries
 from vfm_curation.metadata import load_entries
 from vfm_curation.pool_texts import OnBad, texts_of, texts_or_lost
-from vfm_curation.shard_files import ARROW, finished_summary, made_from, write_shard_file
+from vfm_curation.shard_files import ARROW, finished_summary, link_files, made_from, write_shard_file
 from vfm_curation.summaries import Lost, TaskSummary, with_progress
 from vfm_curation.uids import bytes_of_uids
 
@@ -96,7 +96,7 @@ def match_texts(config: MatchTexts, ctx: Context) -> Matches:
     (job.statistics / SAMPLE_FILE).rename(ctx.directory / SAMPLE_FILE)
     values = {"curation/num_texts": total.num_texts, "curation/num_matched": total.num_matched}
     ctx.emit("metrics", step=1, samples=total.num_texts, values=values)
-    job.folder.rename(ctx.directory / FOLDER)  # last: a crash before this loses no shard
+    link_files(job.folder, ctx.directory / FOLDER)
     return Matches.create(
         ctx.directory,
         pool=pool.reference(ctx.directory),
