@@ -78,6 +78,13 @@ def full_disk(folder: Path, shard: int) -> int:
     return shard
 
 
+def no_space(folder: Path, shard: int) -> int:
+    """Write to a device that is always full."""
+    with pa.OSFile("/dev/full", "w") as stream:
+        stream.write(b"1")
+    return shard
+
+
 def tenth_of_a_second(folder: Path, shard: int) -> int:
     """Take a tenth of a second."""
     time.sleep(0.1)

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from vfm.data import open_dataset, read_subset
+from vfm.interfaces import load_panels
 from vfm.plugin import Event, UserError
 from vfm_curation.balance.stages import MetaclipBalance
 from vfm_curation.export.stages import ExportSubset
@@ -15,6 +17,12 @@ from vfm_curation.metadata.stages import BuildMetadata
 from vfm_curation.summaries import DAMAGED, NUM_BAD_SHOWN, Lost, TaskSummary
 
 NUM_SHARDS, SIZE = 25, 4
+
+
+class KilledError(Exception):
+    """The process dies here."""
+
+
 FAULTS = {"missing": Path.unlink, "cut": lambda file: file.write_bytes(file.read_bytes()[:700])}
 
 
@@ -47,12 +55,16 @@ def test_a_damaged_shard_is_skipped_counted_and_named(run_stage: Any, pool: Any,
     (bad,) = [event.data for event in events if event.type == "bad_sample"]
     assert bad["reason"] == "damaged_shard"
     assert f"pool-{7 * SIZE:06d}.tar" in bad["where"]
+    warning = f"4 of 100 samples are left out: 1 of 25 shards cannot be read, such as {bad['where']}"
+    assert [event.data["message"] for event in events if event.type == "warning"] == [warning]
     assert matches.num_texts == matches.num_matched == 2 * (NUM_SHARDS - 1) * SIZE
     subset = run_stage(MetaclipBalance(name="curated", matches="x", t=1000), x=matches)
     assert subset.num_samples == len(open_dataset(subset)) == (NUM_SHARDS - 1) * SIZE
     assert set(read_subset(subset.path)["shard"].to_pylist()) == set(range(NUM_SHARDS)) - {7}
+    events.clear()
     filtered = run_stage(filtering("filtered"), send=events.append, p=pool)
-    assert [event.data["reason"] for event in events if event.type == "bad_sample"] == ["damaged_shard"] * 2
+    assert [event.data["reason"] for event in events if event.type == "bad_sample"] == ["damaged_shard"]
+    assert warning in [event.data["message"] for event in events if event.type == "warning"]
     assert len(open_dataset(filtered)) == (NUM_SHARDS - 1) * SIZE
     for source in (subset, filtered):
         assert run_stage(ExportSubset(name="out", subset="s"), s=source).num_samples == 0
@@ -65,6 +77,43 @@ def test_more_than_the_allowed_fraction_stops_and_names_the_shard(run_stage: Any
         run_stage(stage, p=pool, **inputs)
     with pytest.raises(UserError, match=line):
         run_stage(filtering("filtered", max_bad_fraction=0.03), p=pool)
+
+
+def test_a_shard_that_is_back_when_matching_resumes_is_matched(
+    run_stage: Any, make_pool: Any, matching: Any, tmp_path: Path
+) -> None:
+    samples = [(f"u{i}", {"en": [f"a dog {i}", f"a cat {i}"]}) for i in range(NUM_SHARDS * SIZE)]
+    pool, tar = make_pool("pool", samples, shard_size=SIZE), tmp_path / f"pool-{7 * SIZE:06d}.tar"
+
+    def kill(event: Event) -> None:
+        if event.type == "progress" and event.data["done"] == 10:
+            raise KilledError
+
+    stage, inputs = matching("matches")
+    tar.rename(tmp_path / "away.tar")
+    with pytest.raises(KilledError):
+        run_stage(stage, p=pool, **{**inputs, "send": kill})
+    (tmp_path / "away.tar").rename(tar)
+    matches = run_stage(stage, p=pool, **inputs)
+    assert matches.num_texts == matches.num_matched == 200
+    assert np.load(matches.path / "counts.npy").tolist() == [100, 100]
+
+
+def test_a_shard_that_is_gone_after_matching_has_no_examples(
+    run_stage: Any, make_pool: Any, matching: Any, tmp_path: Path
+) -> None:
+    pool = make_pool("pool", [(f"u{i}", {"en": [f"a dog {i}"]}) for i in range(40)], shard_size=SIZE)
+    stage, inputs = matching("matches")
+    matches = run_stage(stage, p=pool, **inputs)
+    (tmp_path / "pool-000000.tar").unlink()
+    events: list[Event] = []
+    subset = run_stage(MetaclipBalance(name="curated", matches="x", t=5), send=events.append, x=matches)
+    assert len(read_subset(subset.path)) == 40
+    line = f"the report has no examples of a shard that cannot be read: {tmp_path / 'pool-000000.tar'}: no such file"
+    assert line in [event.data["message"] for event in events if event.type == "warning"]
+    texts = [row[1] for row in next(panel for panel in load_panels(subset.path) if panel.title == "Examples").rows]
+    assert texts
+    assert not {f"a dog {i}" for i in range(SIZE)} & set(texts)
 
 
 def test_a_shard_with_many_bad_samples_before_its_damage_is_named() -> None:

@@ -121,9 +121,13 @@ def test_a_full_disk_is_one_line_that_names_the_shard(runtime: CurationRuntime, 
     (tmp_path / "files").mkdir()
     with pytest.raises(UserError, match=r"^shard 1: [^\n]*[Ff]ile too large[^\n]*$"):
         list(run_shards(shard_tasks.full_disk, tmp_path, range(1, 2), runtime))
-    with pytest.raises(UserError, match=r"^shard 2: [^\n]+ requested and [^\n]+ written$"):  # numpy's words
+    # numpy's words
+    with pytest.raises(UserError, match=r"^shard 2: \d+ requested and \d+ written; check the space on the disk$"):
         list(run_shards(shard_tasks.full_disk, tmp_path, range(2, 3), runtime))
     assert list((tmp_path / "files").iterdir()) == []
+    line = "^shard 3: no space left on the disk; finished shards are kept: free some space and run again$"
+    with pytest.raises(UserError, match=line):
+        list(run_shards(shard_tasks.no_space, tmp_path, [3], runtime))
 
 
 def test_a_ray_that_does_not_come_up_is_one_line_at_once(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ files bit for bit. `vfm_curation.shard_files` lets a task skip a shard whose fil
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -170,9 +171,15 @@ def _run_task(function: Task[J, S], job: J, shard: int) -> S:
         return function(job, shard)
     except UserError as error:
         raise UserError(f"shard {shard}: {error}") from error
-    except OSError as error:  # from the system, such as a full disk: not a mistake in the program
+    except OSError as error:  # from the system: not a mistake in the program
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            raise UserError(
+                f"shard {shard}: no space left on the disk; finished shards are kept: free some space and run again"
+            ) from error
         where = f": {error.filename}" if error.filename else ""
-        reason = error.strerror or " ".join(str(error).split()) or type(error).__name__  # numpy's have no number
+        reason = error.strerror or " ".join(str(error).split()) or type(error).__name__
+        if reason.endswith(" written"):  # numpy's "10000 requested and 512 written", without a number
+            reason = f"{reason}; check the space on the disk"
         raise UserError(f"shard {shard}: {reason}{where}") from error
     except Exception as error:
         raise RuntimeError(f"shard {shard}: {type(error).__name__}: {error}") from error

@@ -52,6 +52,8 @@ class Lost:
     total: int
     max_bad_fraction: float
     count: int = 0
+    num_shards: int = 0
+    example: str = ""
 
     def add(self, summary: TaskSummary) -> None:
         """Add the samples of a shard.
@@ -59,9 +61,11 @@ class Lost:
         Raises:
             UserError: If too many samples are lost. The line names the shard.
         """
+        line = next(where for reason, where in summary.bad_shown if reason == DAMAGED)
         self.count += summary.num_lost
+        self.num_shards += 1
+        self.example = min(self.example or line, line)  # the same whatever the order of the shards
         if self.count > self.max_bad_fraction * self.total:
-            line = next(where for reason, where in summary.bad_shown if reason == DAMAGED)
             raise UserError(
                 f"{line} ({self.count} of {self.total} samples are lost, max_bad_fraction is {self.max_bad_fraction:g})"
             )
@@ -75,6 +79,8 @@ def with_progress(
     **shown: Callable[[], Any],
 ) -> Iterator[B]:
     """Yield the summaries, and report shards, texts a second, time left and bad samples to the context.
+
+    A warning counts the samples of shards that cannot be read.
 
     Args:
         ctx: Context of the running stage.
@@ -102,3 +108,8 @@ def with_progress(
         }
         extra = {name: value() for name, value in shown.items()}
         ctx.progress(done, num_shards, "shards", **times, **extra)
+    if lost and lost.count:
+        ctx.warn(
+            f"{lost.count:,} of {lost.total:,} samples are left out: {lost.num_shards} of {num_shards} shards cannot be"
+            f" read, such as {lost.example}"
+        )

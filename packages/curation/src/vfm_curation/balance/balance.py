@@ -199,7 +199,12 @@ def _examples(
     def shards() -> Iterator[tuple[BalancedShard, pa.Table]]:
         with_texts = (shard for shard in read_shards(matches.path) if len(shard.table))
         for shard in islice(with_texts, MAX_SHARDS_FOR_EXAMPLES):
-            texts = texts_in(source, shard.table["shard"][0].as_py(), shard.table["language"].unique().to_pylist())
+            number = shard.table["shard"][0].as_py()
+            try:
+                texts = texts_in(source, number, shard.table["language"].unique().to_pylist())
+            except UserError as error:  # read by pass 1, and lost since then
+                ctx.warn(f"the report has no examples of a shard that cannot be read: {error}")
+                continue
             yield balance_shard(shard, card.probability, config.seed, config.texts), texts
 
     yield examples(card, shards())
