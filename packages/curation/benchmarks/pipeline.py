@@ -5,8 +5,15 @@
 Makes pools of the given sizes, and one of 200,000 captions for the set-up, by recombining the given captions, and runs
 `curation.match` and `curation.balance` over each five times, in processes of their own that take turns: once in one
 process, once in two. Rates are of CPU seconds of all processes; the set-up, which is paid once (compiled code, matcher,
-data card), is that of the small pool. Writes `pipeline.json` and `pipeline.md` into `results/`. Needs no model and no
-network.
+data card), is that of the small pool in as many processes. The model is a line through the small pool and the smallest
+of the others; its error is that of the measured CPU seconds of larger pools. Writes `pipeline.json` and `pipeline.md`
+into `results/`. Needs no model and no network.
+
+200 million captions need 20 GB in `--work`, where pools and finished runs are kept: a command that is killed or called
+with further sizes goes on with the next run.
+
+    python packages/curation/benchmarks/pipeline.py --captions captions_en.tsv.gz --work DIR \\
+        --texts 2000000 20000000 200000000 --runs 5 3 1
 """
 
 from __future__ import annotations
@@ -15,13 +22,16 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from itertools import product
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +51,20 @@ SMALL, TEXTS = 200_000, (2_000_000,)
 QUICK_SMALL, QUICK_TEXTS = 2_000, (4_000,)
 SHARD_SIZE, QUICK_SHARD_SIZE = 50_000, 1_000
 NUM_ENTRIES, QUICK_ENTRIES = 500_000, 5_000
+MEASURING = "measuring-"  # start of the name of a run's folder
 Run = dict[str, float]
 
 
 def measure(store: Path, pool: Path, workers: int) -> Run:
     """Measure both passes over a pool with the entries of `store/entries`; this runs in a process of its own."""
     runtime = CurationRuntime(workers=workers)
-    begun, cpu = time.monotonic(), cpu_seconds()
+    begun, cpu, written = time.monotonic(), cpu_seconds(), bytes_written()
     stage = MatchTexts(name="matches", pool="p", metadata="m", runtime=runtime)
     matches = run_stage(stage, store, p=pool, m=store / "entries")
-    cpu_middle = cpu_seconds()
+    cpu_middle, written_middle = cpu_seconds(), bytes_written()
     t = max(20, matches.num_texts // 10_000)
     subset = run_stage(MetaclipBalance(name="curated", matches="x", t=t, runtime=runtime), store, x=matches.path)
-    end, cpu_end = time.monotonic(), cpu_seconds()
+    end, cpu_end, written_end = time.monotonic(), cpu_seconds(), bytes_written()
     probability = keep_probability(np.load(matches.path / COUNTS_FILE), t)
     shards = [read_matches(matches_file(matches.path, shard)) for shard in range(min(8, num_shards(matches.path)))]
     drawing = time.process_time()
@@ -66,8 +77,12 @@ def measure(store: Path, pool: Path, workers: int) -> Run:
         "balance_cpu": cpu_end - cpu_middle,
         "both_cpu": cpu_end - cpu,
         "both_wall": end - begun,
+        "match_bytes": written_middle - written,
+        "balance_bytes": written_end - written_middle,
+        "kept_bytes": sum(file.stat().st_size for made in (matches, subset) for file in files_of(made.path)),
         "draws_per_cpu": drawn / (time.process_time() - drawing),
         "peak_mib": peak_mib(),
+        "load": os.getloadavg()[1],  # of five minutes
     }
 
 
@@ -77,14 +92,26 @@ def cpu_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
+def bytes_written() -> int:
+    """Return the bytes that this process and its processes that have ended passed to the system to be written."""
+    return int(Path("/proc/self/io").read_text(encoding="utf-8").partition("wchar:")[2].split()[0])
+
+
+def files_of(folder: Path) -> Iterator[Path]:
+    """Yield the files in a folder and below it."""
+    return (file for file in folder.rglob("*") if file.is_file())
+
+
 def peak_mib() -> float:
     """Return the peak memory of this process or of the largest of its processes, whichever is larger."""
-    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
+    # Not RUSAGE_SELF: it starts with the peak of the process that started this one.
+    own = int(Path("/proc/self/status").read_text(encoding="utf-8").partition("VmHWM:")[2].split()[0])
+    return max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
 
 
 def measure_apart(store: Path, pool: Path, workers: int) -> Run:
     """Call `measure` in a process of its own, with files that are removed afterwards."""
-    with tempfile.TemporaryDirectory(dir=store) as made:
+    with tempfile.TemporaryDirectory(dir=store, prefix=MEASURING) as made:
         (Path(made) / "entries").symlink_to(store / "entries")
         command = [sys.executable, __file__, "--measure", made, "--pool", pool, "--workers", str(workers)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ARROW_IO_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
@@ -93,31 +120,98 @@ def measure_apart(store: Path, pool: Path, workers: int) -> Run:
     return found
 
 
-def rates(small: Sequence[Run], large: Sequence[Run], what: str) -> list[float]:
-    """Return captions per second of a large pool in each run, without the set-up, the median of the small pool's."""
-    captions = large[0]["captions"] - small[0]["captions"]
-    setup = statistics.median(run[what] for run in small)
-    return [captions / max(1e-9, run[what] - setup) for run in large]
+def measured_once(store: Path, size: int, workers: int, number: int) -> Run:
+    """Return the run of that number, which is measured unless an earlier command did."""
+    file = store / "runs" / f"{size}-{workers}-{number}.json"
+    if not file.exists():
+        run = measure_apart(store, store / f"pool{size}", workers)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(run), encoding="utf-8")
+        print(file.stem, run, flush=True)
+    found: Run = json.loads(file.read_text(encoding="utf-8"))
+    return found
 
 
-def markdown(small: Sequence[Run], large: Sequence[tuple[int, Sequence[Run]]], where: dict[str, object]) -> str:
+@contextmanager
+def working_folder(work: Path | None) -> Iterator[Path]:
+    """Yield the given folder without the files of killed runs, or else a temporary one."""
+    if not work:
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
+        return
+    work.mkdir(parents=True, exist_ok=True)
+    for left in work.glob(f"{MEASURING}*"):
+        shutil.rmtree(left)
+    yield work
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The runs over a pool in a number of processes, with those over the small pool and over the model's pool."""
+
+    workers: int
+    runs: Sequence[Run]
+    small: Sequence[Run]
+    model: Sequence[Run]
+
+    @property
+    def captions(self) -> int:
+        """Number of captions of the pool."""
+        return int(self.runs[0]["captions"])
+
+    def rates(self, what: str) -> list[float]:
+        """Return captions per second in each run, without the set-up."""
+        captions = self.captions - self.small[0]["captions"]
+        return [captions / max(1e-9, run[what] - median(self.small, what)) for run in self.runs]
+
+    def model_cpu(self) -> float:
+        """Return the CPU seconds of both passes on the line through the small pool and the model's."""
+        begin, at = median(self.small, "both_cpu"), median(self.model, "both_cpu")
+        sizes = [runs[0]["captions"] for runs in (self.small, self.model, self.runs)]
+        return begin + (at - begin) * (sizes[2] - sizes[0]) / (sizes[1] - sizes[0])
+
+    def row(self) -> list[str]:
+        """Return the cells of the table."""
+        cpu, model = median(self.runs, "both_cpu"), self.model_cpu()
+        modelled = ["", ""] if self.runs is self.model else [f"{model:,.1f}", f"{cpu / model - 1:+.1%}"]
+        rates = [spread(self.rates(what), 1000) for what in ("match_cpu", "balance_cpu", "both_cpu")]
+        clock = [run["captions"] / run["both_wall"] for run in self.runs]
+        written = [median(self.runs, what) / 1e9 for what in ("match_bytes", "balance_bytes", "kept_bytes")]
+        return [
+            *(f"{self.captions:,}", str(self.workers), str(len(self.runs)), f"{cpu:,.1f}", *modelled),
+            *(*rates, spread(clock, 1000), f"{max(run['peak_mib'] for run in self.runs):,.0f}"),
+            *(" + ".join(f"{each:,.2f}" for each in written[:2]), f"{written[2]:,.2f}"),
+            f"{median(self.runs, 'load'):.1f}",
+        ]
+
+
+def median(runs: Sequence[Run], what: str) -> float:
+    """Return the median of a number of all runs."""
+    return statistics.median(run[what] for run in runs)
+
+
+HEAD = ["captions", "processes", "runs", "CPU s", "model, CPU s", "error", "pass 1, k/s", "pass 2, k/s", "both, k/s",
+        "both by the clock, k/s", "peak, MiB", "written, GB", "kept, GB", "load"]  # fmt: skip
+
+
+def markdown(measured: Sequence[Measured], where: dict[str, object]) -> str:
     """Return the results in Markdown."""
-    head = ["captions", "processes", "pass 1, k/s", "pass 2, k/s", "both, k/s", "both by the clock, k/s", "peak, MiB"]
-    lines = [f"| {' | '.join(head)} |", "|" + "---:|" * len(head)]
-    for workers, runs in large:
-        of = [rates(small, runs, what) for what in ("match_cpu", "balance_cpu", "both_cpu")]
-        clock = [run["captions"] / run["both_wall"] for run in runs]
-        row = [f"{runs[0]['captions']:,}", str(workers), *(spread(one, 1000) for one in (*of, clock))]
-        lines.append(f"| {' | '.join([*row, spread([run['peak_mib'] for run in runs])])} |")
-    drawing = spread([run["draws_per_cpu"] for _, runs in large for run in runs], 1e6, 1)
+    lines = [f"| {' | '.join(HEAD)} |", "|" + "---:|" * len(HEAD)]
+    lines += [f"| {' | '.join(one.row())} |" for one in measured]
+    drawing = spread([run["draws_per_cpu"] for one in measured for run in one.runs], 1e6, 1)
+    smalls = {one.workers: one.small for one in measured}
+    setup = ", ".join(
+        f"{spread([run['both_cpu'] for run in runs], digits=1)} s with {workers}" for workers, runs in smalls.items()
+    )
     return "\n".join(
         [
             *lines,
             "",
-            f"Thousands of captions a CPU second, all processes together, without the set-up of"
-            f" {spread([run['both_cpu'] for run in small], digits=1)} s (the pool of {small[0]['captions']:,}); by the"
-            f" clock with it. Medians of {len(small)} runs (smallest to largest). Drawing alone: {drawing} million"
-            f" texts a CPU second. {described(where)}",
+            f"CPU seconds are of all processes together, set-up included. The model is the line through the small pool"
+            f" ({measured[0].small[0]['captions']:,.0f} captions) and the first size. k/s: thousands of captions a CPU"
+            f" second without the set-up, the small pool's ({setup}); by the clock with it. Medians"
+            f" (smallest to largest). Peak: of the largest process. Written: by pass 1 + by pass 2, of which the"
+            f" artifacts are kept. Drawing alone: {drawing} million texts a CPU second. {described(where)}",
             "",
         ]
     )
@@ -129,7 +223,13 @@ def main() -> None:
     parser.add_argument("--captions", type=Path, help="one per line, or the last column of a .tsv; .gz too")
     parser.add_argument("--texts", type=int, nargs="+", help="sizes of the pools")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="numbers of processes")
-    parser.add_argument("--runs", type=int, default=NUM_RUNS, help="how often each is measured")
+    parser.add_argument("--runs", type=int, nargs="+", default=[NUM_RUNS], help="runs, one number or one for each size")
+    parser.add_argument(
+        "--distinct", type=int, help="captions that are made; larger pools repeat their shards by hard links"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder for pools and finished runs; default: temporary, then removed"
+    )
     parser.add_argument("--quick", action="store_true", help="small pools and two runs, to check that it works")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     for name, kind in (("--measure", Path), ("--pool", Path), ("--workers", int)):  # for the process of a run
@@ -141,31 +241,49 @@ def main() -> None:
     if not options.captions:
         parser.error("--captions is required")
 
-    where, captions = machine(), read_captions(options.captions)
     texts = options.texts or (QUICK_TEXTS if options.quick else TEXTS)
-    num_runs = 2 if options.quick else options.runs
-    with tempfile.TemporaryDirectory() as temporary:
-        store = Path(temporary)
-        write_entries(store / "entries.txt", captions, QUICK_ENTRIES if options.quick else NUM_ENTRIES)
-        run_stage(BuildMetadata(name="entries", path=str(store / "entries.txt")), store)
+    num_runs = [2] if options.quick else options.runs
+    if len(num_runs) not in {1, len(texts)}:
+        parser.error(f"--runs: expected one number or {len(texts)}, as --texts, got {len(num_runs)}")
+    runs_of = dict(zip(texts, num_runs * (len(texts) // len(num_runs)), strict=True))
+    where, captions = machine(), read_captions(options.captions)
+    with working_folder(options.work) as store:
+        if not (store / "entries" / "artifact.json").exists():  # written last
+            for left in ("entries", ".entries.work"):
+                shutil.rmtree(store / left, ignore_errors=True)
+            write_entries(store / "entries.txt", captions, QUICK_ENTRIES if options.quick else NUM_ENTRIES)
+            run_stage(BuildMetadata(name="entries", path=str(store / "entries.txt")), store)
         shard_size = QUICK_SHARD_SIZE if options.quick else SHARD_SIZE
-        sizes = [QUICK_SMALL if options.quick else SMALL, *texts]
-        for size in sizes:
-            write_pool(store / f"pool{size}", captions, size, shard_size)
-        choices: list[Any] = [(sizes[0], 1), *product(texts, options.processes)]
-        found: dict[Any, list[Run]] = {choice: [] for choice in choices}
-        for _ in range(num_runs):  # in turns, so that other work of the machine disturbs all alike
-            for size, workers in choices:
-                found[size, workers].append(measure_apart(store, store / f"pool{size}", workers))
-    small, *large = found.values()
-    of_processes = [(workers, runs) for (_, workers), runs in zip(choices[1:], large, strict=True)]
-    results = [{"processes": workers, "runs": runs} for workers, runs in [(1, small), *of_processes]]
-    options.out.mkdir(parents=True, exist_ok=True)
+        small = QUICK_SMALL if options.quick else SMALL
+        for size in (small, *texts):
+            if not (store / f"pool{size}" / "artifact.json").exists():
+                shutil.rmtree(store / f"pool{size}", ignore_errors=True)
+                write_pool(store / f"pool{size}", captions, size, shard_size, distinct=options.distinct)
+        where["distinct captions"] = min(max(texts), options.distinct or max(texts))
+        found: dict[tuple[int, int], list[Run]] = defaultdict(list)
+        for number in range(max(num_runs)):  # in turns, so that other work of the machine disturbs all alike
+            for size in (small, *texts):
+                for workers in options.processes if number < runs_of.get(size, max(num_runs)) else ():
+                    found[size, workers].append(measured_once(store, size, workers, number))
+                    write_results(options.out, found, small, where)
+
+
+def write_results(out: Path, found: Mapping[tuple[int, int], Sequence[Run]], small: int, where: Any) -> None:
+    """Write the results of the runs so far."""
+    out.mkdir(parents=True, exist_ok=True)
+    results = [{"processes": workers, "runs": runs} for (_, workers), runs in found.items()]
     record = json.dumps({"machine": where, "results": results}, indent=1)
-    (options.out / "pipeline.json").write_text(record + "\n", encoding="utf-8")
-    table = markdown(small, of_processes, where)
-    (options.out / "pipeline.md").write_text(table, encoding="utf-8")
-    print(table)
+    (out / "pipeline.json").write_text(record + "\n", encoding="utf-8")
+    first = min((size for size, _ in found if size != small), default=None)
+    measured = [
+        Measured(workers, runs, found[small, workers], found[first, workers])
+        for (size, workers), runs in found.items()
+        if first is not None and size != small and (first, workers) in found
+    ]
+    if measured:
+        table = markdown(measured, where)
+        (out / "pipeline.md").write_text(table, encoding="utf-8")
+        print(table, flush=True)
 
 
 if __name__ == "__main__":

@@ -43,9 +43,23 @@ class Recombination:
 
 
 def write_pool(
-    folder: Path, captions: Sequence[str], size: int, shard_size: int, runtime: CurationRuntime | None = None
+    folder: Path,
+    captions: Sequence[str],
+    size: int,
+    shard_size: int,
+    runtime: CurationRuntime | None = None,
+    distinct: int | None = None,
 ) -> None:
-    """Write a pool of captions without images, in parquet shards with a column `uid`."""
+    """Write a pool of captions without images, in parquet shards with a column `uid`.
+
+    Args:
+        folder: Folder of the pool.
+        captions: Captions to recombine.
+        size: Number of captions.
+        shard_size: Captions of a shard.
+        runtime: Where the shards are written.
+        distinct: Number of captions that are written. Further shards are hard links to the first ones.
+    """
     folder.mkdir(parents=True)
     words = [caption.split() for caption in captions]
     halves = {
@@ -55,8 +69,12 @@ def write_pool(
     job = Recombination(folder, folder.with_name(f"{folder.name}-halves.parquet"), size, shard_size)
     pq.write_table(pa.table(halves), job.halves)
     number = -(-size // shard_size)
-    for _ in run_shards(write_pool_shard, job, range(number), runtime or CurationRuntime(workers=1)):
+    assert not distinct or size % shard_size == 0 == distinct % shard_size, "links need whole shards"
+    written = min(number, distinct // shard_size) if distinct else number
+    for _ in run_shards(write_pool_shard, job, range(written), runtime or CurationRuntime(workers=1)):
         pass
+    for shard in range(written, number):
+        shard_file(job, shard).hardlink_to(shard_file(job, shard % written))
     shards = [
         Shard.of(shard_file(job, shard), min(shard_size, size - shard * shard_size), format="parquet")
         for shard in range(number)
