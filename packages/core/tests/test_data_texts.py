@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
-from vfm.data import DatasetSpec
+from vfm.data import DatasetSpec, one_array
 from vfm.data.samples.sample import BadSample
 from vfm.data.samples.texts import _is_ascii, texts_by_sample
 from vfm.data.tables.image_list import ImageEntry, ImageListShard, write_image_lists
@@ -189,3 +189,33 @@ def test_damage_behind_the_first_rows_of_a_row_group_is_not_read(tmp_path: Path)
     problems: list[tuple[str, str]] = []
     assert not len(reader.texts(np.array([0, 1999]), lambda *problem: problems.append(problem)))
     assert problems == [("unreadable_row", f"{path}: row group 0")] * 2
+
+
+def test_a_column_in_one_chunk_is_not_copied() -> None:
+    words = pa.chunked_array([["a", "red", "dog"]])
+    assert one_array(words).buffers()[2].address == words.chunk(0).buffers()[2].address
+    assert one_array(words.slice(1)).to_pylist() == ["red", "dog"]
+    assert one_array(pa.chunked_array([["a"], ["dog"]])).to_pylist() == ["a", "dog"]
+    assert one_array(pa.chunked_array([], pa.string())).equals(pa.array([], pa.string()))
+
+
+def test_adjacent_rows_of_a_row_group_are_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vfm.data.tables.parquet.ROWS_AT_A_TIME", 7)
+    texts = [b"a dog %d" % row for row in range(50)]
+    uids = [f"{row:032x}" for row in range(50)]
+    pq.write_table(pa.table({"uid": uids, "en": column(texts, pa.string())}), tmp_path / "good.parquet")
+    texts[20], texts[30] = b"\xff", b" \x00"
+    pq.write_table(pa.table({"uid": uids, "en": column(texts, pa.string())}), tmp_path / "bad.parquet")
+    spec = DatasetSpec(texts={"en": "en"}, images=False)
+    good, bad = (ParquetShard(str(tmp_path / f"{name}.parquet"), spec) for name in ("good", "bad"))
+    found = good.texts(np.arange(3, 50), pytest.fail)
+    assert found["uid"].to_pylist() == uids[3:]
+    assert len({chunk.buffers()[2].address for chunk in found["text"].chunks}) == 1
+    for rows in (np.arange(50), np.arange(0, 50, 3)):
+        reasons: list[list[str]] = [[], []]
+        by_column = bad.texts(rows, lambda why, _, to=reasons[0]: to.append(why))  # type: ignore[misc]
+        read = partial(bad.read, with_image=False)
+        by_sample = texts_by_sample(read, rows, lambda why, _, to=reasons[1]: to.append(why))  # type: ignore[misc]
+        assert by_column.equals(by_sample)
+        assert reasons[0] == reasons[1]
+        assert reasons[0]

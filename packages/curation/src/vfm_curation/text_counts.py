@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from vfm.data import one_array
 from vfm_curation.simd import byte_masks, compiled, load8, num_bits
 
 Counts = NDArray[np.int32]
@@ -27,7 +28,7 @@ def text_buffers(texts: pa.Array | pa.ChunkedArray) -> tuple[NDArray[np.uint8], 
 
     The bytes are not copied, unless the strings are in several chunks or in a dictionary, or some are null.
     """
-    column = texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts
+    column = one_array(texts)
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if column.null_count:

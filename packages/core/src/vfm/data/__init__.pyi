@@ -49,6 +49,7 @@ from .loading.sample_cache import (
 )
 from .loading.transforms import ImageTransform as ImageTransform, to_tensor as to_tensor
 from .prompts.templates import check_templates as check_templates
+from .samples.arrays import one_array as one_array
 from .samples.captions import clean_captions as clean_captions, field_of as field_of
 from .samples.columns import require_column as require_column, weight_of as weight_of
 from .samples.draws import (

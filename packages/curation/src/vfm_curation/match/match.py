@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vfm.data import Source, open_dataset
+from vfm.data import Source, one_array, open_dataset
 from vfm.plugin import (
     Context,
     CuratedSubset,
@@ -213,7 +213,7 @@ def match_shard(job: MatchJob, shard: int) -> ShardSummary:
         return ShardSummary.of(finished)
     summary = ShardSummary(shard=shard)
     texts = in_languages(texts_or_lost(source, shard, summary), job.languages)
-    encoded = texts["language"].combine_chunks().dictionary_encode()
+    encoded = one_array(texts["language"]).dictionary_encode()
     texts = texts.set_column(texts.schema.get_field_index("language"), "language", encoded)
     keys = keys_of(texts)
     summary.smallest_keys = smallest_keys(keys)

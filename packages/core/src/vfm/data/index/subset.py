@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from vfm.base import UserError
 from vfm.data.index.subset_files import SUBSET_INDEX, read_subset_index, read_subset_shard, subset_file, subset_schema
+from vfm.data.samples.arrays import one_array
 from vfm.data.samples.draws import Keys, drawn, text_keys
 from vfm.data.samples.sample import Sample
 
@@ -153,7 +154,7 @@ class SubsetView:
             table = table.filter(table["kept"])
         elif self.draw.language is not None:
             table = table.filter(pc.equal(table["language"], self.draw.language))
-        languages = table["language"].combine_chunks().dictionary_encode()
+        languages = one_array(table["language"]).dictionary_encode()
         keys = probability = None
         if self.draw:
             keys = text_keys(table["uid"], table["language"], table["text_index"])

@@ -11,6 +11,7 @@ If all uids of a file have 32 hexadecimal digits, they are stored as 16 bytes. O
 
 from __future__ import annotations
 
+import binascii
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vfm.base import UserError
+from vfm.data.samples.arrays import one_array
 from vfm.storage.store_files import open_parquet_file, read_parquet, reading
 
 SUBSET_FOLDER = "subset"
@@ -188,28 +190,28 @@ def read_subset(directory: Path, columns: Sequence[str] | None = None) -> Any:
 
 def packed_uids(uids: Any) -> Any:
     """Pack uids into 16 bytes each if all are 32 lower-case hexadecimal digits, otherwise keep the strings."""
-    uids = uids.combine_chunks() if isinstance(uids, pa.ChunkedArray) else uids
+    uids = one_array(uids)
     sizes = pc.min_max(pc.binary_length(uids)).as_py().values()
     if uids.null_count or uids.type != pa.string() or set(sizes) != {2 * _UID_BYTES}:
         return uids
     _, offsets, data = uids.buffers()
     first = int(np.frombuffer(offsets, np.int32)[uids.offset])
-    text = bytes(memoryview(data)[first : first + 2 * _UID_BYTES * len(uids)])
+    text = memoryview(data)[first : first + 2 * _UID_BYTES * len(uids)]
     try:
-        binary = bytes.fromhex(text.decode("ascii"))
-    except ValueError:
+        binary = binascii.unhexlify(text)
+    except binascii.Error:
         return uids
-    if binary.hex().encode() != text:  # upper-case digits must come back as they were
+    if binascii.hexlify(binary) != text:  # upper-case digits must come back as they were
         return uids
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(_UID_BYTES), len(uids), [None, pa.py_buffer(binary)])
 
 
 def unpacked_uids(uids: Any) -> Any:
     """Convert the result of `packed_uids` back to strings."""
-    uids = uids.combine_chunks() if isinstance(uids, pa.ChunkedArray) else uids
+    uids = one_array(uids)
     if not pa.types.is_fixed_size_binary(uids.type):
         return uids
     start = uids.offset * _UID_BYTES
-    text = bytes(memoryview(uids.buffers()[1])[start : start + _UID_BYTES * len(uids)]).hex().encode()
+    text = binascii.hexlify(memoryview(uids.buffers()[1])[start : start + _UID_BYTES * len(uids)])
     offsets = np.arange(0, len(text) + 1, 2 * _UID_BYTES, dtype=np.int32)
     return pa.StringArray.from_buffers(len(uids), pa.py_buffer(offsets), pa.py_buffer(text))

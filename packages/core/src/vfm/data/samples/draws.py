@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from vfm.data.samples.arrays import one_array
+
 Keys = NDArray[np.uint64]
 Floats = NDArray[np.float64]
 MASK = 0xFFFFFFFFFFFFFFFF
@@ -34,10 +36,10 @@ def text_keys(
         text_index: Index among the sample's captions in that language.
         hash_uids: A faster equal of `hash_strings`, such as a compiled one.
     """
-    codes = _combined(languages).dictionary_encode()
+    codes = one_array(languages).dictionary_encode()
     named = hash_strings(codes.dictionary) * np.uint64(_LANGUAGE)
     codes = codes.indices.to_numpy(zero_copy_only=False)
-    places = _combined(text_index).to_numpy(zero_copy_only=False)
+    places = one_array(text_index).to_numpy(zero_copy_only=False)
     keys = (hash_uids or hash_strings)(uids)
     for first in range(0, len(keys), BLOCK):
         part = slice(first, first + BLOCK)
@@ -61,7 +63,7 @@ def hash_strings(strings: pa.Array) -> Keys:
 
     The length is mixed first, then eight bytes at a time.
     """
-    column = _combined(strings)
+    column = one_array(strings)
     hashes = np.empty(len(column), dtype=np.uint64)
     if not len(column):
         return hashes
@@ -157,7 +159,3 @@ def drawn(keys: Keys, probability: NDArray[Any], *seed: int, images: NDArray[Any
         lots = uniform(keys, *seed, _CHOICE)
         used &= lots == np.repeat(np.minimum.reduceat(lots, firsts), np.diff(firsts, append=len(keys)))
     return used
-
-
-def _combined(column: Any) -> Any:
-    return column.combine_chunks() if hasattr(column, "combine_chunks") else column

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vfm.base import redacted
+from vfm.data.samples.arrays import one_array
 from vfm.data.samples.captions import captions_at, captions_of, field_of, is_unicode, require_captions
 from vfm.data.samples.columns import column_name, read_columns, require_column
 from vfm.data.samples.sample import BadSample, Sample, uid_of
@@ -243,7 +244,7 @@ class ImageListShard(ShardReader):
             return texts_by_sample(read, rows, on_bad)
         # The captions were checked when the list was written, so all of them are plain columns.
         table = self.table.take(rows)
-        columns = {language: table[f"texts.{language}"].combine_chunks() for language in self.spec.texts}
+        columns = {language: one_array(table[f"texts.{language}"]) for language in self.spec.texts}
         return texts_by_column(read, rows, columns, columns, lambda good: uids_of(table["key"].filter(good)), on_bad)
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm.base import UserError
+from vfm.data.samples.arrays import one_array
 from vfm.data.samples.caption_templates import columns_of
 from vfm.data.samples.captions import captions_at, captions_of, field_of
 from vfm.data.samples.columns import read_columns
@@ -115,7 +116,7 @@ class ParquetShard(ShardReader):
         schema = self.file.schema_arrow
         if "url" not in schema.names or not is_text(schema.field("url").type):
             return pa.nulls(len(rows), pa.string())
-        return self.file.read(columns=["url"])["url"].combine_chunks().take(pa.array(rows)).cast(pa.string())
+        return one_array(self.file.read(columns=["url"])["url"]).take(pa.array(rows)).cast(pa.string())
 
     def records(self, rows: Sequence[int], names: Sequence[str]) -> Iterator[dict[str, Any]]:
         """Yield these columns of each row."""
@@ -218,10 +219,10 @@ class ParquetShard(ShardReader):
                 continue
             for first in range(0, len(inside), ROWS_AT_A_TIME):
                 some = inside[first : first + ROWS_AT_A_TIME]
-                part = table.take(some - begin) if len(some) < len(table) else table
+                part = _rows(table, some - begin)
                 columns: dict[str, Any] = {}
                 for name in needed:
-                    columns.update(_leaves(name, part[name].combine_chunks()))
+                    columns.update(_leaves(name, one_array(part[name])))
                 texts = {language: columns[source] for language, source in self.spec.texts.items()}
                 parts.append(texts_by_column(read, some, texts, columns, partial(self._uids, columns, some), on_bad))
         # An empty table would be a chunk of its own, and readers copy a column of several chunks.
@@ -310,6 +311,13 @@ class ParquetShard(ShardReader):
         except DAMAGE:
             self._damaged.add((group, with_image))
             raise BadSample("unreadable_row", where) from None
+
+
+def _rows(table: pa.Table, rows: Rows) -> pa.Table:
+    """Take ascending rows of a table, without a copy if they are adjacent."""
+    if rows[-1] - rows[0] + 1 == len(rows):
+        return table.slice(rows[0], len(rows))
+    return table.take(rows)
 
 
 def _leaves(location: str, column: pa.Array) -> Iterator[tuple[str, pa.Array]]:
