@@ -115,8 +115,9 @@ def test_words_bind_less_than_comparisons_and_arithmetic_more() -> None:
         for row in rows
     ]
     assert masks(expression, table_of(rows), len(rows), {})[0].to_pylist() == expected
-    names = Expression("json.meta.score > q70 & width > 200").names
-    assert names == {"json.meta.score", "width"}
+    expression = Expression("json.meta.score > q70 & width > 200 & top(height * words, 0.5)")
+    assert expression.names == {"json.meta.score", "width", "height", "words"}
+    assert [cut.names for cut in expression.cuts.values()] == [{"json.meta.score"}, {"height", "words"}]
 
 
 def test_quantiles_and_shares_of_all_values() -> None:

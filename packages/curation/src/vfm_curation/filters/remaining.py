@@ -97,11 +97,11 @@ def write_codes(survivors: Survivors, folder: Path, shard: int, unit: Unit, code
         codes_of_units: Code of each remaining unit.
     """
     codes = survivors.codes_of(shard)
-    places = survivors.places(shard)
+    remain = codes == 0
     rows: NDArray[np.int32] = survivors.measured(shard, ["row"])["row"].to_numpy()
     if unit == "image":  # each text gets the code of its row's image
-        codes_of_units = codes_of_units[np.unique(rows[places], return_inverse=True)[1]]
-    codes[places] = codes_of_units
+        codes_of_units = codes_of_units[np.unique(rows[remain], return_inverse=True)[1]]
+    codes[remain] = codes_of_units
     save_array(shard_file(folder, shard, "npy"), codes)
     left = rows[codes == 0]
     return CodesSummary(num_texts=len(left), num_images=int((np.diff(left, prepend=-1) > 0).sum()))

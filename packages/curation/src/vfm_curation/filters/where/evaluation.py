@@ -95,7 +95,9 @@ def bound_of(cut: Cut, values: NDArray[np.float64]) -> float:
     place = min(int(len(values) * cut.share), len(values) - 1)
     if cut.rule == "bottom":
         return float(np.partition(values, place)[place])
-    return float(-np.partition(-values, place)[place])
+    opposite = -values
+    opposite.partition(place)  # in place: `np.partition` copies
+    return float(-opposite[place])
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,11 @@ class Cut:
         """Text by which the cut is known."""
         return f"{self.rule} {self.share:g} of {ast.unparse(self.node)}"
 
+    @property
+    def names(self) -> frozenset[str]:
+        """Columns that the expression reads."""
+        return frozenset(_names(self.node))
+
 
 class Expression:
     """A condition over columns.

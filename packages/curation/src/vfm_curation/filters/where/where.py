@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from vfm.data import one_array
 from vfm.plugin import TablePanel, UserError
 from vfm_curation.filters.run import FilterRun
 from vfm_curation.filters.where.entry_pairs import EntryPairs, PoolMatches
@@ -31,13 +31,12 @@ def condition_holds(config: Where, run: FilterRun) -> Iterator[Bools]:
         UserError: If a column has no value at all, or values have the wrong type.
     """
     expression = config.expression
-    table_of = partial(_table, expression, run)
     try:
-        bounds = {name: _bound(cut, run, table_of) for name, cut in expression.cuts.items()}
+        bounds = {name: _bound(cut, run) for name, cut in expression.cuts.items()}
         matches = PoolMatches.of_filter(config, run)
         effects = Effects(expression, bounds, matches.num_entries if matches else 0)
         for shard in range(run.num_shards):
-            table = table_of(shard)
+            table = _table(expression.names | {"language"}, run, shard)
             pairs = matches.pairs(run, shard) if matches else None
             yield effects.add(table, masks(expression, table, len(table), bounds), pairs)
     except ValueError as error:
@@ -50,26 +49,26 @@ def condition_holds(config: Where, run: FilterRun) -> Iterator[Bools]:
     run.details = effects.panel(config.reason).model_dump(mode="json")
 
 
-def _bound(cut: Cut, run: FilterRun, table_of: partial[pa.Table]) -> float:
-    return bound_of(cut, np.concatenate([values_of(cut, table_of(shard)) for shard in range(run.num_shards)]))
+def _bound(cut: Cut, run: FilterRun) -> float:
+    tables = (_table(cut.names, run, shard) for shard in range(run.num_shards))
+    return bound_of(cut, np.concatenate([values_of(cut, table) for table in tables]))
 
 
-def _table(expression: Expression, run: FilterRun, shard: int) -> pa.Table:
-    """Collect the columns of an expression for the remaining texts of a shard, and their `language`."""
-    names = expression.names
-    measured = expression.names & {*IMAGE_NAMES, "url"}
-    columns_of = {name: name for name in sorted((names & TEXT_NAMES) | {"language"})}
+def _table(names: frozenset[str], run: FilterRun, shard: int) -> pa.Table:
+    """Collect columns of an expression for the remaining texts of a shard."""
+    measured = names & {*IMAGE_NAMES, "url"}
+    columns_of = {name: name for name in sorted(names & TEXT_NAMES)}
     for name in sorted(names - TEXT_NAMES - measured):
         columns_of[name] = STORED + name.removeprefix(STORED)
     # A column may have two names in a condition: `score` and `stored.score`.
     texts = run.remaining.texts(shard, [*dict.fromkeys(columns_of.values()), "row"])
-    table = pa.table({name: texts[column] for name, column in columns_of.items()})
+    columns = {name: texts[column] for name, column in columns_of.items()}
     if measured:
         images = run.remaining.images(shard)
         at = np.searchsorted(images["unit"].to_numpy(), texts["row"].to_numpy())
         for name in sorted(measured):
-            table = table.append_column(name, images["address" if name == "url" else name].take(at))
-    return table
+            columns[name] = images["address" if name == "url" else name].take(at)
+    return pa.table(columns)
 
 
 class Effects:
@@ -134,7 +133,7 @@ class Effects:
             for left, mask in zip(self.languages_left, masks, strict=True):
                 left |= present if mask.any() else set()
             return
-        encoded = languages.combine_chunks().dictionary_encode()
+        encoded = one_array(languages).dictionary_encode()
         names = np.array(encoded.dictionary.to_pylist(), dtype=object)
         codes = encoded.indices.to_numpy()
         self.languages |= set(names)
