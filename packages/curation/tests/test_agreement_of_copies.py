@@ -9,7 +9,14 @@ import pytest
 from PIL import Image, ImageDraw, ImageOps
 
 from test_thorough_copies import DAMAGES, textured
-from vfm_curation.filters.copies.agreement import BLOCK, MIN_AGREEMENT, STEP, agreement, block_correlations
+from vfm_curation.filters.copies.agreement import (
+    BLOCK,
+    MIN_AGREEMENT,
+    STEP,
+    agreement,
+    block_correlations,
+    warped_to,
+)
 from vfm_curation.filters.copies.alignment import align
 from vfm_curation.filters.copies.same_content import Content, aligned_copy
 from vfm_curation.filters.local_points import pixels_of, points_of, thumbnail_of
@@ -63,6 +70,35 @@ def test_images_without_texture_agree() -> None:
     flat = np.full((64, 64), 90, np.uint8)
     assert agreement(flat, flat, np.array([[1.0, 0], [0, 1], [0, 0]])) == 1.0
     assert MIN_AGREEMENT < 1
+
+
+@pytest.mark.parametrize("samples", range(1, 5))
+def test_an_image_is_warped_as_by_arrays_of_all_samples(samples: int) -> None:
+    rng = np.random.default_rng(samples)
+    image = rng.integers(0, 256, (40, 64)).astype(np.float64)
+    height, width = 37, 51
+    turn = rng.uniform(-0.3, 0.3)
+    linear = samples * np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    matrix = np.vstack([linear, rng.uniform(-0.2, 0.2, 2)])
+
+    y, x = (np.mgrid[: height * samples, : width * samples] + 0.5) / samples / 64
+    places = 64 * (np.stack([x, y], axis=-1) @ matrix[:2] + matrix[2]) - 0.5
+    size = np.array([64, 40])
+    inside = ((places > -0.5) & (places < size - 0.5)).all(axis=-1)
+    places = np.clip(places, 0, size - 1)
+    x, y = np.moveaxis(np.minimum(places.astype(np.int64), size - 2), -1, 0)
+    across, down = places[..., 0] - x, places[..., 1] - y
+    upper = image[y, x] * (1 - across) + image[y, x + 1] * across
+    lower = image[y + 1, x] * (1 - across) + image[y + 1, x + 1] * across
+    blocks = (height, samples, width, samples)
+    is_known = inside.reshape(blocks).all(axis=(1, 3))
+    means = (upper * (1 - down) + lower * down).reshape(blocks).mean(axis=(1, 3))
+
+    values, known = warped_to((height, width), image, matrix, samples)
+    assert (known == is_known).all()
+    assert 0.05 < known.mean() < 1
+    np.testing.assert_allclose(values[known], means[known], rtol=0, atol=1e-9)
+    assert not values[~known].any()
 
 
 def test_a_block_is_compared_where_it_fits_best() -> None:

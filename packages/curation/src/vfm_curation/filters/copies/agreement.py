@@ -12,8 +12,8 @@ from vfm_curation.filters.copies.pasted import inverted
 from vfm_curation.filters.local_points import THUMBNAIL_SIDE as SIDE, Pixels
 from vfm_curation.simd import compiled
 
-BLOCK = 8  # pixels of a side
 STEP = 4  # pixels from a block to the next one
+BLOCK = 2 * STEP  # pixels of a side
 SHIFT = 1  # pixels that a block may be moved, since an alignment is not exact
 MAX_SAMPLES = 4  # along a side of a pixel of the coarser thumbnail, from the finer one
 GREY_LEVELS = 5.0  # standard deviation that is added to a block's, since flat blocks have only noise
@@ -32,36 +32,76 @@ def agreement(first: Pixels, second: Pixels, matrix: Floats) -> float:
         second: Thumbnail of the second image.
         matrix: From positions in the first image to positions in the second, (3, 2), as in `Alignment`.
     """
-    if abs(float(np.linalg.det(matrix[:2]))) < 1:
+    area = abs(float(np.linalg.det(matrix[:2])))
+    if area < 1:
         first, second, matrix = second, first, inverted(matrix)
-    warped, inside = _warped(first, second, matrix)
-    correlations = block_correlations(first.astype(np.float64), warped, inside, GREY_LEVELS)
-    return float(np.quantile(correlations, QUANTILE)) if len(correlations) else 1.0
+        area = abs(float(np.linalg.det(matrix[:2])))
+    samples = min(MAX_SAMPLES, int(np.ceil(area**0.5)))
+    coarse = first.astype(np.float64)
+    warped, inside = warped_to(coarse.shape, second.astype(np.float64), np.ascontiguousarray(matrix), samples)
+    correlations = np.sort(block_correlations(coarse, warped, inside, GREY_LEVELS))
+    if not len(correlations):
+        return 1.0
+    # np.quantile takes as long as all the rest.
+    return float(np.interp(QUANTILE * (len(correlations) - 1), np.arange(len(correlations)), correlations))
 
 
-def _warped(first: Pixels, second: Pixels, matrix: Floats) -> tuple[Floats, Bools]:
-    """Compute the second image at the pixels of the first one, which is coarser, and mark the pixels inside of it."""
-    height, width = first.shape
-    samples = min(MAX_SAMPLES, int(np.ceil(abs(float(np.linalg.det(matrix[:2]))) ** 0.5)))
-    y, x = (np.mgrid[: height * samples, : width * samples] + 0.5) / samples / SIDE
-    places = np.stack([x, y], axis=-1) @ matrix[:2] + matrix[2]
-    values, inside = _between(second, places * SIDE - 0.5)
-    blocks = (height, samples, width, samples)
-    return values.reshape(blocks).mean(axis=(1, 3)), np.asarray(inside.reshape(blocks).all(axis=(1, 3)))
+@compiled
+def warped_to(shape: tuple[int, int], image: Floats, matrix: Floats, samples: int) -> tuple[Floats, Bools]:
+    """Compute an image at the pixels of a coarser one, and mark the pixels that are inside of the image.
+
+    The image is interpolated linearly. A pixel that reaches outside is 0.
+
+    Args:
+        shape: Height and width of the coarser image.
+        image: The finer image.
+        matrix: From positions in the coarser image to positions in the finer one, (3, 2).
+        samples: Number of samples along a side of a pixel.
+    """
+    height, width = shape
+    values = np.zeros((height, width))
+    inside = np.zeros((height, width), np.bool_)
+    # From samples to pixels of the image.
+    xx, xy = matrix[0, 0] / samples, matrix[0, 1] / samples
+    yx, yy = matrix[1, 0] / samples, matrix[1, 1] / samples
+    first_x = (xx + yx) / 2 + matrix[2, 0] * SIDE - 0.5
+    first_y = (xy + yy) / 2 + matrix[2, 1] * SIDE - 0.5
+    for y in range(height):
+        for x in range(width):
+            start_x = first_x + samples * (x * xx + y * yx)
+            start_y = first_y + samples * (x * xy + y * yy)
+            value = _mean_of_samples(image, start_x, start_y, xx, xy, yx, yy, samples)
+            if value >= 0:
+                values[y, x] = value
+                inside[y, x] = True
+    return values, inside
 
 
-def _between(image: Pixels, places: Floats) -> tuple[Floats, Bools]:
-    """Interpolate an image linearly at places in pixels, and mark the places inside of it."""
-    size = np.array(image.shape[::-1])
-    inside = np.asarray(((places > -0.5) & (places < size - 0.5)).all(axis=-1))
-    places = np.clip(places, 0, size - 1)
-    low = places.astype(np.int64)
-    x, y = np.moveaxis(low, -1, 0)
-    right, below = np.moveaxis(np.minimum(low + 1, size - 1), -1, 0)
-    across, down = np.moveaxis(places - low, -1, 0)
-    above = image[y, x] * (1 - across) + image[y, right] * across
-    under = image[below, x] * (1 - across) + image[below, right] * across
-    return above * (1 - down) + under * down, inside
+@compiled
+def _mean_of_samples(
+    image: Floats, start_x: float, start_y: float, xx: float, xy: float, yx: float, yy: float, samples: int
+) -> float:
+    """Interpolate an image linearly at a square of places, and compute the mean, -1 if a place is outside."""
+    last_y = image.shape[0] - 1
+    last_x = image.shape[1] - 1
+    total = 0.0
+    for down in range(samples):
+        for right in range(samples):
+            x = start_x + right * xx + down * yx
+            y = start_y + right * xy + down * yy
+            if not (-0.5 < x < last_x + 0.5 and -0.5 < y < last_y + 0.5):
+                return -1.0
+            x = 0.0 if x < 0 else last_x if x > last_x else x
+            y = 0.0 if y < 0 else last_y if y > last_y else y
+            left = int(x)
+            top = int(y)
+            beside = min(left + 1, last_x)
+            below = min(top + 1, last_y)
+            x -= left
+            upper = image[top, left] * (1 - x) + image[top, beside] * x
+            lower = image[below, left] * (1 - x) + image[below, beside] * x
+            total += upper + (lower - upper) * (y - top)
+    return total / (samples * samples)
 
 
 @compiled
@@ -76,40 +116,63 @@ def block_correlations(first: Floats, second: Floats, inside: Bools, noise: floa
         inside: Which pixels of the second image are known, (height, width).
         noise: Standard deviation of noise.
     """
+    # A block has two by two tiles, and neighbours share them.
+    rows = first.shape[0] // STEP
+    columns = first.shape[1] // STEP
+    sums = np.empty((rows, columns, 5))
+    known = np.empty((rows, columns), np.bool_)
+    best = np.full((rows, columns), -2.0)
+    texture = np.zeros((rows, columns))
+    for down in range(-SHIFT, SHIFT + 1):
+        for right in range(-SHIFT, SHIFT + 1):
+            _sum_tiles(first, second, inside, down, right, sums, known)
+            for row in range(rows - 1):
+                for column in range(columns - 1):
+                    if not (known[row, column] and known[row, column + 1]):
+                        continue
+                    if not (known[row + 1, column] and known[row + 1, column + 1]):
+                        continue
+                    mean_a = _mean(sums, row, column, 0)
+                    mean_b = _mean(sums, row, column, 1)
+                    of_a = max(0.0, _mean(sums, row, column, 2) - mean_a**2)
+                    of_b = max(0.0, _mean(sums, row, column, 3) - mean_b**2)
+                    both = _mean(sums, row, column, 4) - mean_a * mean_b
+                    correlation = both / np.sqrt((of_a + noise**2) * (of_b + noise**2))
+                    best[row, column] = max(best[row, column], correlation)
+                    texture[row, column] = max(texture[row, column], of_a, of_b)
+    return best.ravel()[texture.ravel() > noise**2]
+
+
+@compiled
+def _sum_tiles(first: Floats, second: Floats, inside: Bools, down: int, right: int, sums: Floats, known: Bools) -> None:
+    """Sum the pixels a of a tile, b of the moved tile, a * a, b * b and a * b, where the moved tile is known."""
     height, width = first.shape
-    found = np.empty((height // STEP + 1) * (width // STEP + 1))
-    number = 0
-    area = BLOCK * BLOCK
-    for top in range(0, height - BLOCK + 1, STEP):
-        for left in range(0, width - BLOCK + 1, STEP):
-            best = -2.0
-            texture = 0.0
-            for down in range(-SHIFT, SHIFT + 1):
-                for right in range(-SHIFT, SHIFT + 1):
-                    if min(top + down, left + right) < 0:
-                        continue
-                    if top + down + BLOCK > height or left + right + BLOCK > width:
-                        continue
-                    known = True
-                    sum_a = sum_b = sum_aa = sum_bb = sum_ab = 0.0
-                    for y in range(top, top + BLOCK):
-                        for x in range(left, left + BLOCK):
-                            known &= inside[y + down, x + right]
-                            a = first[y, x]
-                            b = second[y + down, x + right]
-                            sum_a += a
-                            sum_b += b
-                            sum_aa += a * a
-                            sum_bb += b * b
-                            sum_ab += a * b
-                    if not known:
-                        continue
-                    of_a = max(0.0, sum_aa / area - (sum_a / area) ** 2)
-                    of_b = max(0.0, sum_bb / area - (sum_b / area) ** 2)
-                    both = sum_ab / area - sum_a / area * sum_b / area
-                    best = max(best, both / np.sqrt((of_a + noise**2) * (of_b + noise**2)))
-                    texture = max(texture, of_a, of_b)
-            if texture > noise**2:
-                found[number] = best
-                number += 1
-    return found[:number]
+    for row in range(sums.shape[0]):
+        for column in range(sums.shape[1]):
+            top = row * STEP
+            left = column * STEP
+            is_known = top + down >= 0 and left + right >= 0
+            is_known &= top + down + STEP <= height and left + right + STEP <= width
+            sum_a = sum_b = sum_aa = sum_bb = sum_ab = 0.0
+            if is_known:
+                for y in range(top, top + STEP):
+                    for x in range(left, left + STEP):
+                        is_known &= inside[y + down, x + right]
+                        a = first[y, x]
+                        b = second[y + down, x + right]
+                        sum_a += a
+                        sum_b += b
+                        sum_aa += a * a
+                        sum_bb += b * b
+                        sum_ab += a * b
+            known[row, column] = is_known
+            for number, total in enumerate((sum_a, sum_b, sum_aa, sum_bb, sum_ab)):
+                sums[row, column, number] = total
+
+
+@compiled
+def _mean(sums: Floats, row: int, column: int, number: int) -> float:
+    """Compute a mean over the pixels of a block from the sums of its tiles."""
+    upper = sums[row, column, number] + sums[row, column + 1, number]
+    lower = sums[row + 1, column, number] + sums[row + 1, column + 1, number]
+    return (upper + lower) / (BLOCK * BLOCK)
