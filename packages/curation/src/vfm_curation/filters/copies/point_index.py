@@ -21,7 +21,9 @@ from vfm_curation.filters.copies.buckets import Buckets, num_buckets
 from vfm_curation.filters.local_points import MAX_POINTS, NUM_WORDS, POINT, Points, Words, word_width, words_of
 from vfm_curation.simd import compiled
 
-FEW_POINTS = 32  # of an image, below which an alignment may fail: drawings, logos
+# Of an image, below which an alignment may fail: drawings, logos. With 16, 32 and 64 the filter finds 1,549, 1,549 and
+# 1,550 of 1,560 copies, and joins 0, 0 and 1 of 3.2 million pairs of different images by hashes (copies_bounds.py).
+FEW_POINTS = 32
 LEADERS = 16  # images of a word that each further image is compared with: the best ones
 VOTE_BUCKETS = 4  # for each bucket of words: most votes are for a pair of images that share one word by chance
 MIN_COSINE = 0.9  # of the difference of the rotations of two votes that agree
