@@ -175,4 +175,5 @@ def _mean(sums: Floats, row: int, column: int, number: int) -> float:
     """Compute a mean over the pixels of a block from the sums of its tiles."""
     upper = sums[row, column, number] + sums[row, column + 1, number]
     lower = sums[row + 1, column, number] + sums[row + 1, column + 1, number]
-    return (upper + lower) / (BLOCK * BLOCK)
+    mean: float = (upper + lower) / (BLOCK * BLOCK)
+    return mean
