@@ -120,7 +120,6 @@ def test_t_is_the_same_whether_the_sample_is_complete_or_the_tasks_search(
     found = {}
     for name, most in (("complete", 1 << 18), ("sampled", 5)):
         monkeypatch.setattr(sampled_texts, "NUM_SAMPLED", most)
-        monkeypatch.setattr(sampled_texts, "MIN_SAMPLED", most)
         matches = matched(name)
         events: list[Event] = []
         stage = MetaclipBalance(name=f"of-{name}", matches="x", target_size=150, texts=texts)

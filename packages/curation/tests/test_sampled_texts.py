@@ -8,7 +8,7 @@ import pytest
 
 from vfm_curation.counts.matches import ShardMatches
 from vfm_curation.counts.probabilities import count_ids, keep_probability, text_probability
-from vfm_curation.counts.sampled_texts import MIN_SAMPLED, SampledTexts, siblings_of
+from vfm_curation.counts.sampled_texts import NUM_SAMPLED, SampledTexts, siblings_of
 
 NUM_ENTRIES = 50
 
@@ -42,8 +42,8 @@ def test_expectations_of_a_sample_are_those_of_all_texts(number: int, size: int,
     kinds = shards(min(number, 60), size)
     found = [kinds[i % len(kinds)] for i in range(number)]
     sampled = SampledTexts.joined(SampledTexts.of_shard(one, i, number) for i, one in enumerate(found))
-    assert sampled.complete == (size <= MIN_SAMPLED)
-    assert len(sampled.weights) == number * min(size, MIN_SAMPLED)
+    assert sampled.complete == (size <= NUM_SAMPLED // number)
+    assert len(sampled.weights) == number * min(size, NUM_SAMPLED // number)
     assert sampled.weights.sum() == pytest.approx(number * size)
     counts = count_ids((shard.ids for shard in found), NUM_ENTRIES)
     choices = [keep_probability(counts, t) for t in (number, 10 * number)]
@@ -54,6 +54,12 @@ def test_expectations_of_a_sample_are_those_of_all_texts(number: int, size: int,
         common = by_entry > by_entry.sum() / 100
         rare = 1e-6 if sampled.complete else 0.05
         np.testing.assert_allclose(one.counts[common], by_entry[common], rtol=rare)
+
+
+def test_the_sample_of_a_pool_does_not_grow_with_its_shards() -> None:
+    (shard,) = shards(1, 90)
+    for number in (1, 1000, 10_000, 200_000, 1_000_000):
+        assert len(SampledTexts.of_shard(shard, 0, number).weights) <= max(1, NUM_SAMPLED // number)
 
 
 def test_an_empty_shard_has_an_empty_sample() -> None:

@@ -21,7 +21,6 @@ from vfm_curation.shard_files import whole_file
 
 SAMPLE_FILE = "sample.npz"
 NUM_SAMPLED = 1 << 18  # texts of a pool: the standard error of an estimated size is at most 0.2 % of the pool
-MIN_SAMPLED = 64  # texts of a shard
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class SampledTexts:
     def of_shard(cls, matches: ShardMatches, shard: int, num_shards: int) -> SampledTexts:
         """Draw the sample of a shard. The draw depends on the number of the shard only."""
         number = len(matches.table)
-        most = max(MIN_SAMPLED, NUM_SAMPLED // max(1, num_shards))
+        most = max(1, NUM_SAMPLED // max(1, num_shards))
         chosen = np.arange(number)
         if number > most:
             # The shard's number is the seed, so the sample depends on no other shard.
