@@ -120,9 +120,14 @@ def measure_apart(store: Path, pool: Path, workers: int) -> Run:
     return found
 
 
+def run_file(store: Path, size: int, workers: int, number: int) -> Path:
+    """Return the path of a finished run."""
+    return store / "runs" / f"{size}-{workers}-{number}.json"
+
+
 def measured_once(store: Path, size: int, workers: int, number: int) -> Run:
     """Return the run of that number, which is measured unless an earlier command did."""
-    file = store / "runs" / f"{size}-{workers}-{number}.json"
+    file = run_file(store, size, workers, number)
     if not file.exists():
         run = measure_apart(store, store / f"pool{size}", workers)
         file.parent.mkdir(exist_ok=True)
@@ -230,8 +235,10 @@ def main() -> None:
     parser.add_argument(
         "--work", type=Path, help="folder for pools and finished runs; default: temporary, then removed"
     )
+    parser.add_argument("--finished", action="store_true", help="measure nothing: only the finished runs in --work")
     parser.add_argument("--quick", action="store_true", help="small pools and two runs, to check that it works")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--name", default="pipeline", help="name of the files of results")
     for name, kind in (("--measure", Path), ("--pool", Path), ("--workers", int)):  # for the process of a run
         parser.add_argument(name, type=kind, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -264,16 +271,18 @@ def main() -> None:
         for number in range(max(num_runs)):  # in turns, so that other work of the machine disturbs all alike
             for size in (small, *texts):
                 for workers in options.processes if number < runs_of.get(size, max(num_runs)) else ():
+                    if options.finished and not run_file(store, size, workers, number).exists():
+                        continue
                     found[size, workers].append(measured_once(store, size, workers, number))
-                    write_results(options.out, found, small, where)
+                    write_results(options.out / options.name, found, small, where)
 
 
 def write_results(out: Path, found: Mapping[tuple[int, int], Sequence[Run]], small: int, where: Any) -> None:
-    """Write the results of the runs so far."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write the results of the runs so far as `out`.json and .md."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     results = [{"processes": workers, "runs": runs} for (_, workers), runs in found.items()]
     record = json.dumps({"machine": where, "results": results}, indent=1)
-    (out / "pipeline.json").write_text(record + "\n", encoding="utf-8")
+    out.with_suffix(".json").write_text(record + "\n", encoding="utf-8")
     first = min((size for size, _ in found if size != small), default=None)
     measured = [
         Measured(workers, runs, found[small, workers], found[first, workers])
@@ -282,7 +291,7 @@ def write_results(out: Path, found: Mapping[tuple[int, int], Sequence[Run]], sma
     ]
     if measured:
         table = markdown(measured, where)
-        (out / "pipeline.md").write_text(table, encoding="utf-8")
+        out.with_suffix(".md").write_text(table, encoding="utf-8")
         print(table, flush=True)
 
 
