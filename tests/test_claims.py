@@ -48,6 +48,7 @@ TRAININGS = {
     "radio_tiny": ["clip", "position", "patches", "radio"],
     "naflex_tiny": ["teacher", "square", "packed"],
     "dense_claim": ["teacher", "eva", "tuned_eva", "tuned_teacher", "tuned_untrained"],
+    "dense_claim_controls": ["teacher", "eva", "eva_of_pool", "tuned_eva", "tuned_of_pool", "tuned_untrained"],
     "vocabulary_claim": [
         "teacher", "eva", *(f"{start}_{count}" for start in ("eva", "random") for count in (12, 120)),
         "eva_120_all_classes", "eva_120_no_repeats",
@@ -111,6 +112,10 @@ OF_MASKS = [
     *(f"{part}.num_samples=48" for part in ("unseen_train", "unseen_val")),
     *(f"{part}.num_samples=16" for part in ("scenes_train", "scenes_val")),
 ]  # fmt: skip
+OF_SCENES = [
+    "pool.num_samples=300", "unlabelled.num_samples=100", "train.num_samples=16", "val.num_samples=16",
+    "frozen.steps=4", *(f"{name}.num_resamples=100" for name in ("frozen", "tuned_miou")),
+]  # fmt: skip
 DATA = {  # the others': MADE
     "eva_claim": CLAIM,
     "eva_claim_more": [*CLAIM, "pairs_2400.num_samples=150"],
@@ -121,10 +126,8 @@ DATA = {  # the others': MADE
     "metaclip_claim": [
         *MADE, "curated_words.target_size=60", *(f"{arm}.global_batch_size=16" for arm in TRAININGS["metaclip_claim"]),
     ],
-    "dense_claim": [
-        "pool.num_samples=300", "unlabelled.num_samples=100", "train.num_samples=16", "val.num_samples=16",
-        "frozen.steps=4", *(f"{name}.num_resamples=100" for name in ("frozen", "tuned_miou", "tuned_ap")),
-    ],
+    "dense_claim": [*OF_SCENES, "tuned_ap.num_resamples=100"],
+    "dense_claim_controls": OF_SCENES,
     "mask_claim": OF_MASKS,
     "mask_claim_controls": OF_MASKS,
     "video_claim": ["pool.num_samples=200", "train.num_samples=40", "val.num_samples=20"],
@@ -197,6 +200,7 @@ SCORES = {
     "radio_tiny": "dense_miou",
     "naflex_tiny": "knn_acc1",
     "dense_claim": "dense_miou",
+    "dense_claim_controls": "dense_miou",
     "vocabulary_claim": "box_ap",
     "video_claim": "pair_accuracy",
     "diva_tiny": "pair_accuracy/orientation",

@@ -150,6 +150,15 @@ COMMANDS = {
     " --set 'pool.texts={en: json.en}' --set 'val.texts={en: json.en}' --set runtime.threads=1": CLAIM,
     "uv run vfm run metaclip_claim": RUN_THERE,
     "uv run vfm run dense_claim": RUN_THERE,
+    "uv run vfm run dense_claim_controls": RUN_THERE,
+    "uv run vfm run dense_claim_controls --store pilot --set 'seeds=[100]' --set train.seed=2 --set val.seed=3"
+    " --set tuned_untrained.steps=600": RUN_THERE,
+    # They read the results of all seeds, and of the pilot.
+    "uv run --dev python packages/eva/benchmarks/dense_claim.py store/runs/dense_claim_controls": NOT_HERE,
+    "uv run vfm eval untrained=pilot/runs/dense_claim_controls/artifacts/untrained@100"
+    " tuned=pilot/runs/dense_claim_controls/artifacts/tuned_untrained@100/encoder"
+    " --data pilot/runs/dense_claim_controls/artifacts/val --tasks dense_probe --set val-dense_probe.steps=500"
+    " --set 'val-dense_probe.lrs=[1e-2]'": NOT_HERE,
     "uv run vfm run vocabulary_claim": RUN_THERE,
     # It reads the results of the recipe, two hours.
     "uv run python packages/eva/benchmarks/vocabulary_gap.py": f"python {BENCHMARKS}/vocabulary_gap.py --help",

@@ -10,6 +10,7 @@ With `--image FILE` the scores of `mask_claim` are drawn against the share of ma
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +29,15 @@ ENCODERS = ["untrained", "of_blank", "unmasked", "masked_25", "eva", "masked_75"
 MASKED = {"unmasked": 0, "masked_25": 25, "eva": 44, "masked_75": 75}  # percent of the patches, 0, 4, 7 and 12 of 16
 END_POINT = "curves/mean_over_log_samples"
 PROBES = ["probe/lp_acc1", "dense/dense_miou"]
+STAGES = ("curves", "probe", "dense", "zero_shot")
 
 
-def read_scores(*runs: Path) -> Scores:
+def read_scores(*runs: Path, stages: Sequence[str] = STAGES) -> Scores:
     """Read the metrics of the runs' evaluations in percent, by stage, name and model."""
     values: dict[tuple[str, str], dict[int, float]] = {}
     for folder in [folder for run in runs for folder in (run / "artifacts").glob("*@*")]:
         stage, _, seed = folder.name.partition("@")
-        if stage.removesuffix("_controls") not in ("curves", "probe", "dense", "zero_shot") or not folder.exists():
+        if stage.removesuffix("_controls") not in stages or not folder.exists():
             continue  # a run that stopped before has links to nothing
         for metric in Report.load(folder).metrics:
             key = (f"{stage}/{metric.name}", metric.model.partition("@")[0])

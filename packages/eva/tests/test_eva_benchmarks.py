@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from vfm.plugin import Metric, Report
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
@@ -90,3 +92,32 @@ def test_rows_have_the_losses_of_padded_batches_with_fewer_tokens(tmp_path):
         assert row["gradients apart"] < 1e-4
     assert tokens["packed"] < 0.8 * tokens["padded to the longest"]  # of several resolutions
     assert row["packed, bytes"] < 0.9 * row["padded, bytes"]
+
+
+def write_reports(run: Path, stage: str, metric: str, scores: dict[str, list[float]]) -> None:
+    """Write a report for each seed, with the scores of the models in percent."""
+    for seed, values in enumerate(zip(*scores.values(), strict=True)):
+        metrics = []
+        for model, value in zip(scores, values, strict=True):
+            metrics.append(
+                Metric(name=metric, value=value / 100, n=300, low=0, high=1, model=f"{model}@{seed}").model_dump()
+            )
+        Report.create(run / "artifacts" / f"{stage}@{seed}", task="segmentation", dataset="val", metrics=metrics)
+
+
+def test_the_gain_of_eva_is_divided_by_the_rule_of_the_recipe(tmp_path):
+    """Frozen, the pool gives a tenth of the gain of 2 points. Tuned, EVA has no gain."""
+    frozen = {"eva": [22.0, 23.2, 21.9], "eva_of_pool": [20.2, 21.3, 20.1], "untrained": [20.0, 21.1, 19.9]}
+    write_reports(tmp_path, "frozen", "dense_miou", {**frozen, "teacher": [20.0, 20.1, 20.2]})
+    tuned = {
+        "tuned_eva": [25.0, 24.0, 26.0],
+        "tuned_of_pool": [25.1, 24.1, 25.9],
+        "tuned_untrained": [25.5, 23.0, 27.0],
+    }
+    write_reports(tmp_path, "tuned_miou", "miou", tuned)
+    command = [sys.executable, str(BENCHMARKS / "dense_claim.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "frozen: margin 1.02, most of the gain is from the scenes" in done.stdout
+    assert "tuned: margin -0.08, no gain to divide" in done.stdout
+    assert "| frozen, `eva` - `eva_of_pool` | +1.8 (1.7 to 2.0) | 0.06 |" in done.stdout
