@@ -157,15 +157,14 @@ class ParquetShard(ShardReader):
 
         The column is not used in damaged row groups, or if its values repeat in the dataset.
         """
-        if self.spec.keys_repeat:
+        if self.spec.keys_repeat or "key" not in self.texts_only:
             return self._name(row)
         group, offset = self._locate(row)
         try:
             table = self._group(group, False)
         except BadSample:
             return self._name(row)
-        key = table["key"][offset].as_py() if "key" in table.column_names else None
-        return self._name(row) if key is None else str(key)
+        return self._key_in(table, offset, row)
 
     def where(self, row: int) -> str:
         """Format the sample's address for messages, from the file and the key."""
@@ -194,7 +193,7 @@ class ParquetShard(ShardReader):
         uid = value_at("uid")
         url = value_at("url")
         value_at("key")  # raises BadSample for a key that is not UTF-8
-        key = self.key(row)
+        key = self._key_in(table, offset, row)
         image = b""
         if with_image:
             value = _value(record[self.image], where) if self.image else None
@@ -291,6 +290,13 @@ class ParquetShard(ShardReader):
         for row, key in zip(rows[lacking].tolist(), keys, strict=True):
             names.append(self._name(row) if key is None else str(key))
         return pc.replace_with_mask(uids, uids.is_null(), uids_of(names))
+
+    def _key_in(self, table: pa.Table, offset: int, row: int) -> str:
+        """Look up the key of a row in the table of its row group."""
+        if self.spec.keys_repeat or "key" not in table.column_names:
+            return self._name(row)
+        key = table["key"][offset].as_py()
+        return self._name(row) if key is None else str(key)
 
     def _name(self, row: int) -> str:
         return f"{self.name}/{row:08d}"
