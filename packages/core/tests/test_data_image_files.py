@@ -10,9 +10,12 @@ import torch
 from data_samples import context, draw_sample, encoded
 from vfm.api.inputs import open_images
 from vfm.base import UserError
-from vfm.data import ImageTransform, Sample, SampleDraw, TrainingData, open_dataset, write_tar
+from vfm.data import DatasetSpec, ImageTransform, Sample, SampleDraw, TrainingData, open_dataset, write_tar
+from vfm.data.indexing.examination import Examination, examine_all
 from vfm.data.pairs.stages import Images
+from vfm.data.tables.image_list import ImageEntry, write_image_lists
 from vfm.interfaces import ImageDataset, PairDataset
+from vfm.storage import files
 
 NUM = 6
 
@@ -129,3 +132,45 @@ def test_folder_without_images_is_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no images found"):
         stage(tmp_path / "empty").preflight(None)
+
+
+@pytest.mark.parametrize("verify", ["all", "decode"])
+def test_an_image_of_many_rows_is_opened_once(tmp_path, monkeypatch, verify):
+    paths = [str(tmp_path / f"{n}.png") for n in range(5)]
+    for n, path in enumerate(paths[:3]):
+        Path(path).write_bytes(encoded(n))
+    Path(paths[3]).write_bytes(b"no image")  # and the last is missing
+    entries = []
+    for n in range(20_050):  # three shards
+        texts = {"en": [] if n % 50 == 1 else [f"caption {n}"]}
+        entries.append(ImageEntry(f"{n}", paths[n % 3 if n % 100 else 3 + n // 100 % 2], texts))
+    opened = []
+    read_bytes = files.read_bytes
+    monkeypatch.setattr(files, "read_bytes", lambda path, *ends: opened.append(path) or read_bytes(path, *ends))
+    spec = DatasetSpec(texts={"en": "caption"})
+    examine = Examination(spec, verify)
+    bad = []
+    for number, shard in enumerate(write_image_lists(tmp_path / "lists", entries, spec)):
+        bad += [
+            (number * 10_000 + row, reason)
+            for row, reason, _ in examine((shard, True) if number else (shard, False)).bad
+        ]
+    assert [opened.count(path) for path in paths[:3]] == [1, 1, 1]
+    expected = []
+    for n in range(20_050):
+        if n % 50 == 1:
+            expected.append((n, "missing_caption"))
+        elif n % 100 == 0:
+            expected.append((n, "missing_image" if n // 100 % 2 else "unreadable_image"))
+    assert bad == expected
+
+
+def test_processes_examine_the_same_rows(tmp_path):
+    for n in range(4):
+        (tmp_path / f"{n}.png").write_bytes(encoded(n))
+    entries = [ImageEntry(f"{n}", str(tmp_path / f"{n * 7 % 5}.png")) for n in range(20_010)]  # 4.png is missing
+    spec = DatasetSpec()
+    shards = [(shard, False) for shard in write_image_lists(tmp_path / "lists", entries, spec)]
+    alone, together = (list(examine_all(Examination(spec, "all"), shards, workers)) for workers in (0, 2))
+    assert [examined.bad for examined in alone] == [examined.bad for examined in together]
+    assert sum(len(examined.bad) for examined in alone) == 20_010 // 5

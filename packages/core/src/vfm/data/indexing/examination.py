@@ -10,7 +10,7 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from typing import TypeVar
 
@@ -34,6 +34,7 @@ Problem = tuple[int, str, str]
 """Row (-1 for a sample that is not a row), reason and address of a bad sample."""
 
 READ_TOGETHER = 256  # samples of a remote shard that are requested together
+MAX_FILES = 1 << 20  # image files that are remembered, so that many rows may name one of them: about 100 MB
 THREADS = 48  # remote shards that a process reads at a time
 REMOTE_TOGETHER = 2 * THREADS  # remote shards that are sent to a process at once
 
@@ -63,6 +64,7 @@ class Examination:
     spec: DatasetSpec
     verify: Verify
     num_samples: int | None = None
+    good_files: set[str] = field(default_factory=set, compare=False, repr=False)  # examined, and named by other rows
 
     def __call__(self, candidate: Found) -> Examined:
         """Examine a shard.
@@ -104,9 +106,12 @@ class Examination:
             if row % READ_TOGETHER == 0:
                 reader.read_ahead(range(row, min(row + READ_TOGETHER, shard.num_samples)))
             try:
-                sample = reader.read(row)
-                if self.spec.images:
+                file = reader.image_file(row) if self.spec.images else None
+                sample = reader.read(row, with_image=file not in self.good_files)
+                if self.spec.images and file not in self.good_files:
                     examine(sample.image, reader.where(row))
+                    if file and len(self.good_files) < MAX_FILES:
+                        self.good_files.add(file)
                 num_good += 1
             except BadSample as bad:
                 cut_off |= bad.reason == "truncated_shard"
@@ -140,21 +145,25 @@ def examine_all(examine: Examination, shards: Iterable[Found], workers: int) -> 
         return
     shards_per_task = REMOTE_TOGETHER if remote else 1
     tasks = iter(lambda: tuple(islice(shards, shards_per_task)), ())
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as processes:
-        for results in _in_order(processes, _Together(examine), tasks, 2 * workers):
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_set_examination, initargs=(examine,)) as pool:
+        for results in _in_order(pool, _examine_together, tasks, 2 * workers):
             yield from results
 
 
-@dataclass(frozen=True)
-class _Together:
-    """Examine several shards in a process."""
+_examination: list[Examination] = []  # of a worker process, so that its shards share `good_files`
 
-    examine: Examination
 
-    def __call__(self, shards: tuple[Found, ...]) -> list[Examined]:
-        if len(shards) > 1:
-            return list(_in_threads(self.examine, shards))
-        return list(map(self.examine, shards))
+def _set_examination(examine: Examination) -> None:
+    _examination[:] = [examine]
+
+
+def _examine_together(shards: tuple[Found, ...]) -> list[Examined]:
+    """Examine several shards in a worker process."""
+    (examine,) = _examination
+    if len(shards) > 1:
+        return list(_in_threads(examine, shards))
+    return list(map(examine, shards))
 
 
 def _in_threads(examine: Examination, shards: Iterable[Found]) -> Iterator[Examined]:

@@ -203,6 +203,10 @@ class ShardReader(ABC):
         """Format the address of a row's sample for messages."""
         return f"{self.path}:{self.key(row)}"
 
+    def image_file(self, row: int) -> str | None:
+        """Look up the file of a row's image. Several rows may share it. None: the image is in the shard."""
+        return None
+
     def texts(self, rows: Rows, on_bad: OnBad) -> Any:
         """Read the texts of ascending rows in the schema `texts_schema`."""
         return texts_by_sample(lambda row: self.read(row, with_image=False), rows, on_bad)

@@ -215,6 +215,10 @@ class ImageListShard(ShardReader):
         """Look up the image file of a row, or the address of an unreadable row in a table."""
         return str(self.table["image"][row].as_py())
 
+    def image_file(self, row: int) -> str | None:
+        """Look up the image file of a row, None if the row is unusable."""
+        return None if self.table["reason"][row].as_py() else self.where(row)
+
     def read(self, row: int, *, with_image: bool = True) -> Sample:
         """Read the sample of a row.
 
