@@ -207,6 +207,14 @@ COMMANDS = {
     "uv run --dev python packages/diva/benchmarks/law.py store/runs/diva_law diva_law.png": NOT_HERE,
     "uv run vfm run mask_claim --jobs 2": RUN_THERE,
     "uv run vfm run mask_claim_controls --jobs 2": RUN_THERE,
+    # They need Tiny ImageNet; tests/test_mask_images.py runs script and recipe on small tables.
+    "uv run --dev python packages/curation/benchmarks/tiny_imagenet.py TRAIN.parquet VAL.parquet CAPTIONS.tsv.gz DATA"
+    " --claim mask_images": NOT_HERE,
+    "uv run vfm run mask_images --set 'seeds=[1]' --set pool.path=DATA/pool-1.parquet"
+    " --set pairs.path=DATA/pairs-1.parquet --set val.path=DATA/seen-1.parquet"
+    " --set unseen_train.path=DATA/unseen_train-1.parquet --set unseen_val.path=DATA/unseen_val-1.parquet": NOT_HERE,
+    "uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_images@*"
+    " --image mask_images.png": NOT_HERE,
     # They read the results of five seeds, two hours.
     "uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_claim --image mask_claim.png": NOT_HERE,
     "uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_claim_controls": NOT_HERE,

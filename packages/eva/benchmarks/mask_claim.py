@@ -3,7 +3,7 @@
     uv run vfm run mask_claim && uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_claim
     uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_images@*
 
-With `--image FILE` the scores of `mask_claim` are drawn against the share of masked patches. Of a run of
+With `--image FILE` the scores are drawn, those of `mask_claim` against the share of masked patches. Of a run of
 `mask_claim_controls`, only the scores of the controls are printed.
 """
 
@@ -120,7 +120,7 @@ def print_controls(scores: Scores) -> None:
         print(f"linear probe of unseen classes, {encoder}: {scores['probe_controls/lp_acc1', encoder].item():.1f} %")
 
 
-def draw(file: Path, scores: Scores) -> None:
+def draw_masks(file: Path, scores: Scores) -> None:
     """Draw the end point and the probes against the share of masked patches, a line for each seed."""
     panels = {
         "student, mean over log samples (%)": (END_POINT, "from_{}", "scratch", "from scratch"),
@@ -140,6 +140,23 @@ def draw(file: Path, scores: Scores) -> None:
     figure.savefig(file, dpi=120)
 
 
+def draw_arms(file: Path, scores: Scores) -> None:
+    """Draw the end point of the students and the linear probe of the encoders, a line for each seed."""
+    panels = {
+        "student, mean over log samples (%)": (END_POINT, ["scratch", "from_eva", "from_unmasked"]),
+        "linear probe of unseen classes (%)": (PROBES[0], ["untrained", "eva", "unmasked", "teacher"]),
+    }
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    for axes, (label, (metric, models)) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        lines = np.array([scores[metric, model] for model in models])
+        axes.plot(models, lines, color="tab:blue", alpha=0.3, linewidth=1)
+        axes.plot(models, lines.mean(1), color="tab:blue", marker="o")
+        axes.set(ylabel=label)
+        axes.set_ylim(bottom=0)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, dpi=120)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Print the tables, and draw the image if it is named."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -152,8 +169,10 @@ def main(argv: list[str] | None = None) -> None:
         return
     print_models(scores)
     print_tests(scores)
-    if arguments.image:
-        draw(arguments.image, scores)
+    if arguments.image and (END_POINT, "from_masked_25") in scores:
+        draw_masks(arguments.image, scores)
+    elif arguments.image:
+        draw_arms(arguments.image, scores)
 
 
 if __name__ == "__main__":
