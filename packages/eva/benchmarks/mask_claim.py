@@ -164,6 +164,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--image", type=Path)
     arguments = parser.parse_args(argv)
     scores = read_scores(*arguments.runs)
+    if not scores:
+        parser.error(f"expected runs with evaluations, got none in {', '.join(map(str, arguments.runs))}")
     if any(metric.startswith("curves_controls/") for metric, _ in scores):
         print_controls(scores)
         return

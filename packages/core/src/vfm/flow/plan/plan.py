@@ -146,7 +146,8 @@ def steps_until(steps: Sequence[Step], name: str) -> list[Step]:
     """
     needed = {stage for stage in stage_names(steps) if name in (stage, stage.partition("@")[0])}
     if not needed:
-        raise UserError(f"no stage is named {name}; stages: {', '.join(stage_names(steps))}")
+        names = dict.fromkeys(stage.partition("@")[0] for stage in stage_names(steps))
+        raise UserError(f"no stage is named {name}; stages: {', '.join(names)}")
     chosen: list[Step] = []
     # Inputs come earlier in a plan, so one pass from the end finds everything that is needed.
     for step in reversed(steps):
