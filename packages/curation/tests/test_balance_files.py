@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from vfm.data import read_subset, subset_file
 from vfm.plugin import Artifact, Event, Stage
+from vfm.storage.publishing import publish_folder
 from vfm_curation.balance.stages import MetaclipBalance
 from vfm_curation.balance.subset import BalanceJob, expected_size
 from vfm_curation.counts import sampled_texts
@@ -101,6 +103,24 @@ def test_files_are_moved_where_the_file_system_has_no_links(tmp_path: Path, monk
     assert link_files(tmp_path / "work" / "shards", target) == target
     assert (target / "0").read_text() == "one"
     assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("later", [0o022, 0o002])
+def test_files_of_an_attempt_under_another_umask_are_published_with_the_permissions_of_new_files(
+    tmp_path: Path, later: int
+) -> None:
+    before = os.umask(0o077)
+    try:
+        (tmp_path / "work").mkdir()
+        (tmp_path / "work" / "0").write_text("one")
+        os.umask(later)
+        (tmp_path / "part").mkdir()
+        link_files(tmp_path / "work", tmp_path / "part" / "shards")
+        publish_folder(tmp_path / "part", tmp_path / "artifact")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "artifact" / "shards" / "0").stat().st_mode) == 0o666 & ~later
+    assert (tmp_path / "work" / "0").read_text() == "one"
 
 
 def test_files_of_another_draw_are_not_taken_for_finished(run_stage: Any, matched: Any) -> None:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -218,8 +219,14 @@ def link_files(folder: Path, target: Path) -> Path:
     On a file system without hard links the folder is moved.
     """
     target.mkdir()
+    allowed = target.stat().st_mode & 0o666
     try:
         for file in sorted(folder.iterdir()):
+            # Publishing leaves the permissions of hard links as they are, and an attempt under another umask may have
+            # written files that only its user may read.
+            mode = stat.S_IMODE(file.stat().st_mode)
+            if mode | allowed != mode:
+                file.chmod(mode | allowed)
             os.link(file, target / file.name)
     except OSError as error:
         if error.errno not in NO_LINKS:
