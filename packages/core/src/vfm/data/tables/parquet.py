@@ -164,7 +164,7 @@ class ParquetShard(ShardReader):
             table = self._group(group, False)
         except BadSample:
             return self._name(row)
-        return self._key_in(table, offset, row)
+        return self._key_or_name(table["key"][offset].as_py(), row)
 
     def where(self, row: int) -> str:
         """Format the sample's address for messages, from the file and the key."""
@@ -192,8 +192,7 @@ class ParquetShard(ShardReader):
         columns = read_columns(self.spec, value_at, where) if self.spec.images else {}
         uid = value_at("uid")
         url = value_at("url")
-        value_at("key")  # raises BadSample for a key that is not UTF-8
-        key = self._key_in(table, offset, row)
+        key = self._key_or_name(value_at("key"), row)  # BadSample for a key that is not UTF-8
         image = b""
         if with_image:
             value = _value(record[self.image], where) if self.image else None
@@ -291,12 +290,9 @@ class ParquetShard(ShardReader):
             names.append(self._name(row) if key is None else str(key))
         return pc.replace_with_mask(uids, uids.is_null(), uids_of(names))
 
-    def _key_in(self, table: pa.Table, offset: int, row: int) -> str:
-        """Look up the key of a row in the table of its row group."""
-        if self.spec.keys_repeat or "key" not in table.column_names:
-            return self._name(row)
-        key = table["key"][offset].as_py()
-        return self._name(row) if key is None else str(key)
+    def _key_or_name(self, key: object, row: int) -> str:
+        """Choose the key of a row from the value of its column, or build it if that is missing or repeats."""
+        return self._name(row) if key is None or self.spec.keys_repeat else str(key)
 
     def _name(self, row: int) -> str:
         return f"{self.name}/{row:08d}"
