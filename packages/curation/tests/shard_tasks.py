@@ -14,6 +14,10 @@ from vfm.plugin import UserError
 from vfm_curation.shard_files import whole_file, write_shard_file
 
 
+class KilledError(Exception):
+    """Stand in for the death of a process, at the place that raises it."""
+
+
 def square(folder: Path, shard: int) -> int:
     """Write a file with the shard's square."""
     with whole_file(folder / f"{shard}.txt") as part:

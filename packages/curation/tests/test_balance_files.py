@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shard_tasks import KilledError
 from vfm.data import read_subset, subset_file
 from vfm.plugin import Artifact, Event, Stage
 from vfm.storage.publishing import publish_folder
@@ -38,10 +39,6 @@ def matched(make_pool: Any, run_stage: Any, tmp_path: Path) -> Any:
     metadata = run_stage(BuildMetadata(name="entries", path=str(tmp_path / "entries.txt")))
     pool = make_pool("pool", samples, shard_size=30)
     return lambda name: run_stage(MatchTexts(name=name, pool="p", metadata="m"), p=pool, m=metadata)
-
-
-class KilledError(Exception):
-    """The process dies here."""
 
 
 def test_a_killed_balance_repeats_only_unfinished_shards(run_stage: Any, matched: Any) -> None:

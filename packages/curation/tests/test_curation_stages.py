@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from shard_tasks import KilledError
 from vfm.data import open_dataset, read_subset, text_key, uniform
 from vfm.interfaces import load_panels
 from vfm.plugin import Context, Event, Pool, UserError
@@ -113,10 +114,6 @@ def test_kept_set_depends_on_no_order_shards_or_workers(make_pool: Any, run_stag
     assert 90 < len(kept[0]) < 150
     other = curate(run_stage, pools[0], entry_file, prefix="seed", target_size=120, seed=1)
     assert identities(other) != kept[0]
-
-
-class KilledError(Exception):
-    """The process dies here."""
 
 
 def test_killed_match_repeats_only_unfinished_shards(make_pool: Any, run_stage: Any, entry_file: Path) -> None:

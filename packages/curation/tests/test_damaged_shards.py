@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shard_tasks import KilledError
 from vfm.data import open_dataset, read_subset
 from vfm.interfaces import load_panels
 from vfm.plugin import Event, UserError
@@ -17,10 +18,6 @@ from vfm_curation.metadata.stages import BuildMetadata
 from vfm_curation.summaries import DAMAGED, NUM_BAD_SHOWN, Lost, TaskSummary
 
 NUM_SHARDS, SIZE = 25, 4
-
-
-class KilledError(Exception):
-    """The process dies here."""
 
 
 FAULTS = {"missing": Path.unlink, "cut": lambda file: file.write_bytes(file.read_bytes()[:700])}

@@ -19,6 +19,7 @@ from PIL import Image
 from pydantic import Field, ValidationError
 
 from filter_runs import jpeg, passed, run, verdicts
+from shard_tasks import KilledError
 from vfm.data import open_balanced, open_dataset, read_subset
 from vfm.data.pairs.stages import Pairs
 from vfm.interfaces import load_panels
@@ -252,10 +253,6 @@ def test_a_large_distance_warns(make_pool: Any, run_stage: Any, monkeypatch: pyt
         "near_duplicates: with max_distance 9 each of 12 images is written and sorted 10 times,"
         " with 4 and variants: false 5 times"
     ]
-
-
-class KilledError(Exception):
-    """The process dies here."""
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from shard_tasks import KilledError
 from vfm.plugin import Context, Event, UserError
 from vfm_curation.engine import map_in_order
 from vfm_curation.metadata import Corpus, Vocabulary, wikimedia
@@ -106,10 +107,6 @@ def test_lines_with_invalid_utf8_are_counted_and_skipped(tmp_path: Path) -> None
     Corpus((tmp_path / "a.txt",), wikitext=False).count(vocabulary, ctx)
     assert counted(vocabulary.words) == {"red": 2, "fox": 1}
     assert ctx.bad == {"invalid_utf8": 1}
-
-
-class KilledError(Exception):
-    """The process dies here."""
 
 
 @pytest.mark.parametrize("workers", [0, 2])
