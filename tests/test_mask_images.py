@@ -1,4 +1,4 @@
-"""The claim of EVA's mask on real images runs on small tables that its script writes."""
+"""Run the claim of EVA's mask on real images on small tables that its script writes."""
 
 from __future__ import annotations
 

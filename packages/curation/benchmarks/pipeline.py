@@ -152,7 +152,7 @@ def working_folder(work: Path | None) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Measured:
-    """The runs over a pool in a number of processes, with those over the small pool and over the model's pool."""
+    """Hold the runs over a pool in a number of processes, and the runs over the small pool and the model's pool."""
 
     workers: int
     runs: Sequence[Run]
