@@ -55,7 +55,7 @@ def test_claim_runs_at_two_steps_and_ends_in_its_tables(
 ) -> None:
     settings = ["seeds=[1, 2]"]
     settings += [f"{stage}.path={tables / table}-1.parquet" for stage, table in TABLES.items()]
-    for stage in ("teacher", "eva", "unmasked", "scratch", "from_eva", "from_unmasked"):
+    for stage in ("brief", "teacher", "eva", "unmasked", "scratch", "from_eva", "from_unmasked"):
         settings += [f"{stage}.steps=2", f"{stage}.global_batch_size=8", f"{stage}.schedule.warmup_steps=0"]
     for student in ("scratch", "from_eva", "from_unmasked"):
         settings.append(f"{student}.evaluation.every_steps=1")
