@@ -1,31 +1,15 @@
-from .artifacts import (
+from .artifact import (
     FACTS_FILE as FACTS_FILE,
     MANIFEST_FILE as MANIFEST_FILE,
-    AnnotatedImages as AnnotatedImages,
     Artifact as Artifact,
-    ChoiceDataset as ChoiceDataset,
+)
+from .checkpoints import (
     ClipCheckpoint as ClipCheckpoint,
-    Comparison as Comparison,
-    CuratedSubset as CuratedSubset,
     DenseCheckpoint as DenseCheckpoint,
     ExportedModel as ExportedModel,
     GeneratorCheckpoint as GeneratorCheckpoint,
-    ImageDataset as ImageDataset,
-    LabeledDataset as LabeledDataset,
-    LinkTable as LinkTable,
-    Matches as Matches,
-    Metadata as Metadata,
-    Metric as Metric,
-    PairDataset as PairDataset,
-    Pool as Pool,
-    QuestionDataset as QuestionDataset,
-    Report as Report,
-    SampleCache as SampleCache,
-    TaggedImages as TaggedImages,
-    TarList as TarList,
     TrainingState as TrainingState,
     VideoClassifier as VideoClassifier,
-    VideoDataset as VideoDataset,
     VisionCheckpoint as VisionCheckpoint,
 )
 from .costs import (
@@ -34,6 +18,23 @@ from .costs import (
     Cost as Cost,
     PeakMemory as PeakMemory,
     seconds as seconds,
+)
+from .datasets import (
+    AnnotatedImages as AnnotatedImages,
+    ChoiceDataset as ChoiceDataset,
+    CuratedSubset as CuratedSubset,
+    ImageDataset as ImageDataset,
+    LabeledDataset as LabeledDataset,
+    LinkTable as LinkTable,
+    Matches as Matches,
+    Metadata as Metadata,
+    PairDataset as PairDataset,
+    Pool as Pool,
+    QuestionDataset as QuestionDataset,
+    SampleCache as SampleCache,
+    TaggedImages as TaggedImages,
+    TarList as TarList,
+    VideoDataset as VideoDataset,
 )
 from .evaluation import (
     AnyEvaluation as AnyEvaluation,
@@ -74,6 +75,11 @@ from .plugins import (
     origin_of as origin_of,
     stage_types as stage_types,
     unknown_kind as unknown_kind,
+)
+from .report import (
+    Comparison as Comparison,
+    Metric as Metric,
+    Report as Report,
 )
 from .schedules import (
     ConstantSchedule as ConstantSchedule,

@@ -14,7 +14,9 @@ from pydantic import (
 )
 
 from vfm.base import UserError, did_you_mean, readable, repeated
-from vfm.interfaces.artifacts import Artifact, ClipCheckpoint, Report
+from vfm.interfaces.artifact import Artifact
+from vfm.interfaces.checkpoints import ClipCheckpoint
+from vfm.interfaces.report import Report
 from vfm.interfaces.stage import Context, Preflight, Ref, Runtime, Stage
 
 

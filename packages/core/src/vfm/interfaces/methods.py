@@ -7,15 +7,9 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field, model_validator
 
 from vfm.base import Config, repeated
-from vfm.interfaces.artifacts import (
-    Artifact,
-    ClipCheckpoint,
-    CuratedSubset,
-    ImageDataset,
-    Matches,
-    PairDataset,
-    VisionCheckpoint,
-)
+from vfm.interfaces.artifact import Artifact
+from vfm.interfaces.checkpoints import ClipCheckpoint, VisionCheckpoint
+from vfm.interfaces.datasets import CuratedSubset, ImageDataset, Matches, PairDataset
 from vfm.interfaces.stage import Ref, Seed, Stage
 from vfm.interfaces.training import Training
 

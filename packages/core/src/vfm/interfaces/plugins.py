@@ -12,7 +12,7 @@ import pluggy
 
 from vfm.base import UserError, did_you_mean, how_to_install, load_function
 from vfm.interfaces import hookspecs
-from vfm.interfaces.artifacts import DenseCheckpoint, VideoClassifier
+from vfm.interfaces.checkpoints import DenseCheckpoint, VideoClassifier
 from vfm.interfaces.stage import PREDICTORS, Stage
 
 PACKAGE_OF_MODULE = {"open_clip": "open-clip-torch", "sklearn": "scikit-learn"}  # where the names differ

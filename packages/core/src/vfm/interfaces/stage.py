@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import core_schema
 
 from vfm.base import INCIDENTAL, Config, UserError, load_function
-from vfm.interfaces.artifacts import Artifact
+from vfm.interfaces.artifact import Artifact
 from vfm.interfaces.events import Event
 from vfm.interfaces.panels import Panel
 

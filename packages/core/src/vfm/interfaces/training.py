@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from vfm.base import INCIDENTAL, Config, Incidental, Part, UserError
-from vfm.interfaces.artifacts import Artifact
+from vfm.interfaces.artifact import Artifact
 from vfm.interfaces.evaluation import AnyEvaluation, check_evaluations
 from vfm.interfaces.loading import Loading
 from vfm.interfaces.schedules import CosineSchedule, Schedule, WarmupStableDecay
