@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from vfm.base import UserError, redacted
 from vfm.data.reading.byte_ranges import ReadAhead
+from vfm.data.reading.recent_groups import RecentGroups
 from vfm.data.samples.shards import Opening, Shard, ShardReader, ShardTable, shard_format
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tar.packed_offsets import PACKED_FILE, PackedOffsets
@@ -75,12 +76,13 @@ class Index:
     spec: DatasetSpec
     bad_rows: dict[int, NDArray[np.int64]]  # shard -> rows left out
 
-    def open(self, shard: int, ahead: ReadAhead | None = None) -> ShardReader:
+    def open(self, shard: int, ahead: ReadAhead | None = None, groups: RecentGroups | None = None) -> ShardReader:
         """Open a shard.
 
         Args:
             shard: Number of the shard.
             ahead: Reads the bytes of remote tars.
+            groups: Keeps decoded row groups of tables.
 
         Raises:
             UserError: If a local shard is missing, or its size changed.
@@ -93,7 +95,8 @@ class Index:
                 raise UserError(
                     f"{path}: changed since it was indexed ({entry.size} bytes then, {size} now); run it again"
                 )
-        opening = Opening(name=name, offsets=self._offsets(shard), save=partial(self.save_offsets, shard), ahead=ahead)
+        save = partial(self.save_offsets, shard)
+        opening = Opening(name=name, offsets=self._offsets(shard), save=save, ahead=ahead, groups=groups)
         return shard_format(entry.format).open(entry, self.spec, opening)
 
     def located(self, shard: int) -> tuple[Shard, str]:

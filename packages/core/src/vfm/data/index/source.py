@@ -18,6 +18,7 @@ from vfm.data.index.index import read_index
 from vfm.data.index.repeated import RepeatedEpochs
 from vfm.data.index.subset import ShardTexts, SubsetView, TextDraw
 from vfm.data.reading.byte_ranges import Held, ReadAhead, read_together
+from vfm.data.reading.recent_groups import RecentGroups
 from vfm.data.reading.shard_cache import ShardCache
 from vfm.data.samples.order import Epochs, Order, SameEpochs, SampleOrder
 from vfm.data.samples.sample import Sample
@@ -149,7 +150,7 @@ class Source:
         self._ends = np.cumsum(self.shard_sizes)
         self._len = int(self.shard_sizes.sum())
         self._ahead = ReadAhead()
-        self._open = lru_cache(OPEN_SHARDS)(partial(self.index.open, ahead=self._ahead))
+        self._open = lru_cache(OPEN_SHARDS)(partial(self.index.open, ahead=self._ahead, groups=RecentGroups()))
         self._rows_shown = lru_cache(OPEN_SHARDS)(self.view.rows) if self.view else None
         self._remote = self.index.shards.remote
         self._any_remote = bool(self._remote.any())

@@ -42,6 +42,7 @@ class Reader(Dataset[Batch[Inputs] | UserError], Generic[Inputs]):
     ) -> None:
         self.source, self.make, self.memory = source, make, memory
         self.cache = ShardCache(cache) if cache else None
+        self.descending = True  # of the numbers of the samples that were read last
 
     def __getitem__(self, planned: Any) -> Batch[Inputs] | UserError:
         try:
@@ -59,8 +60,20 @@ class Reader(Dataset[Batch[Inputs] | UserError], Generic[Inputs]):
             if start % WAIT_TOGETHER == 0 and isinstance(self.source, ReadsAhead):
                 together = [index for _, index in planned[start : start + WAIT_TOGETHER] if not self.kept(index)]
                 self.source.read_ahead(together, self.cache)
-            # A list and not a generator, so that these samples are read before the caller decodes the first.
-            yield from [self.sample(epoch, index) for epoch, index in planned[start : start + READ_TOGETHER]]
+            yield from self._read_together(planned[start : start + READ_TOGETHER])
+
+    def _read_together(self, planned: Sequence[tuple[int, int]]) -> list[Sample | Content | BadSample]:
+        """Read samples before the caller decodes the first.
+
+        Samples of an index are read in the order of their numbers, so that a row group of a table is decoded once.
+        The direction alternates, because the row groups that were read last are still in memory.
+        """
+        places = list(range(len(planned)))
+        if isinstance(self.source, ReadsAhead):
+            self.descending = not self.descending
+            places.sort(key=lambda place: planned[place][1], reverse=self.descending)
+        read = {place: self.sample(*planned[place]) for place in places}
+        return [read[place] for place in range(len(planned))]
 
     def sample(self, epoch: int, index: int) -> Sample | Content | BadSample:
         """Read a sample, unless its content is kept."""

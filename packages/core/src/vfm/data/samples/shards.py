@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from vfm.base import UserError, load_function
 from vfm.data.ledger.account import Account
 from vfm.data.reading.byte_ranges import ReadAhead
+from vfm.data.reading.recent_groups import RecentGroups
 from vfm.data.samples.sample import BadSample, Reason, Sample
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import OnBad, Rows, texts_by_sample
@@ -120,6 +121,7 @@ class Opening:
         offsets: Results of earlier scans that `save` stored, in the order in which to try them.
         save: Called with the result of a new scan, data with which the shard is opened faster.
         ahead: Reads the bytes of remote files. Several shards may share it.
+        groups: Keeps decoded row groups. Several shards may share it.
         limit: Number of samples that are needed. A format may scan only these.
     """
 
@@ -127,6 +129,7 @@ class Opening:
     offsets: Iterable[bytes | memoryview] = ()
     save: Callable[[bytes], None] | None = None
     ahead: ReadAhead | None = None
+    groups: RecentGroups | None = None
     limit: int | None = None
 
 

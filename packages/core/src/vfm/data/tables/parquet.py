@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache, partial
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -18,12 +18,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm.base import UserError
+from vfm.data.reading.recent_groups import RecentGroups
 from vfm.data.samples.arrays import one_array
 from vfm.data.samples.caption_templates import columns_of
 from vfm.data.samples.captions import captions_at, captions_of, field_of
 from vfm.data.samples.columns import read_columns
 from vfm.data.samples.sample import BadSample, Sample, given_uid, uid_from
-from vfm.data.samples.shards import Shard, ShardReader
+from vfm.data.samples.shards import Opening, Shard, ShardReader
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import (
     OnBad,
@@ -42,7 +43,6 @@ from vfm.storage import files
 from vfm.storage.store_files import reading
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "img")
-GROUPS_IN_MEMORY = 4  # of each reader, as shuffled samples come from several
 ROWS_AT_A_TIME = 1 << 18  # rows of a row group whose texts are converted together
 DAMAGE = (OSError, pa.ArrowException)  # raised by a row group that is damaged
 
@@ -86,8 +86,15 @@ class ParquetShard(ShardReader):
         self.texts_only = sorted(roots | ({"key", "uid", "url"} & set(names)))
         metadata = self.file.metadata
         self.ends = np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])
-        self._group = lru_cache(GROUPS_IN_MEMORY)(self._read_group)
+        self._groups = RecentGroups()
         self._damaged: set[tuple[int, bool]] = set()  # row groups that cannot be read, with the image or without it
+
+    @classmethod
+    def open(cls, shard: Shard, spec: DatasetSpec, opening: Opening = Opening()) -> Self:  # noqa: B008 (frozen)
+        """Open a table."""
+        reader = cls(shard.path, spec, opening.name)
+        reader._groups = opening.groups or reader._groups
+        return reader
 
     @classmethod
     def find(cls, path: str) -> tuple[Shard, bool]:
@@ -301,7 +308,17 @@ class ParquetShard(ShardReader):
         group = int(np.searchsorted(self.ends, row, side="right"))
         return group, row - (int(self.ends[group - 1]) if group else 0)
 
-    def _read_group(self, group: int, with_image: bool) -> Any:
+    def _group(self, group: int, with_image: bool) -> pa.Table:
+        """Read a row group, unless it is still in memory. One with images has the other columns too."""
+        for has_image in (with_image, True):
+            table = self._groups.get((self.path, group, has_image))
+            if table is not None:
+                return table
+        table = self._read_group(group, with_image)
+        self._groups.keep((self.path, group, with_image), table)
+        return table
+
+    def _read_group(self, group: int, with_image: bool) -> pa.Table:
         columns = [*self.texts_only]
         if with_image and self.image and self.image not in self.texts_only:
             columns.append(self.image)
