@@ -6,26 +6,27 @@ from hypothesis import given, strategies as st
 
 from vfm.base import UserError
 from vfm.storage import files
+from vfm.storage.path_patterns import expand_braces, expand_paths
 
 
 def test_brace_patterns_expand_as_in_bash_with_leading_zeros():
-    assert files.expand_braces("a/{008..011}.tar") == [f"a/{n:03d}.tar" for n in range(8, 12)]
-    assert files.expand_braces("{x,y}-{0..1}") == ["x-0", "x-1", "y-0", "y-1"]
-    assert files.expand_braces("plain.tar") == ["plain.tar"]
+    assert expand_braces("a/{008..011}.tar") == [f"a/{n:03d}.tar" for n in range(8, 12)]
+    assert expand_braces("{x,y}-{0..1}") == ["x-0", "x-1", "y-0", "y-1"]
+    assert expand_braces("plain.tar") == ["plain.tar"]
 
 
 def test_descending_range_is_refused():
     with pytest.raises(UserError, match="expected an ascending range"):
-        files.expand_braces("{9..1}.tar")
+        expand_braces("{9..1}.tar")
 
 
 def test_lists_double_colons_and_wildcards_join_in_order(tmp_path):
     for name in ("b.tar", "a.tar"):
         (tmp_path / name).touch()
-    found = files.expand_paths([f"{tmp_path}/*.tar", "x{1..2}.tar::y.tar"])
+    found = expand_paths([f"{tmp_path}/*.tar", "x{1..2}.tar::y.tar"])
     assert found == [f"{tmp_path}/a.tar", f"{tmp_path}/b.tar", "x1.tar", "x2.tar", "y.tar"]
     with pytest.raises(UserError, match="no such file"):
-        files.expand_paths(f"{tmp_path}/*.zip")
+        expand_paths(f"{tmp_path}/*.zip")
 
 
 def test_ranges_of_remote_files_are_read_like_local_ones(tmp_path):
@@ -41,7 +42,7 @@ def test_ranges_of_remote_files_are_read_like_local_ones(tmp_path):
         assert files.exists(path)
         assert not files.exists(path + "x")
     assert list(files.walk("memory://files-test")) == ["x.bin"]
-    assert files.expand_paths("memory://files-test/*.bin") == ["memory:///files-test/x.bin"]
+    assert expand_paths("memory://files-test/*.bin") == ["memory:///files-test/x.bin"]
 
 
 def test_missing_file_and_unknown_protocol_raise_one_line(tmp_path):

@@ -102,6 +102,7 @@ from vfm.interfaces import (
     short_name,
 )
 from vfm.storage import files, store_files
+from vfm.storage.path_patterns import expand_paths
 
 __all__ = [
     "INCIDENTAL",
@@ -197,6 +198,7 @@ __all__ = [
     "check_evaluations",
     "connected_ray",
     "did_you_mean",
+    "expand_paths",
     "files",
     "hookimpl",
     "how_to_install",

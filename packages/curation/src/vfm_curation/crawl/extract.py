@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from vfm.plugin import Context, LinkTable, Preflight, UserError, files
+from vfm.plugin import Context, LinkTable, Preflight, UserError, expand_paths, files
 from vfm_curation.crawl.extract_links import Link, links_of_page, links_of_wat, url_hash
 from vfm_curation.crawl.extract_records import read_records
 from vfm_curation.crawl.link_table import publish_links, table_schema
@@ -47,7 +47,7 @@ PAGES = ("text/html", "application/xhtml+xml")
 
 def check_extract(config: ExtractLinks, ctx: Preflight) -> None:
     """Check that local files exist, and that the packages that read remote ones are installed."""
-    paths = files.expand_paths(config.path)
+    paths = expand_paths(config.path)
     for path in paths:
         if not files.is_remote(path) and not files.exists(path):
             raise UserError(f"{path}: no such file")
@@ -63,7 +63,7 @@ def extract_links(config: ExtractLinks, ctx: Context) -> LinkTable:
     The files `links/00000.parquet`, ... have the columns uid, url, caption and texts. Rows are sorted by uid, the hash
     of the URL.
     """
-    paths = expand_lists(files.expand_paths(config.path), config.root)[: config.num_files]
+    paths = expand_lists(expand_paths(config.path), config.root)[: config.num_files]
     # The hash of all files is part of each bucket's source: another list of files merges again.
     listed = ctx.work / "paths.txt"
     source = made_from(*map(fingerprint, paths))

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from vfm.data import is_text, open_parquet
-from vfm.plugin import Context, LinkTable, Preflight, UserError, files
+from vfm.plugin import Context, LinkTable, Preflight, UserError, expand_paths
 from vfm_curation.crawl.extract_links import url_hash
 from vfm_curation.crawl.link_table import publish_links, table_schema
 from vfm_curation.crawl.stages import RetryLinks
@@ -32,13 +32,13 @@ RULES = 1  # increase when the same outcomes give other links
 def check_retry(config: RetryLinks, ctx: Preflight) -> None:
     """Check the regular expression, and that the first file has img2dataset's columns."""
     check_expression(config.hopeless)
-    for path in files.expand_paths(config.path)[:1]:
+    for path in expand_paths(config.path)[:1]:
         open_outcomes(path)
 
 
 def retry_links(config: RetryLinks, ctx: Context) -> LinkTable:
     """Write `links/00000.parquet`, ..., as `curation.extract` does."""
-    paths = tuple(files.expand_paths(config.path))
+    paths = tuple(expand_paths(config.path))
     job = RetryJob(paths, config.hopeless, ctx.work / "table")
     job.folder.mkdir(exist_ok=True)
     outcomes: Counter[str] = Counter()

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from vfm.plugin import Artifact, LinkTable, files
+from vfm.plugin import Artifact, LinkTable, expand_paths, files
 from vfm_curation.crawl.path_lists import is_path_list, paths_in
 from vfm_curation.runtime import CurationStage
 
@@ -37,7 +37,7 @@ class ExtractLinks(CurationStage):
 
     def sources(self) -> Iterable[str]:
         """List the paths of the recipe, and the local files that local lists contain."""
-        paths = files.expand_paths(self.path)
+        paths = expand_paths(self.path)
         listed: list[str] = []
         for path in paths:
             if is_path_list(path) and not files.is_remote(path):
@@ -63,4 +63,4 @@ class RetryLinks(CurationStage):
 
     def sources(self) -> Iterable[str]:
         """List the files."""
-        return files.expand_paths(self.path)
+        return expand_paths(self.path)

@@ -9,7 +9,18 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from vfm.plugin import Artifact, Config, CuratedSubset, Metadata, Part, Pool, Preflight, Ref, files, load_function
+from vfm.plugin import (
+    Artifact,
+    Config,
+    CuratedSubset,
+    Metadata,
+    Part,
+    Pool,
+    Preflight,
+    Ref,
+    expand_paths,
+    load_function,
+)
 from vfm_curation.metadata.tokenizer_parts import AutoTokenizer, TokenizerField
 from vfm_curation.runtime import CurationStage
 
@@ -153,7 +164,7 @@ class Pageviews(EntrySource):
 
     def files(self) -> Iterable[str]:
         """List the hourly files."""
-        return files.expand_paths(self.paths)
+        return expand_paths(self.paths)
 
 
 class Wikipedia(EntrySource):
@@ -195,7 +206,7 @@ class Wikipedia(EntrySource):
 
     def files(self) -> Iterable[str]:
         """List the dumps or texts."""
-        return files.expand_paths(self.dump or self.text or [])
+        return expand_paths(self.dump or self.text or [])
 
 
 class WordNet(EntrySource):

@@ -24,7 +24,7 @@ from vfm.plugin import (
     Stage,
     Trained,
     Training,
-    files,
+    expand_paths,
 )
 
 Tokens = Literal["patches", "all", "class"]
@@ -164,7 +164,7 @@ class MllmQuestions(Stage):
 
     def sources(self) -> Iterable[str]:
         """List the files behind `path`, and the folder of the images."""
-        return [*files.expand_paths(self.path), *([self.image_root] if self.image_root else [])]
+        return [*expand_paths(self.path), *([self.image_root] if self.image_root else [])]
 
 
 class MllmPope(Stage):

@@ -18,6 +18,7 @@ from vfm.data.annotated.voc import VocFolder
 from vfm.data.annotated.yolo import YoloFolder, read_classes, read_yaml
 from vfm.data.layouts.layout import Kind, find_layout
 from vfm.storage import files
+from vfm.storage.path_patterns import expand_paths
 
 LAYOUTS: dict[str, Kind] = {"hugging_face": "parquet", "webdataset": "webdataset"}
 COCO_FORMATS = ("coco", "lvis", "objects365")
@@ -106,7 +107,7 @@ def _json_in(root: str, split: str) -> str | None:
 
 
 def _root(config: Annotated) -> str:
-    paths = files.expand_paths(config.path)
+    paths = expand_paths(config.path)
     if not paths:
         raise UserError(f"{config.path}: no such file or folder")
     if not files.exists(paths[0]):

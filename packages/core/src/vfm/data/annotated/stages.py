@@ -8,7 +8,7 @@ from typing import Annotated as Typed, ClassVar, Literal
 from pydantic import Field
 
 from vfm.interfaces import AnnotatedImages, Artifact, Stage
-from vfm.storage.files import expand_paths
+from vfm.storage.path_patterns import expand_paths
 
 Format = Literal[
     "auto", "coco", "coco_panoptic", "lvis", "objects365", "voc", "voc_maps", "yolo", "ade20k", "coco_stuff",

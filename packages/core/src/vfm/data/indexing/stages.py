@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Field
 
 from vfm.data.samples.columns import check_names
 from vfm.interfaces import Stage
-from vfm.storage.files import expand_paths
+from vfm.storage.path_patterns import expand_paths
 
 Verify = bool | Literal["all", "decode"]
 

@@ -39,6 +39,7 @@ from vfm.data.tables.table import (
 )
 from vfm.storage import files
 from vfm.storage.credentials import check_addresses
+from vfm.storage.path_patterns import expand_paths
 
 Kind = Literal["webdataset", "folder", "table", "parquet", "coco"]
 METADATA_STEMS = ("metadata", "captions", "annotations", "labels")
@@ -193,7 +194,7 @@ def find_layout(
     Raises:
         UserError: If the path does not exist, is not a regular file or folder, or its files cannot be read.
     """
-    paths = files.expand_paths(path)
+    paths = expand_paths(path)
     missing = files.missing(paths)
     if missing:
         raise UserError(f"{missing[0]}: no such file or folder")

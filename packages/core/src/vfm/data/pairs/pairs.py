@@ -12,6 +12,7 @@ from vfm.data.tables.caption_tables import caption_shards, caption_spec
 from vfm.data.tables.table import CAPTION_COLUMNS, LIST_EXTENSION, table_kind
 from vfm.interfaces import Context, Pool, Preflight
 from vfm.storage import files
+from vfm.storage.path_patterns import expand_paths
 
 
 def index_pairs(config: Pairs, ctx: Context) -> Pool:
@@ -55,7 +56,7 @@ def _caption_tables(config: Pairs) -> tuple[list[str], DatasetSpec, list[str] | 
         The tables, the spec of their texts, and the column names for tables without a header. A dataset with images
         gives None.
     """
-    paths = files.expand_paths(config.path)
+    paths = expand_paths(config.path)
     if config.images == "auto" and not config.header:
         layout = find_layout(config.path, config.format, config.image_root)
         if not layout.only_captions(config.image_key, config.texts):

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 from vfm.data.samples.caption_templates import Texts
 from vfm.data.samples.columns import check_names
 from vfm.interfaces import Artifact, Stage, TarList
-from vfm.storage.files import expand_paths
+from vfm.storage.path_patterns import expand_paths
 
 
 class Stream(Stage):

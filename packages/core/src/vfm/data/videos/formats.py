@@ -21,6 +21,7 @@ from vfm.data.videos.listing import ListedVideo, Listing
 from vfm.data.videos.media import Media, frame_folder
 from vfm.data.videos.stages import Videos
 from vfm.storage import files
+from vfm.storage.path_patterns import expand_paths
 
 EXPECTED = (
     "expected folders of videos by class, folders of frames by class, tars with mp4 and cls or json, or `annotations`:"
@@ -51,7 +52,7 @@ def recognise(config: Videos) -> str:
     """
     if config.annotations:
         return recognise_annotations(config.annotations)
-    paths = files.expand_paths(config.path)
+    paths = expand_paths(config.path)
     if all(files.without_query(path).endswith(".tar") for path in paths):
         return "webdataset"
     root = _root(config)
@@ -118,7 +119,7 @@ def webdataset(config: Videos) -> Listing:
 
     Members are `mp4`, `webm`, ... with the class in `cls` or a field of `json`.
     """
-    paths = files.expand_paths(config.path)
+    paths = expand_paths(config.path)
     accounts = []
     if len(paths) == 1 and files.is_directory(paths[0]):
         root = paths[0].rstrip("/")
@@ -185,7 +186,7 @@ READERS: dict[str, Callable[[Videos], Listing]] = {
 
 
 def _root(config: Videos) -> str:
-    paths = files.expand_paths(config.path)
+    paths = expand_paths(config.path)
     if len(paths) != 1 or not files.is_directory(paths[0]):
         raise UserError(f"{paths[0]}: expected one folder with the videos; {EXPECTED}")
     return paths[0].rstrip("/")

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from vfm.interfaces import Artifact, Ref, Stage, VideoDataset
-from vfm.storage.files import expand_paths
+from vfm.storage.path_patterns import expand_paths
 
 VideoFormat = Literal[
     "auto", "class_folders", "frame_folders", "webdataset", "kinetics", "list", "ucf", "hmdb", "something"

@@ -22,6 +22,7 @@ from vfm.interfaces import Artifact, ClipCheckpoint, Event, Stage, VideoClassifi
 from vfm.models.model_description import ModelDescription
 from vfm.models.oracle.record import recorded_differences
 from vfm.storage import files
+from vfm.storage.path_patterns import expand_paths
 
 WEIGHTS = (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".pth.tar", ".pt.tar")
 MODEL_FILES = ("model_index.json", "open_clip_config.json", "config.json")
@@ -43,7 +44,7 @@ def look_at(path: str, known: Mapping[str, type[Stage]], folder: Path, send: Cal
     Raises:
         UserError: If the path does not exist, or nothing recognises it.
     """
-    if not files.is_remote(path) and not Path(path).exists() and not files.expand_paths(path):
+    if not files.is_remote(path) and not Path(path).exists() and not expand_paths(path):
         raise UserError(f"{path}: no such file or folder")
     if path.endswith((".yaml", ".yml")) and not annotated_fields(path):
         return _look_at_recipe(path, known)

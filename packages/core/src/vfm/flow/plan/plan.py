@@ -18,9 +18,10 @@ from vfm.interfaces import MANIFEST_FILE, ImageDataset, Ref, Report, Stage, refs
 from vfm.storage import files
 from vfm.storage.fingerprints import cached_fingerprints, located
 from vfm.storage.integrity import known_files, read_sealed, wrong_sizes
+from vfm.storage.path_patterns import expand_paths
 from vfm.storage.remote_fingerprints import remote_fingerprints
 
-PATTERN_MARKS = ("~", "*", "?", "{", "::")  # marks that `files.expand_paths` expands
+PATTERN_MARKS = ("~", "*", "?", "{", "::")  # marks that `expand_paths` expands
 
 
 @dataclass(frozen=True)
@@ -272,7 +273,7 @@ def _paths(value: str, known: Mapping[str, Any]) -> list[str]:
     if value in known or not known or not any(mark in value for mark in PATTERN_MARKS):
         return [value] if value in known else []
     try:
-        paths = files.expand_paths(value)
+        paths = expand_paths(value)
     except UserError:
         return []
     if all(path in known for path in paths):

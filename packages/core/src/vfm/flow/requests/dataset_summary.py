@@ -46,6 +46,7 @@ from vfm.interfaces import (
     load_panels,
 )
 from vfm.storage import files
+from vfm.storage.path_patterns import expand_paths
 
 DATASETS = ImageDataset | TaggedImages | ChoiceDataset | QuestionDataset | VideoDataset
 NAME = "data"  # name of the stage in its errors
@@ -245,7 +246,7 @@ def import_summary(
 def _num_bytes(path: str | Sequence[str]) -> int:
     """Count the bytes of the local files at a path, or more than `DECODED_BYTES` if they are many."""
     count = 0
-    for root in files.expand_paths(path):
+    for root in expand_paths(path):
         names = (f"{root}/{name}" for name in files.walk(root)) if os.path.isdir(root) else iter([root])
         for name in names:
             count += os.path.getsize(name) if os.path.isfile(name) else 0
