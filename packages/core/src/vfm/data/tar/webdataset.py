@@ -10,7 +10,6 @@ Source: the WebDataset format, github.com/webdataset/webdataset, and img2dataset
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -20,7 +19,6 @@ from typing import Any, Self
 import numpy as np
 import pyarrow as pa
 
-from vfm.base import UserError
 from vfm.data.ledger.account import Account
 from vfm.data.reading.byte_ranges import MAX_GAP, OpenFile, ReadAhead, read_together
 from vfm.data.samples import captions
@@ -31,12 +29,10 @@ from vfm.data.samples.sample import BadSample, Sample, uid_from
 from vfm.data.samples.shards import Opening, Shard, ShardReader
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import OnBad, Rows, texts_by_sample, texts_schema
-from vfm.data.tables.parquet import DAMAGE, open_parquet
-from vfm.data.tar.members import BLOCK
 from vfm.data.tar.packed_offsets import PackedScan, pack
 from vfm.data.tar.scan import MAX_ROWS, SPARSE, UNKNOWN, TarScan, scan_tar
+from vfm.data.tar.sidecar import ends_with_mark, sidecar_count
 from vfm.storage import files
-from vfm.storage.credentials import is_for_one_file
 from vfm.storage.remote_spans import RemoteError, Span
 
 TEXTS_TOGETHER = 1024  # samples of a remote tar whose texts are read with few requests
@@ -318,34 +314,3 @@ def slots_of(spec: DatasetSpec) -> list[str]:
     """List the members to find for each sample. They include `json`, because it may contain a uid."""
     sources = [*spec.texts.values(), *filter(None, (spec.label_key, spec.labels_key))]
     return ["image", *sorted({"json", *columns_of(sources)})]
-
-
-def ends_with_mark(path: str) -> bool:
-    """Check whether a tar ends with a block of zeros, so that it is not truncated."""
-    size, _ = files.size_and_time(path)
-    return size >= BLOCK and not any(files.read_bytes(path, size - BLOCK, size))
-
-
-def sidecar_count(path: str) -> int | None:
-    """Read the number of samples in img2dataset's files next to a tar.
-
-    These files are `00000_stats.json` or `00000.parquet`. Without a readable one, the number is unknown (None).
-    """
-    stem = path.removesuffix(".tar")
-    if is_for_one_file(path):  # a server refuses the signature of one file for others
-        return None
-    if files.exists(f"{stem}_stats.json"):
-        try:
-            count = json.loads(files.read_bytes(f"{stem}_stats.json"))["successes"]
-        except (ValueError, LookupError, TypeError, OSError, RecursionError):
-            count = None
-        if isinstance(count, int) and count >= 0:
-            return count
-    if files.exists(f"{stem}.parquet"):
-        try:
-            with open_parquet(f"{stem}.parquet") as parquet:
-                if "status" in parquet.schema_arrow.names:
-                    return int(parquet.read(["status"])["status"].to_pylist().count("success"))
-        except (UserError, UnicodeDecodeError, *DAMAGE):
-            return None
-    return None
