@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from vfm_eva import BlockMask, EvaTargets, Features
 from vfm_eva.pretrain.masks import MaskedData, Masks
 from vfm_eva.targets.images import EvaInputs, MakeViews, MakeWithTargets
 from vfm_eva.targets.pca import Pca
+from vfm_eva.targets.phi_s import PhiS
 from vfm_eva.targets.stored import StoredTargets
 from vfm_eva.targets.teacher import load_teacher
 
@@ -120,6 +122,9 @@ def test_a_pca_equals_the_singular_value_decomposition():
     torch.testing.assert_close(whole(whole.coordinates(features)), features, atol=1e-4, rtol=0)
     with pytest.raises(UserError, match="a PCA of 12 components needs at least as many patches, got 5"):
         Pca.fit([features[:5]], 12)
+    for fit in (partial(Pca.fit, num_components=12), PhiS.fit):
+        with pytest.raises(UserError, match="expected features of at least one image, got none"):
+            fit([])
 
 
 def test_an_interrupted_stage_with_a_pca_ends_as_an_unbroken_one(tmp_path, pool, teacher):

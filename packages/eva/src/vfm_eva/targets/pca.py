@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vfm.plugin import UserError, store_files
+from vfm_eva.targets.moments import moments
 
 FILE = "pca.safetensors"
 
@@ -41,18 +42,10 @@ class Pca(nn.Module):
         Raises:
             UserError: If there are fewer features than components.
         """
-        count = 0
-        total = torch.zeros(())
-        products = torch.zeros(())
-        for part in parts:
-            rows = part.flatten(0, -2).double().cpu()
-            count = count + len(rows)
-            total = total + rows.sum(0)
-            products = products + rows.T @ rows
+        count, mean, covariance = moments(parts)
         if count < num_components:
             raise UserError(f"a PCA of {num_components} components needs at least as many patches, got {count}")
-        mean = total / count
-        variances, directions = torch.linalg.eigh(products / count - torch.outer(mean, mean))  # ascending
+        variances, directions = torch.linalg.eigh(covariance)  # ascending
         components = directions.flip(1)[:, :num_components].T
         explained = variances.flip(0)[:num_components].sum() / variances.sum()
         return cls(mean.float(), components.float().contiguous(), explained.float())

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vfm.plugin import UserError, store_files
+from vfm_eva.targets.moments import moments
 
 
 class Statistics(nn.Module):
@@ -73,16 +74,7 @@ class PhiS(Statistics):
         Raises:
             UserError: If all features are equal.
         """
-        count = 0
-        total = torch.zeros(())
-        products = torch.zeros(())
-        for part in parts:
-            rows = part.flatten(0, -2).double().cpu()
-            count = count + len(rows)
-            total = total + rows.sum(0)
-            products = products + rows.T @ rows
-        mean = total / count
-        covariance = products / count - torch.outer(mean, mean)
+        _, mean, covariance = moments(parts)
         scale = covariance.trace().div(len(mean)).clamp(min=0).sqrt()
         # A spread of this size is rounding of the features themselves.
         if scale <= 1e-6 * mean.abs().max():
