@@ -10,8 +10,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -162,11 +160,9 @@ def _scores(
     items: Sequence[Question], correct: NDArray[np.bool_], likelihoods: Sequence[Sequence[float]]
 ) -> list[Score]:
     """Compute all scores. If there are pairs, the pairs' score is the first."""
-    table = pa.Table.from_pylist(list(map(vars, items)))
-    families = table["family"].to_pylist()
-    num_options = pc.list_value_length(table["options"]).to_numpy()
-    images = table["image"].to_numpy()
-    pair_numbers = table["pair"].to_numpy()
+    families = [item.family for item in items]
+    numbers = [(len(item.options), item.image, item.pair, item.answer) for item in items]
+    num_options, images, pair_numbers, answers = np.array(numbers).T
     # The unit is the largest group of answers that depend on each other: a pair, or an image with its questions. The
     # number of items is added to an image's number, so that it differs from all pairs.
     units = np.where(pair_numbers >= 0, pair_numbers, len(items) + images)
@@ -178,7 +174,7 @@ def _scores(
         values = np.array(likelihoods)
         rows = np.arange(len(items))
         said_yes = values[rows, yes] > values[rows, 1 - yes]
-        scores += yes_no_scores(said_yes, table["answer"].to_numpy() == yes, images)
+        scores += yes_no_scores(said_yes, answers == yes, images)
     return scores
 
 
