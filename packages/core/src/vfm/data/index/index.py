@@ -13,6 +13,7 @@ The folder of an `ImageDataset` artifact contains
     offsets/            member offsets of the tars: one file `packed.offsets` for the tars that were scanned for the
                         index, and a file for each other tar, written when it is first opened
     images-*.parquet    shards of the format `files`: a list of image files with their texts and labels
+    copies/*.arrow      with `arrow_copy`, the columns of the samples of each Parquet shard, uncompressed
 
 `row` counts all samples of a shard, including bad ones. Formats: `tar`, `files`, `parquet` (image bytes in a column),
 and the formats of plugins (`vfm.data.samples.shards.ShardReader`).
@@ -44,7 +45,7 @@ from vfm.storage.credentials import check_addresses
 from vfm.storage.publishing import write_file
 from vfm.storage.store_files import read_config, read_parquet, reading
 
-OFFSETS_FOLDER = "offsets"
+OFFSETS_FOLDER, COPIES_FOLDER = "offsets", "copies"
 SHARDS_FILE, SPEC_FILE, BAD_FILE = "shards.parquet", "index.json", "bad_samples.parquet"
 SHARDS = pa.schema(
     {
@@ -96,7 +97,8 @@ class Index:
                     f"{path}: changed since it was indexed ({entry.size} bytes then, {size} now); run it again"
                 )
         save = partial(self.save_offsets, shard)
-        opening = Opening(name=name, offsets=self._offsets(shard), save=save, ahead=ahead, groups=groups)
+        copy = str(copy_of(self.directory, shard)) if self.spec.arrow_copy else None
+        opening = Opening(name=name, offsets=self._offsets(shard), save=save, ahead=ahead, groups=groups, copy=copy)
         return shard_format(entry.format).open(entry, self.spec, opening)
 
     def located(self, shard: int) -> tuple[Shard, str]:
@@ -173,6 +175,11 @@ class Index:
         return total
 
 
+def copy_of(directory: Path, shard: int) -> Path:
+    """Build the path of the Arrow copy of a table, by its number in the index."""
+    return directory / COPIES_FOLDER / f"{shard:06d}.arrow"
+
+
 def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, bad_rows: Iterable[BadRow] = ()) -> int:
     """Write the index of shards into an artifact's folder.
 
@@ -200,7 +207,7 @@ def write_index(directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, 
         records.append(record)
     pq.write_table(pa.Table.from_pylist(records, SHARDS), directory / SHARDS_FILE, write_page_checksum=True)
     # These fields came later. Without their defaults, the bytes of an index are the same as before.
-    later_fields = ("keys_repeat", "image_root", "captions_optional")
+    later_fields = ("keys_repeat", "image_root", "captions_optional", "arrow_copy")
     usual = {name for name in later_fields if not getattr(spec, name)}
     (directory / SPEC_FILE).write_text(spec.model_dump_json(indent=1, exclude=usual) + "\n", encoding="utf-8")
     bad_records = []

@@ -13,6 +13,7 @@ from typing import Self
 
 from vfm.base import UserError
 from vfm.data.index.index import OFFSETS_FOLDER, BadRow, address_in, write_index
+from vfm.data.indexing.arrow_copies import check_copied, prepare_random_reads
 from vfm.data.indexing.dataset_panels import add_ledger_panel
 from vfm.data.indexing.examination import Examination, Examined, examine_all
 from vfm.data.indexing.location_hints import location_hint
@@ -49,6 +50,7 @@ class Indexing:
     good: int = 0
     paths: Sequence[str] = ()  # the user's files, of which the last ones are not opened if `num_samples` come before
     repeated: RepeatedKeys = field(default_factory=RepeatedKeys)
+    arrow_copy: bool | None = None  # write Arrow copies of tables. None: the stage has no such setting
 
     @classmethod
     def of(
@@ -64,6 +66,7 @@ class Indexing:
             config.verify,
             config.runtime.num_workers,
             paths=paths,
+            arrow_copy=config.arrow_copy,
         )
 
     def run(
@@ -94,6 +97,8 @@ class Indexing:
             closing(examine_all(examination, shards, self.workers)) as results,
         ):
             for examined in results:
+                if self.arrow_copy:
+                    check_copied(self.ctx.stage, examined.shard, self.spec)
                 offsets.add(examined.offsets)
                 problems = self._add(examined)
                 # Shards that were written here have no account of their own: the files behind them do.
@@ -120,6 +125,8 @@ class Indexing:
                 f"keys repeat ({key!r} is in {first} and in {second}), so each key begins with its shard's name"
             )
             self.spec = self.spec.model_copy(update={"keys_repeat": True})
+        if self.arrow_copy is not None:
+            self.spec = prepare_random_reads(self.ctx, directory, self.shards, self.spec, copy=self.arrow_copy)
         return write_index(directory, self.shards, self.spec, bad_rows=self.bad)
 
     @property

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from vfm.base import Incidental
 from vfm.data.samples.columns import check_names
 from vfm.interfaces import Stage
 from vfm.storage.path_patterns import expand_paths
@@ -45,6 +46,11 @@ class ImageFiles(Stage):
         description="true: read every sample of shards without a known count, and leave bad samples out. all: also read"
         " parquet files and tars with img2dataset's statistics, whose count is known. decode: also decode every image,"
         " to find images that are cut off. false: only count",
+    )
+    arrow_copy: Annotated[bool, Incidental(unless="arrow_copy")] = Field(
+        False,
+        description="also write an uncompressed Arrow copy of each Parquet file beside the index. It is mapped into"
+        " memory, so that samples are read in random order without decoding a row group for each",
     )
 
     def sources(self) -> Iterable[str]:

@@ -122,6 +122,7 @@ class Opening:
         save: Called with the result of a new scan, data with which the shard is opened faster.
         ahead: Reads the bytes of remote files. Several shards may share it.
         groups: Keeps decoded row groups. Several shards may share it.
+        copy: Arrow copy of a table.
         limit: Number of samples that are needed. A format may scan only these.
     """
 
@@ -130,6 +131,7 @@ class Opening:
     save: Callable[[bytes], None] | None = None
     ahead: ReadAhead | None = None
     groups: RecentGroups | None = None
+    copy: str | None = None
     limit: int | None = None
 
 

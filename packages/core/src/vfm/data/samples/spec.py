@@ -41,6 +41,7 @@ class DatasetSpec(Config):
     keys_repeat: bool = Field(
         False, description="samples in several shards have the same key, so the name of its shard is part of each key"
     )
+    arrow_copy: bool = Field(False, description="tables have Arrow copies, from which samples are read")
 
     def label_of(self, value: object, where: str) -> int:
         """Convert the label or the name of a class to its label.

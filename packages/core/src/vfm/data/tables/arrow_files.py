@@ -7,7 +7,10 @@ The folder of a dataset has `state.json`, which lists its `.arrow` files in orde
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -66,6 +69,17 @@ class ArrowFile:
         """Number of rows."""
         return sum(batch.num_rows for batch in self.batches)
 
+    @cached_property
+    def ends(self) -> list[int]:
+        """Number of rows up to the end of each record batch."""
+        return list(accumulate(batch.num_rows for batch in self.batches))
+
+    def locate(self, row: int) -> tuple[pa.RecordBatch, int]:
+        """Find the record batch of a row, and the row's place in it."""
+        number = bisect_right(self.ends, row)
+        batch = self.batches[number]
+        return batch, row - self.ends[number] + batch.num_rows
+
     def row_group(self, number: int) -> pa.RecordBatch:
         """Get a record batch."""
         return self.batches[number]
@@ -86,6 +100,23 @@ class ArrowFile:
         """Yield record batches of at most `size` rows, by default of all row groups."""
         for number in range(self.num_row_groups) if row_groups is None else row_groups:
             yield from self.read_row_group(number, columns).to_batches(max_chunksize=size)
+
+
+def open_copy(path: str, num_rows: int) -> ArrowFile:
+    """Open the Arrow copy of a table.
+
+    Args:
+        path: Path of the copy.
+        num_rows: Number of rows that it must have.
+
+    Raises:
+        UserError: If it is missing or damaged.
+    """
+    files.size_and_time(path)  # raises if it is missing
+    copy = ArrowFile(path)
+    if copy.num_rows < num_rows:
+        raise UserError(f"{path}: expected {num_rows} rows, got {copy.num_rows}; index the data again")
+    return copy
 
 
 def saved_dataset(folder: str, names: Sequence[str], split: str | None = None) -> list[str] | None:

@@ -1,7 +1,8 @@
 """Parquet or Arrow with image bytes in a column: img2dataset's output, Hugging Face datasets, CLIP tables.
 
 A parquet file is read one row group at a time, so reading a sample reads a whole row group unless the group is in
-memory. Random access is fast with small row groups (about a hundred images), but not with large row groups.
+memory. Random access is fast with small row groups (about a hundred images), but not with large row groups. Samples are
+read from an Arrow copy of the file if its index has one (`arrow_copy`).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from vfm.data.samples.texts import (
     uids_of,
 )
 from vfm.data.samples.values import plain_columns
-from vfm.data.tables.arrow_files import ArrowFile
+from vfm.data.tables.arrow_files import ArrowFile, open_copy
 from vfm.data.tables.image_list import read_image_file
 from vfm.storage import files
 from vfm.storage.store_files import reading
@@ -87,6 +88,7 @@ class ParquetShard(ShardReader):
         metadata = self.file.metadata
         self.ends = np.cumsum([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)])
         self._groups = RecentGroups()
+        self.copy: ArrowFile | None = None
         self._damaged: set[tuple[int, bool]] = set()  # row groups that cannot be read, with the image or without it
 
     @classmethod
@@ -94,6 +96,8 @@ class ParquetShard(ShardReader):
         """Open a table."""
         reader = cls(shard.path, spec, opening.name)
         reader._groups = opening.groups or reader._groups
+        if opening.copy:
+            reader.copy = open_copy(opening.copy, shard.num_samples)
         return reader
 
     @classmethod
@@ -184,9 +188,8 @@ class ParquetShard(ShardReader):
             BadSample: The image, the caption or the label is missing or unusable, or the row group is damaged.
         """
         where = f"{self.path}: row {row}"
-        group, offset = self._locate(row)
-        table = self._group(group, with_image)
-        record = {name: table[name][offset] for name in table.column_names}
+        table, offset = self._table(row, with_image)
+        record = {name: table[name][offset] for name in table.schema.names}
 
         def value_at(source: str) -> object:
             name = source.split(".", 1)[0]
@@ -308,25 +311,42 @@ class ParquetShard(ShardReader):
         group = int(np.searchsorted(self.ends, row, side="right"))
         return group, row - (int(self.ends[group - 1]) if group else 0)
 
+    def _table(self, row: int, with_image: bool) -> tuple[pa.Table | pa.RecordBatch, int]:
+        """Find a table that has a row, and the row's place in it."""
+        if self.copy and with_image:
+            batch, offset = self.copy.locate(row)
+            if batch[self.image][offset].is_valid:  # else the row has no image, or its row group is damaged
+                return batch, offset
+        group, offset = self._locate(row)
+        return self._group(group, with_image), offset
+
     def _group(self, group: int, with_image: bool) -> pa.Table:
         """Read a row group, unless it is still in memory. One with images has the other columns too."""
         for has_image in (with_image, True):
             table = self._groups.get((self.path, group, has_image))
             if table is not None:
                 return table
-        table = self._read_group(group, with_image)
+        table = self.read_group(group, with_image=with_image)
         self._groups.keep((self.path, group, with_image), table)
         return table
 
-    def _read_group(self, group: int, with_image: bool) -> pa.Table:
-        columns = [*self.texts_only]
+    def columns(self, *, with_image: bool) -> list[str]:
+        """List the columns of a sample."""
         if with_image and self.image and self.image not in self.texts_only:
-            columns.append(self.image)
+            return [*self.texts_only, self.image]
+        return self.texts_only
+
+    def read_group(self, group: int, *, with_image: bool) -> pa.Table:
+        """Read the columns of samples in a row group.
+
+        Raises:
+            BadSample: If the row group is damaged.
+        """
         where = f"{self.path}: row group {group}"
         if (group, with_image) in self._damaged:
             raise BadSample("unreadable_row", where)
         try:
-            return self.file.read_row_group(group, columns=columns)
+            return self.file.read_row_group(group, columns=self.columns(with_image=with_image))
         except DAMAGE:
             self._damaged.add((group, with_image))
             raise BadSample("unreadable_row", where) from None
