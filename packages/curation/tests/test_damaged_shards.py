@@ -1,11 +1,14 @@
 """A shard that cannot be read is skipped, counted and named, up to a fraction of the samples."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from filter_runs import jpeg, run, verdicts
 from shard_tasks import KilledError
 from vfm.data import open_dataset, read_subset
 from vfm.interfaces import load_panels
@@ -94,6 +97,92 @@ def test_a_shard_that_is_back_when_matching_resumes_is_matched(
     matches = run_stage(stage, p=pool, **inputs)
     assert matches.num_texts == matches.num_matched == 200
     assert np.load(matches.path / "counts.npy").tolist() == [100, 100]
+
+
+def killed_at(name: str, done: int) -> Callable[[Event], None]:
+    """Return a listener that kills a run at a shard of a pass of a filter; the name of measuring is empty."""
+
+    def send(event: Event) -> None:
+        if event.type == "progress" and event.data["shown"].get("filter", "") == name and event.data["done"] == done:
+            raise KilledError
+
+    return send
+
+
+# Shorter texts pass if the long ones of the lost shard are back: they move the median.
+CHAIN = [
+    {"type": "where", "keep": "top(characters, 0.5)"},
+    {"type": "duplicates", "of": "image"},
+    {"type": "image_size", "min_side": 40},
+]
+
+
+@pytest.mark.parametrize(("name", "done"), [("", 10), ("texts", 10), ("duplicate_image", 10), ("image_size", 24)])
+def test_a_shard_that_is_back_when_filtering_resumes_is_filtered(
+    run_stage: Any, make_pool: Any, tmp_path: Path, name: str, done: int
+) -> None:
+    samples = [(f"u{i:03d}", {"en": ["a dog " + "x" * (i * 37 % 50)]}) for i in range(NUM_SHARDS * SIZE)]
+    files = [jpeg(number) for number in range(40)]
+    images = {uid: files[i % 40] for i, (uid, _) in enumerate(samples)}
+    pool, tar = make_pool("pool", samples, shard_size=SIZE, images=images), tmp_path / f"pool-{SIZE:06d}.tar"
+    expected = verdicts(run(run_stage, pool, CHAIN, name="expected"))
+    tar.rename(tmp_path / "away.tar")
+    with pytest.raises(KilledError):
+        run(run_stage, pool, CHAIN, send=killed_at(name, done))
+    without = verdicts(run(run_stage, pool, CHAIN, name="without"))
+    (tmp_path / "away.tar").rename(tar)
+    events: list[Event] = []
+    filtered = run(run_stage, pool, CHAIN, send=events.append)
+    assert verdicts(filtered) == expected
+    assert not [event for event in events if event.type in ("bad_sample", "warning")]
+    kept, kept_before = ({uid for uid, reason in each.items() if not reason} for each in (expected, without))
+    assert kept - kept_before
+    assert kept_before - kept
+
+
+@pytest.mark.parametrize(
+    "keep", ["startswith(stored.uid, 'u')", "len(stored.uid) + 1 >= q0", "top(len(stored.uid), 0.99)"]
+)
+def test_a_filter_by_a_column_of_the_user_skips_a_shard(run_stage: Any, pool: Any, keep: str) -> None:
+    filtered = run(run_stage, pool, [{"type": "where", "keep": keep}])
+    assert set(read_subset(filtered.path)["shard"].to_pylist()) == set(range(NUM_SHARDS)) - {7}
+
+
+@pytest.mark.parametrize(("name", "done"), [("", 10), ("caption_length", 10)])
+def test_a_shard_that_is_still_lost_when_filtering_resumes_is_counted_once(
+    run_stage: Any, pool: Any, name: str, done: int
+) -> None:
+    with pytest.raises(KilledError):
+        run_stage(filtering("filtered"), send=killed_at(name, done), p=pool)
+    events: list[Event] = []
+    filtered = run_stage(filtering("filtered"), send=events.append, p=pool)
+    assert [event.data["reason"] for event in events if event.type == "bad_sample"] == ["damaged_shard"]
+    (warning,) = [event.data["message"] for event in events if event.type == "warning"]
+    assert warning.startswith("4 of 100 samples are left out: 1 of 25 shards cannot be read, such as ")
+    assert len(open_dataset(filtered)) == (NUM_SHARDS - 1) * SIZE
+
+
+@pytest.mark.parametrize("form", ["pairs", "links", "tars"])
+def test_an_export_stops_at_a_lost_shard_and_has_it_when_it_is_back(
+    run_stage: Any, make_pool: Any, tmp_path: Path, form: str
+) -> None:
+    uids = [f"u{i}" for i in range(20)]
+    content = {"images": dict.fromkeys(uids, jpeg(0)), "urls": {uid: f"https://x.org/{uid}.jpg" for uid in uids}}
+    pool = make_pool("pool", [(uid, {"en": ["a big dog"]}) for uid in uids], shard_size=SIZE, **content)
+    subset, tar = run_stage(filtering("filtered"), p=pool), tmp_path / "pool-000012.tar"
+    forms = {**dict.fromkeys(("pairs", "uids", "links", "tars"), False), form: True}
+    stage = ExportSubset(name="out", subset="s", samples_per_shard=3, **forms)
+    tar.rename(tmp_path / "away.tar")
+    with pytest.raises(UserError, match=rf"^shard \d+: {tar}: no such file$"):
+        run_stage(stage, s=subset)
+    (tmp_path / "away.tar").rename(tar)
+    exported = run_stage(stage, s=subset)
+    if form == "tars":
+        assert exported.num_samples == 20
+        assert {sample.uid for sample in map(open_dataset(exported).facts, range(20))} == set(uids)
+    else:
+        folder = exported.path / {"pairs": "pairs.parquet", "links": "links"}[form]
+        assert sorted(pq.read_table(folder)["uid"].to_pylist()) == sorted(uids)
 
 
 def test_a_shard_that_is_gone_after_matching_has_no_examples(

@@ -47,8 +47,11 @@ def write_shard_file(
 ) -> None:
     """Write a table with its summary (JSON values). `source` is the `made_from` of its input.
 
-    An Arrow file is one batch without compression, and `rows_a_group` is for parquet alone.
+    The file of a shard that could not be read is not `finished_summary` of its source, so that a run that resumes tries
+    the shard again. An Arrow file is one batch without compression, and `rows_a_group` is for parquet alone.
     """
+    if summary.get("num_lost"):
+        source = made_from(source, "lost")
     facts = _facts(source, summary)
     if file.suffix == ARROW:
         table = table.combine_chunks()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
 from vfm.plugin import Context, UserError
+from vfm_curation.shard_files import made_from
 
 DAMAGED = "damaged_shard"  # reason of a shard that cannot be read
 NUM_BAD_SHOWN = 20  # bad samples of a shard that are reported one by one
@@ -52,8 +53,12 @@ class Lost:
     total: int
     max_bad_fraction: float
     count: int = 0
-    num_shards: int = 0
-    example: str = ""
+    lines: list[str] = field(default_factory=list)  # the error of each shard
+
+    @property
+    def hash(self) -> str:
+        """Hash of the lost shards, empty if there are none. It does not depend on their order."""
+        return made_from(*sorted(self.lines)) if self.lines else ""
 
     def add(self, summary: TaskSummary) -> None:
         """Add the samples of a shard.
@@ -63,8 +68,7 @@ class Lost:
         """
         line = next(where for reason, where in summary.bad_shown if reason == DAMAGED)
         self.count += summary.num_lost
-        self.num_shards += 1
-        self.example = min(self.example or line, line)  # the same whatever the order of the shards
+        self.lines.append(line)
         if self.count > self.max_bad_fraction * self.total:
             raise UserError(
                 f"{line} ({self.count} of {self.total} samples are lost, max_bad_fraction is {self.max_bad_fraction:g})"
@@ -110,6 +114,6 @@ def with_progress(
         ctx.progress(done, num_shards, "shards", **times, **extra)
     if lost and lost.count:
         ctx.warn(
-            f"{lost.count:,} of {lost.total:,} samples are left out: {lost.num_shards} of {num_shards} shards cannot be"
-            f" read, such as {lost.example}"
+            f"{lost.count:,} of {lost.total:,} samples are left out: {len(lost.lines)} of {num_shards} shards cannot be"
+            f" read, such as {min(lost.lines)}"  # the same whatever the order of the shards
         )

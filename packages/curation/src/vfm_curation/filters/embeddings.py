@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,11 @@ from vfm.eval import check_finite
 from vfm.models import ClipModel, load_clip
 from vfm.plugin import ClipCheckpoint, Runtime
 from vfm.train import prepare_device
-from vfm_curation.filters.images import remaining_samples
+from vfm_curation.filters.images import remaining_samples, source_of
 from vfm_curation.filters.survivors import Survivors, save_array, shard_file
-from vfm_curation.filters.texts import VERSION, opened
+from vfm_curation.filters.texts import opened
 from vfm_curation.pool_texts import texts_of
-from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
+from vfm_curation.shard_files import finished_summary, write_shard_file
 from vfm_curation.summaries import TaskSummary
 
 NAME = ["row", "language", "text_index"]  # columns that identify a text within its shard
@@ -53,11 +53,11 @@ def loaded(clip: Path, runtime: Runtime) -> ClipModel:
 def embed_images(job: ClipJob, shard: int) -> TaskSummary:
     """Write unit vectors, fp16 (N, D), and a file with their rows, and with the reason if an image is `bad`."""
     file = shard_file(job.folder, shard)
-    entry = opened(job.dataset).index.shards[shard]
-    source_hash = made_from(asdict(entry), VERSION)
+    source_hash = source_of(job.dataset, job.survivors, shard)
     finished = finished_summary(file, source_hash)
     if finished:
         return TaskSummary.of(finished)
+    path = opened(job.dataset).index.shards[shard].path
     summary = TaskSummary()
     rows: list[dict[str, Any]] = []
     names: list[str] = []
@@ -67,7 +67,7 @@ def embed_images(job: ClipJob, shard: int) -> TaskSummary:
             try:
                 if isinstance(sample, BadSample):
                     raise sample
-                name = f"{entry.path}:{sample.key}"
+                name = f"{path}:{sample.key}"
                 yield decode_image(sample.image, name)
                 names.append(name)
                 rows.append({"row": row})
@@ -106,8 +106,7 @@ def read_embeddings(folder: Path, shard: int) -> tuple[NDArray[np.int32], NDArra
 def score_texts(job: ClipJob, shard: int) -> TaskSummary:
     """Write each remaining text's cosine with its image as `score`, and its index in the shard as `unit`."""
     file = shard_file(job.folder, shard)
-    entry = opened(job.dataset).index.shards[shard]
-    source_hash = made_from(asdict(entry), VERSION)
+    source_hash = source_of(job.dataset, job.survivors, shard)
     finished = finished_summary(file, source_hash)
     if finished:
         return TaskSummary.of(finished)

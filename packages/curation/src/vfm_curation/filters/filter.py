@@ -24,7 +24,8 @@ from vfm.plugin import (
 )
 from vfm_curation.engine import kept_workers, run_shards
 from vfm_curation.filters.outcome import Outcome, OutcomeJob, Place, write_outcome
-from vfm_curation.filters.run import FilterRun, Pass
+from vfm_curation.filters.remaining import Pass
+from vfm_curation.filters.run import FilterRun
 from vfm_curation.filters.stages import Filter, FilterPool
 from vfm_curation.filters.survivors import VERDICTS_FOLDER
 from vfm_curation.filters.texts import opened

@@ -63,6 +63,15 @@ def remaining_samples(
                 yield row, bad
 
 
+def source_of(dataset: Path, survivors: Survivors | None, shard: int, *parts: Any) -> str:
+    """Hash what measurements of a shard are made from, including which of its texts remain.
+
+    Other texts remain if a shard that could not be read before is back when the filter resumes.
+    """
+    remaining = digest(survivors.places(shard).tobytes()).hex() if survivors else ""
+    return made_from(asdict(opened(dataset).index.shards[shard]), remaining, *parts, VERSION)
+
+
 def measure_images(job: ImageJob, shard: int) -> TaskSummary:
     """Measure the images of a shard, and write a row for each.
 
@@ -73,8 +82,7 @@ def measure_images(job: ImageJob, shard: int) -> TaskSummary:
     pool has no images, only the URL is measured.
     """
     file = shard_file(job.folder, shard)
-    entry = opened(job.dataset).index.shards[shard]
-    source_hash = made_from(asdict(entry), sorted(job.columns), VERSION)
+    source_hash = source_of(job.dataset, job.survivors, shard, sorted(job.columns))
     finished = finished_summary(file, source_hash)
     if finished:
         return TaskSummary.of(finished)

@@ -5,9 +5,11 @@ It has only paths, so it can be sent to any process: a `RowFilter` runs as one t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,8 +17,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm.data import unpacked_uids
+from vfm.plugin import store_files
 from vfm_curation.filters.stages import RowFilter, Unit
 from vfm_curation.filters.survivors import Codes, Survivors, save_array, shard_file
+from vfm_curation.shard_files import whole_file
 from vfm_curation.summaries import TaskSummary
 
 
@@ -57,6 +61,35 @@ class Remaining:
 
 def _columns(table: pa.Table) -> dict[str, pa.ChunkedArray]:
     return {name: table[name] for name in table.column_names}
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Counts after a filter, or after unreadable images were dropped, and the seconds since the last pass.
+
+    `details` is a panel of the filter's own as JSON, if it has one, and `lost` the hash of the shards that could not be
+    read (`Lost.hash`).
+    """
+
+    name: str
+    num_texts: int
+    num_images: int
+    seconds: float
+    details: dict[str, Any] | None = None
+    lost: str = ""
+
+    @classmethod
+    def read(cls, file: Path) -> Pass | None:
+        """Read the record of a pass that is whole on disk, else return None."""
+        if not file.exists():
+            return None
+        with store_files.reading(file, "the record of a pass"):
+            return cls(**store_files.read_record(file))
+
+    def write(self, file: Path) -> None:
+        """Write the record, which marks the pass as whole."""
+        with whole_file(file) as part:
+            part.write_text(json.dumps(asdict(self)), encoding="utf-8")
 
 
 @dataclass(frozen=True)

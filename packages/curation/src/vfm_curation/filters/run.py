@@ -2,16 +2,15 @@
 
 The work folder has `texts/`, `images/`, `embeddings-CLIP/`, `scores-CLIP/` (a file for each shard, measured by tasks)
 and `NN-NAME/` with the codes of a shard's texts after each pass, which is whole if it has a `pass.json`. After a crash
-only unfinished shards are measured, and only the unfinished pass is repeated.
+only unfinished shards are measured, and only the unfinished pass is repeated. Shards that could not be read are tried
+again, and all passes are repeated if other shards cannot be read than before.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -24,31 +23,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm.data import REASONS
-from vfm.plugin import ClipCheckpoint, Context, ImageDataset, Ref, store_files
+from vfm.plugin import ClipCheckpoint, Context, ImageDataset, Ref
 from vfm_curation.engine import run_shards
 from vfm_curation.filters import images as image_tasks, texts as text_tasks
 from vfm_curation.filters.images import ImageJob, measure_images
-from vfm_curation.filters.remaining import CodesSummary, Remaining, RowJob, filter_rows, write_codes
+from vfm_curation.filters.remaining import CodesSummary, Pass, Remaining, RowJob, filter_rows, write_codes
 from vfm_curation.filters.stages import Filter, RowFilter, Unit
 from vfm_curation.filters.survivors import Codes, Survivors, shard_file
 from vfm_curation.filters.texts import TextJob, measure_texts, opened
 from vfm_curation.runtime import CurationRuntime
-from vfm_curation.shard_files import whole_file
 from vfm_curation.summaries import Lost, TaskSummary, with_progress
-
-
-@dataclass(frozen=True)
-class Pass:
-    """Counts after a filter, or after unreadable images were dropped, and the seconds since the last pass.
-
-    `details` is a panel of the filter's own as JSON, if it has one.
-    """
-
-    name: str
-    num_texts: int
-    num_images: int
-    seconds: float
-    details: dict[str, Any] | None = None
 
 
 class FilterRun:
@@ -85,6 +69,7 @@ class FilterRun:
         self.passes: list[Pass] = []
         self.scratch = ctx.work / "scratch"
         self.details: dict[str, Any] | None = None
+        self._lost = ""
         self._last = time.monotonic()
 
     def run(self) -> None:
@@ -92,8 +77,9 @@ class FilterRun:
         columns = self.columns & text_tasks.OPTIONAL_COLUMNS
         counts_words = any(pool_filter.counts_words for pool_filter in self.filters)
         job = TextJob(self.dataset, self.survivors.texts, columns, self.values, counts_words)
-        sizes = opened(self.dataset).shard_sizes
-        self._tasks(measure_texts, job, self.runtime, Lost(int(sizes.sum()), self.max_bad_fraction))
+        lost = Lost(int(opened(self.dataset).shard_sizes.sum()), self.max_bad_fraction)
+        self._tasks(measure_texts, job, self.runtime, lost)
+        self._lost = lost.hash
         everything = map(self.survivors.codes_of, range(self.num_shards))
         self._pass("texts", partial(self._codes, "text", everything))
         measured: set[tuple[str, str]] = set()
@@ -236,10 +222,12 @@ class FilterRun:
             yield write_codes(self.survivors, folder, shard, unit, codes)
 
     def _pass(self, name: str, apply: Callable[[Path], Iterator[CodesSummary]]) -> None:
-        """Write the codes of all shards. A pass that is whole on disk is not repeated."""
+        """Write the codes of all shards. A pass over the same shards that is whole on disk is not repeated."""
         folder = self._folder(f"{len(self.passes):02d}-{name.replace(' ', '-')}")
         record = folder / "pass.json"
-        if not record.exists():
+        finished = Pass.read(record)
+        if finished is None or finished.lost != self._lost:
+            record.unlink(missing_ok=True)  # its files are written again
             shutil.rmtree(self.scratch, ignore_errors=True)
             num_texts = 0
             num_images = 0
@@ -248,12 +236,11 @@ class FilterRun:
                 num_texts += summary.num_texts
                 num_images += summary.num_images
                 self.ctx.progress(done, self.num_shards, "shards", filter=name, remaining=num_texts)
-            finished = Pass(name, num_texts, num_images, time.monotonic() - self._last, self.details)
-            with whole_file(record) as part:
-                part.write_text(json.dumps(asdict(finished)), encoding="utf-8")
+            seconds = time.monotonic() - self._last
+            finished = Pass(name, num_texts, num_images, seconds, self.details, self._lost)
+            finished.write(record)
             shutil.rmtree(self.scratch, ignore_errors=True)
-        with store_files.reading(record, "the record of a pass"):
-            self.passes.append(Pass(**store_files.read_record(record)))
+        self.passes.append(finished)
         self.survivors = Survivors(self.survivors.texts, folder)
         self._last = time.monotonic()
 

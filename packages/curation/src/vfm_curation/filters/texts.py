@@ -88,6 +88,8 @@ def measure_texts(job: TextJob, shard: int) -> TaskSummary:
 
 def _values(source: Source, shard: int, rows: NDArray[np.int32], names: Sequence[str]) -> pa.Table:
     """Read the user's own columns for each text."""
+    if not len(rows):  # perhaps of a shard that cannot be read
+        return pa.table({name: pa.nulls(0) for name in names})
     reader = source.index.open(shard)
     if (rows[1:] > rows[:-1]).all():
         return reader.values(rows.astype(np.int64), names)

@@ -200,8 +200,6 @@ def _opened(job: MatchJob) -> tuple[Source, Matchers]:
 def match_shard(job: MatchJob, shard: int) -> ShardSummary:
     """Match the texts of a shard and write its file, unless a finished file exists.
 
-    A shard that could not be read is tried again when a run resumes.
-
     The file has one row for each matched text: shard, row, uid, language, text_index, `detected` if languages are
     detected, `key`, the text's key that draws use, and `ids`, the entries in it.
     """
@@ -228,8 +226,6 @@ def match_shard(job: MatchJob, shard: int) -> ShardSummary:
     matches = of_table(table)
     write_counts(job.statistics, shard, matches.ids)
     SampledTexts.of_shard(matches, shard, len(source.shard_sizes)).save(job.sample(shard))
-    if summary.num_lost:
-        source_hash = made_from(source_hash, "lost")  # so that it is tried again
     write_shard_file(file, table, source_hash, vars(summary))  # last: it marks all three as whole
     return summary
 
