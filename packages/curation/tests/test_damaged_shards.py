@@ -1,5 +1,6 @@
 """A shard that cannot be read is skipped, counted and named, up to a fraction of the samples."""
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+import vfm
 from filter_runs import jpeg, run, verdicts
 from shard_tasks import KilledError
 from vfm.data import open_dataset, read_subset
@@ -183,6 +185,36 @@ def test_an_export_stops_at_a_lost_shard_and_has_it_when_it_is_back(
     else:
         folder = exported.path / {"pairs": "pairs.parquet", "links": "links"}[form]
         assert sorted(pq.read_table(folder)["uid"].to_pylist()) == sorted(uids)
+
+
+@pytest.mark.parametrize("kind", ["match", "filter"])
+def test_a_cached_stage_says_that_a_shard_was_lost_and_how_to_make_it_again(
+    make_pool: Any, tmp_path: Path, kind: str
+) -> None:
+    samples = [(f"u{i}", {"en": ["a big dog"]}) for i in range(NUM_SHARDS * SIZE)]
+    make_pool("pool", samples, shard_size=SIZE, images=dict.fromkeys(dict(samples), jpeg(0)))
+    tar = tmp_path / "pool-000012.tar"
+    pairs = {"kind": "data.pairs", "name": "pool", "path": str(tmp_path / "pool-*.tar"), "texts": {"en": "json.en"}}
+    pool = vfm.run({"stages": [pairs]}, store=tmp_path / "runs", progress=False)["pool"]
+    (tmp_path / "words.txt").write_text("dog")
+    entries = {"kind": "curation.metadata", "name": "entries", "path": str(tmp_path / "words.txt")}
+    settings: dict[str, Any] = {"metadata": "entries"} if kind == "match" else {"filters": [{"type": "caption_length"}]}
+    made = {"kind": f"curation.{kind}", "name": "made", "pool": str(pool.path), **settings}
+
+    def warnings_of_run(*, fresh: bool = False) -> list[str]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            vfm.run({"stages": [entries, made]}, store=tmp_path / "runs", fresh=fresh, progress=False)
+        return [str(warning.message) for warning in caught if "shards" in str(warning.message)]
+
+    tar.rename(tmp_path / "away.tar")
+    line = f"made: 4 of 100 samples are left out: 1 of 25 shards cannot be read, such as {tar}: no such file"
+    assert warnings_of_run() == [line]
+    (tmp_path / "away.tar").rename(tar)
+    again = "(when it was made; `vfm run RECIPE --until made --fresh` makes it again, with its inputs)"
+    assert warnings_of_run() == [f"{line} {again}"]
+    assert warnings_of_run(fresh=True) == []
+    assert warnings_of_run() == []
 
 
 def test_a_shard_that_is_gone_after_matching_has_no_examples(

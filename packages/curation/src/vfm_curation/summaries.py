@@ -115,5 +115,6 @@ def with_progress(
     if lost and lost.count:
         ctx.warn(
             f"{lost.count:,} of {lost.total:,} samples are left out: {len(lost.lines)} of {num_shards} shards cannot be"
-            f" read, such as {min(lost.lines)}"  # the same whatever the order of the shards
+            f" read, such as {min(lost.lines)}",  # the same whatever the order of the shards
+            lacks_data=True,
         )

@@ -7,7 +7,8 @@ Types, and the keys of `data`:
     progress        done, total (None if it is not known), unit, shown (numbers to print next to the progress bar)
     metrics         step, samples, values (flat {"train/loss": 0.7, ...})
     bad_sample      reason, where
-    log, warning    message
+    log             message
+    warning         message, and lacks_data if the artifact lacks data that may come back
     settings        step (the first with these settings), settings (incidental ones of a training run, by dotted key)
     kernels         running (description of the kernels that the layers of a training run use)
     stage_finished  kind, id, seconds, cached, numbers (last or main values), units (of the main values)

@@ -301,9 +301,15 @@ class Context:
         """Report one line to the user."""
         self.emit("log", message=message)
 
-    def warn(self, message: str) -> None:
-        """Report one line that the user should not miss. It is also part of the report."""
-        self.emit("warning", message=message)
+    def warn(self, message: str, *, lacks_data: bool = False) -> None:
+        """Report one line that the user should not miss. It is also part of the report.
+
+        Args:
+            message: The line.
+            lacks_data: The artifact lacks data that may come back, such as an unreadable shard. Runs that find it
+                cached repeat the line. A stage that resumes must report it again if it still holds.
+        """
+        self.emit("warning", message=message, **({"lacks_data": True} if lacks_data else {}))
 
     def skip(self, reason: str, where: str) -> None:
         """Count a bad sample by reason. The counts are in the manifest and the report."""

@@ -21,7 +21,7 @@ from vfm.storage.integrity import read_sealed
 from vfm.storage.store_files import reading
 
 # Keys of a manifest that the page shows in other places.
-SHOWN_ELSEWHERE = {"kind", "name", "config", "inputs", "warnings", "bad_samples", "bad_examples", "files"}
+SHOWN_ELSEWHERE = {"kind", "name", "config", "inputs", "warnings", "lacks_data", "bad_samples", "bad_examples", "files"}
 EVENT_TYPES = {"run_started", "stage_finished", "metrics"}  # the only events that the report uses
 MAX_POINTS = 300  # of a curve
 CHARTS = [  # metric of an event, title, note

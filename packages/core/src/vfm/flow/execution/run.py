@@ -116,6 +116,9 @@ def run_one(step: Step, send: Send, job: Job | None = None) -> bool:
                 return True
     shutil.rmtree(slot.work, ignore_errors=True)  # left by a run that was killed between publishing and tidying up
     send(_finished(step, seconds=0.0, cached=True))
+    for message in read_manifest(slot.artifact).get("lacks_data", ()):
+        again = f"when it was made; `vfm run RECIPE --until {name} --fresh` makes it again, with its inputs"
+        send(Event("warning", name, {"message": f"{message} ({again})"}))
     return False
 
 

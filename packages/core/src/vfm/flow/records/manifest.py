@@ -38,6 +38,7 @@ class EventNotes:
         self.file = file
         self.numbers: dict[str, float] = {}
         self.warnings: list[str] = []
+        self.lacks_data: list[str] = []  # not saved, since a resumed stage may find the data again
         self.bad_examples: dict[str, list[str]] = {}  # reason -> places
         self.stretches: list[dict[str, Any]] = []  # {"step", "settings"} for each change of a training stage's settings
         self.kernels: str | None = None  # not saved, since a resumed stage sends this event again
@@ -58,6 +59,9 @@ class EventNotes:
             return
         if event.type == "metrics":
             self.numbers.update(event.data["values"])
+        elif event.type == "warning" and event.data.get("lacks_data"):
+            self.lacks_data.append(event.data["message"])
+            return
         elif event.type == "warning" and event.data["message"] not in self.warnings:
             self.warnings.append(event.data["message"])
         elif event.type == "settings":
@@ -132,7 +136,8 @@ def build_manifest(
         "units": units,
         "bad_samples": dict(sorted(context.bad.items())),
         "bad_examples": dict(sorted(notes.bad_examples.items())),
-        "warnings": notes.warnings,
+        "warnings": [*notes.warnings, *notes.lacks_data],
+        "lacks_data": notes.lacks_data,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
         "python": platform.python_version(),
         "versions": library_versions(),
