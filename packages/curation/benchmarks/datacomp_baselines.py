@@ -29,8 +29,9 @@ from pipeline import cpu_seconds
 from pools import run_stage
 from repeats import described, machine, read_captions, spread
 
-from vfm.data import read_subset
+from vfm.data import read_subset_shard
 from vfm.data.pairs.stages import Pairs
+from vfm_curation.export.export import shards_of
 from vfm_curation.filters.stages import FilterPool
 from vfm_curation.filters.where.expression import Expression
 from vfm_curation.runtime import CurationRuntime
@@ -93,7 +94,9 @@ def by_ours(keep: str, pool: Any, store: Path) -> Uids:
     """Filter by `curation.filter`, and read the uids of the subset."""
     filters = [{"type": "where", "keep": keep}]
     stage = FilterPool(name="kept", pool="p", filters=filters, runtime=CurationRuntime(workers=1))
-    return uid_halves(read_subset(run_stage(stage, store, p=pool).path, ["uid"])["uid"])
+    subset = run_stage(stage, store, p=pool)
+    tables = (read_subset_shard(subset.path, shard, ["uid"], unpack_uids=False) for shard in shards_of(subset))
+    return np.concatenate([uid_halves(table["uid"]) for table in tables])
 
 
 def read_columns(keep: str, folder: Path, kept: Uids) -> Uids:

@@ -125,7 +125,7 @@ def write_uids(subset: CuratedSubset, directory: Path) -> None:
     uids = open_memmap(directory / UIDS_FILE, "w+", UID_DTYPE, (subset.num_samples,))  # type: ignore[no-untyped-call]
     start = 0
     for shard in shards_of(subset):
-        table = read_subset_shard(subset.path, shard, ["row", "uid", "kept"])
+        table = read_subset_shard(subset.path, shard, ["row", "uid", "kept"], unpack_uids=False)
         kept_rows = table.filter(table["kept"])
         # Texts are sorted by row, so a new row number is a new sample.
         firsts = np.flatnonzero(np.diff(kept_rows["row"].to_numpy(), prepend=-1))

@@ -144,13 +144,16 @@ def read_subset_index(directory: Path) -> Any:
     return read_parquet(file, index_schema().names)
 
 
-def read_subset_shard(directory: Path, shard: int, columns: Sequence[str] | None = None) -> Any:
+def read_subset_shard(
+    directory: Path, shard: int, columns: Sequence[str] | None = None, *, unpack_uids: bool = True
+) -> Any:
     """Read the rows of a shard of a subset.
 
     Args:
         directory: Folder of the subset.
         shard: Number of the shard.
-        columns: Columns to read. Default: all of `subset_schema`. uids are texts.
+        columns: Columns to read. Default: all of `subset_schema`.
+        unpack_uids: Convert uids to texts. False: uids are as they are stored, which may be 16 bytes each.
 
     Raises:
         UserError: If the file is missing or damaged, lacks a column, or is not sorted by row.
@@ -162,7 +165,7 @@ def read_subset_shard(directory: Path, shard: int, columns: Sequence[str] | None
         if missing:
             raise UserError(f"{path}: no column '{min(missing)}'; curate again with this version of vfm")
         table = file.read(names)
-    if "uid" in names:
+    if "uid" in names and unpack_uids:
         table = table.set_column(names.index("uid"), "uid", unpacked_uids(table["uid"]))
     if "row" in names and (np.diff(table["row"].to_numpy()) < 0).any():
         raise UserError(f"{path}: not sorted by row")
@@ -191,8 +194,9 @@ def read_subset(directory: Path, columns: Sequence[str] | None = None) -> Any:
 def packed_uids(uids: Any) -> Any:
     """Pack uids into 16 bytes each if all are 32 lower-case hexadecimal digits, otherwise keep the strings."""
     uids = one_array(uids)
-    sizes = pc.min_max(pc.binary_length(uids)).as_py().values()
-    if uids.null_count or uids.type != pa.string() or set(sizes) != {2 * _UID_BYTES}:
+    if uids.type != pa.string() or uids.null_count:
+        return uids
+    if set(pc.min_max(pc.binary_length(uids)).as_py().values()) != {2 * _UID_BYTES}:
         return uids
     _, offsets, data = uids.buffers()
     first = int(np.frombuffer(offsets, np.int32)[uids.offset])
