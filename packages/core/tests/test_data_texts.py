@@ -16,7 +16,7 @@ from vfm.data import DatasetSpec, one_array
 from vfm.data.samples.sample import BadSample
 from vfm.data.samples.texts import _is_ascii, texts_by_sample
 from vfm.data.tables.image_list import ImageEntry, ImageListShard, write_image_lists
-from vfm.data.tables.parquet import ParquetShard
+from vfm.data.tables.parquet import ParquetShard, open_parquet
 
 LONG, LONG_IN_BYTES = b"x" * 65_537, "é".encode() * 32_769
 PIECES = [b"a dog", b" \t", "\u3000猫\x85".encode(), b"", b"\xff", b"\xed\xa0\x80", LONG, LONG_IN_BYTES, b"\x00"]
@@ -189,6 +189,16 @@ def test_damage_behind_the_first_rows_of_a_row_group_is_not_read(tmp_path: Path)
     problems: list[tuple[str, str]] = []
     assert not len(reader.texts(np.array([0, 1999]), lambda *problem: problems.append(problem)))
     assert problems == [("unreadable_row", f"{path}: row group 0")] * 2
+
+
+def test_the_first_rows_of_a_local_file_take_little_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    images = [np.random.default_rng(row).bytes(100_000) for row in range(40)]
+    pq.write_table(pa.table({"jpg": images}), path, use_dictionary=False, write_batch_size=1, data_page_size=1)
+    before = pa.total_allocated_bytes()
+    batches = open_parquet(str(path)).iter_batches(2)
+    assert next(batches)["jpg"].to_pylist() == images[:2]
+    assert pa.total_allocated_bytes() - before < path.stat().st_size / 2
 
 
 def test_a_column_in_one_chunk_is_not_copied() -> None:

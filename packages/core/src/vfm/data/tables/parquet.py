@@ -45,6 +45,7 @@ from vfm.storage.store_files import reading
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "img")
 ROWS_AT_A_TIME = 1 << 18  # rows of a row group whose texts are converted together
+BYTES_AT_A_TIME = 1 << 18  # of a column of a local file
 DAMAGE = (OSError, pa.ArrowException)  # raised by a row group that is damaged
 
 
@@ -379,7 +380,9 @@ def open_parquet(path: str) -> Any:
         return ArrowFile(path)
     try:
         if not files.is_remote(path):
-            return pq.ParquetFile(path)
+            # By default, all compressed bytes of a row group are read before its first page is decoded. This hides the
+            # latency of remote files, but for local files it only takes memory and time.
+            return pq.ParquetFile(path, pre_buffer=False, buffer_size=BYTES_AT_A_TIME)
         filesystem, inside = files.filesystem(path)
         return pq.ParquetFile(inside, filesystem=filesystem)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:  # the last: a name that is not UTF-8
