@@ -9,7 +9,6 @@ show the same scene. Writes `copies_agreement.md` into `results/`, in a minute.
 
 from __future__ import annotations
 
-import argparse
 import random
 import tempfile
 from itertools import islice
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from copies import pictures
-from copies_held_out import NUM_DIFFERENT, content_of
+from copies_held_out import NUM_DIFFERENT, content_of, parser_of
 from random_damages import DAMAGES
 
 from vfm_curation.filters.copies.agreement import MIN_AGREEMENT, agreement
@@ -60,11 +59,7 @@ def of_shots(tars: list[Path], start: int, stop: int | None) -> tuple[int, list[
 
 def main() -> None:
     """Write the table."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="tars with images, all different")
-    parser.add_argument("--quick", action="store_true", help="few pictures, to check that it runs")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "copies_agreement.md")
-    chosen = parser.parse_args()
+    chosen = parser_of("copies_agreement.md").parse_args()
     copies = of_copies(chosen.pictures, 4 if chosen.quick else NUM_DAMAGED)
     number, shots = of_shots(chosen.pictures, NUM_DIFFERENT, NUM_DIFFERENT + 30 if chosen.quick else None)
     known = np.array([one for one in copies if one is not None])

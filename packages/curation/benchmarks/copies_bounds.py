@@ -11,19 +11,17 @@ photographs with the image on a large part should count, and not photographs wit
 
 from __future__ import annotations
 
-import argparse
 import random
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 from copies import hashes_of, pictures
 from copies_agreement import NUM_DAMAGED, SEEDS
-from copies_held_out import NUM_DIFFERENT, by_thorough_hashes, content_of, pairs_of
+from copies_held_out import NUM_DIFFERENT, by_thorough_hashes, content_of, pairs_of, parser_of
 from numpy.typing import NDArray
 from PIL import Image
 from random_damages import DAMAGES
@@ -150,11 +148,7 @@ def pages(images: Sequence[Image.Image], contents: Sequence[Content], bounds: Se
 
 def main() -> None:
     """Write the tables."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="tars with images, all different")
-    parser.add_argument("--quick", action="store_true", help="few pictures, to check that it runs")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "copies_bounds.md")
-    chosen = parser.parse_args()
+    chosen = parser_of("copies_bounds.md").parse_args()
     where = machine("opencv-python-headless")
     images = list(islice(pictures(chosen.pictures), (4 if chosen.quick else NUM_DAMAGED) * len(SEEDS)))
     others = list(islice(pictures(chosen.pictures), NUM_DIFFERENT, NUM_DIFFERENT + 30 if chosen.quick else None))

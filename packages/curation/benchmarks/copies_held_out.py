@@ -195,13 +195,19 @@ def markdown(originals: Originals, seeds: Sequence[int], measured: Sequence[tupl
     return "\n".join(lines) + "\n"
 
 
+def parser_of(table: str) -> argparse.ArgumentParser:
+    """Return a parser of the options of the benchmarks of copies. They write their table into `results/`."""
+    parser = argparse.ArgumentParser(description="Write the table.")
+    parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="tars with images, all different")
+    parser.add_argument("--quick", action="store_true", help="few pictures, to check that it runs")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / table)
+    return parser
+
+
 def main() -> None:
     """Write the table."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--pictures", type=Path, nargs="+", required=True, help="tars with photographs, all different")
+    parser = parser_of("copies_held_out.md")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="seeds of the damages")
-    parser.add_argument("--quick", action="store_true", help="few pictures, to check that it runs")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "copies_held_out.md")
     chosen = parser.parse_args()
     num_damaged, num_different = (8, 30) if chosen.quick else (NUM_DAMAGED, NUM_DIFFERENT)
     originals = Originals(list(islice(pictures(chosen.pictures), num_different)), num_damaged)
