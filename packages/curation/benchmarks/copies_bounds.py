@@ -5,15 +5,16 @@
 Damages and further images are those of `copies_agreement.py`, so that nothing is chosen on what `copies_held_out.py`
 measures. `FEW_POINTS`: copies that are found, by hashes or by points, and pairs of further images that hashes join.
 `MIN_SHARE`: pages in which the image counts as pasted, so that it is kept and they are not. Screenshots, collages and
-photographs with the image on a large part should count, and not photographs with the image as a logo. Writes
-`copies_bounds.md` into `results/`, in two minutes.
+photographs with the image on a large part should count, and not photographs with the image as a logo. `MIN_EDGE` is
+measured on 120 further images, of which none chose it: screenshots and collages should count, and not originals whose
+crops are in the pool too. Writes `copies_bounds.md` into `results/`, in three minutes.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 from unittest.mock import patch
@@ -24,7 +25,7 @@ from copies_agreement import NUM_DAMAGED, SEEDS
 from copies_held_out import NUM_DIFFERENT, by_thorough_hashes, content_of, pairs_of, parser_of
 from numpy.typing import NDArray
 from PIL import Image
-from random_damages import DAMAGES
+from random_damages import DAMAGES, crop_anywhere
 from repeats import described, machine
 
 from vfm_curation.filters.copies import pasted
@@ -46,19 +47,50 @@ def pasted_on(other: Image.Image, image: Image.Image, shares: tuple[float, float
     return page
 
 
+def two_photographs(image: Image.Image, others: Sequence[Image.Image], draw: random.Random) -> Image.Image:
+    """Place an image and another one of the same height next to each other."""
+    other = others[0].resize((max(1, round(others[0].width * image.height / others[0].height)), image.height))
+    canvas = Image.new("RGB", (image.width + other.width, image.height))
+    pair = draw.sample([image, other], 2)
+    canvas.paste(pair[0], (0, 0))
+    canvas.paste(pair[1], (pair[0].width, 0))
+    return canvas
+
+
+def four_photographs(image: Image.Image, others: Sequence[Image.Image], draw: random.Random) -> Image.Image:
+    """Place an image and three other ones in a grid of two by two."""
+    canvas = Image.new("RGB", (2 * image.width, 2 * image.height))
+    for place, one in enumerate(draw.sample([image, *(other.resize(image.size) for other in others[:3])], 4)):
+        canvas.paste(one, (place % 2 * image.width, place // 2 * image.height))
+    return canvas
+
+
+def part(image: Image.Image, draw: random.Random) -> Image.Image:
+    """Cut 50 to 90 % of each side, anywhere or from a border."""
+    width, height = (round(draw.uniform(0.5, 0.9) * side) for side in image.size)
+    left, top = (draw.choice([0, rest, draw.randint(0, rest)]) for rest in (image.width - width, image.height - height))
+    return image.crop((left, top, left + width, top + height))
+
+
+def half(image: Image.Image, draw: random.Random) -> Image.Image:
+    """Cut the left or the upper half."""
+    width, height = draw.choice([(image.width // 2, image.height), (image.width, image.height // 2)])
+    return image.crop((0, 0, width, height))
+
+
 def num_points(contents: Sequence[Content]) -> Integers:
     """Return the number of points of each image."""
     return np.array([len(content.points) for content in contents])
 
 
-def is_page(image: Content, page: Content, bounds: Sequence[float]) -> list[bool] | None:
+def is_page(image: Content, page: Content, name: str, bounds: Sequence[float]) -> list[bool] | None:
     """Return whether the image is pasted in the other one, by each bound. None: they have not the same content."""
     alignment = aligned_copy(image, page)
     if not alignment:
         return None
     found = []
     for bound in bounds:
-        with patch.object(pasted, "MIN_SHARE", bound):
+        with patch.object(pasted, name, bound):
             found.append(pasted.is_pasted(image.pixels, page.pixels, alignment.matrix))
     return found
 
@@ -141,9 +173,42 @@ def pages(images: Sequence[Image.Image], contents: Sequence[Content], bounds: Se
                     page = pasted_on(images[here[(i + 1) % number]], images[i], PASTED[name], draw)
                 else:
                     page = DAMAGES[name](images[i], draw)
-                marks = is_page(contents[i], content_of(page), bounds)
+                marks = is_page(contents[i], content_of(page), "MIN_SHARE", bounds)
                 counts += [marks is not None, *(marks or [False] * len(bounds))]
     return found
+
+
+def edges(images: Sequence[Image.Image], bounds: Sequence[float]) -> dict[str, Integers]:
+    """Return by kind of pair how many agree, and in how many the first counts as pasted in the second by each bound."""
+    found = {}
+    contents = list(map(content_of, images))
+    for name in (*PAGES, *COLLAGES, *PARTS):
+        draw = random.Random(name)
+        counts = np.zeros(1 + len(bounds), np.int64)
+        for i, image in enumerate(images):
+            if name in PARTS:
+                first, second = content_of(PARTS[name](image, draw)), contents[i]
+            else:
+                others = [images[(i + step) % len(images)] for step in (1, 2, 3)]
+                page = COLLAGES[name](image, others, draw) if name in COLLAGES else DAMAGES[name](image, draw)
+                first, second = contents[i], content_of(page)
+            marks = is_page(first, second, "MIN_EDGE", bounds)
+            counts += [marks is not None, *(marks or [False] * len(bounds))]
+        found[name] = counts
+    return found
+
+
+COLLAGES = {"two photographs": two_photographs, "four photographs": four_photographs}
+PARTS = {"its crop of 5 to 20 %": crop_anywhere, "its part": part, "its half": half}
+
+
+def table(name: str, bounds: Sequence[float], counts: Mapping[str, Integers]) -> list[str]:
+    """Return a table with a row for each bound and a column for each kind of page."""
+    return [
+        f"| `{name}` | {' | '.join(f'{kind}, of {numbers[0]}' for kind, numbers in counts.items())} |",
+        "|--:|" + "--:|" * len(counts),
+        *(f"| {bounds[i]:g} | {' | '.join(str(numbers[1 + i]) for numbers in counts.values())} |" for i in range(3)),
+    ]
 
 
 def main() -> None:
@@ -154,6 +219,7 @@ def main() -> None:
     others = list(islice(pictures(chosen.pictures), NUM_DIFFERENT, NUM_DIFFERENT + 30 if chosen.quick else None))
     contents = list(map(content_of, images))
     few, shares = [FEW_POINTS // 2, FEW_POINTS, 2 * FEW_POINTS], [pasted.MIN_SHARE * scale for scale in (0.5, 1, 2)]
+    sharp = [pasted.MIN_EDGE * scale for scale in (0.5, 1, 2)]
     copies, cost = found_copies(images, contents, few)
     wrong, by_kind = joined(others, few), pages(images, contents, shares)
     pairs = len(others) * (len(others) - 1) // 2
@@ -163,11 +229,14 @@ def main() -> None:
         "|--:|--:|--:|--:|",
         *(f"| {few[i]} | {copies[1 + i]:,} | {wrong[i][0]:,} | {wrong[i][1]} |" for i in range(3)),
         "",
-        f"| `MIN_SHARE` | {' | '.join(f'{name}, of {counts[0]}' for name, counts in by_kind.items())} |",
-        "|--:|" + "--:|" * len(by_kind),
-        *(f"| {shares[i]:g} | {' | '.join(str(counts[1 + i]) for counts in by_kind.values())} |" for i in range(3)),
+        *table("MIN_SHARE", shares, by_kind),
         "",
         "Pages whose points and pixels agree with the image, and those of them that count as pages by each bound.",
+        "",
+        *table("MIN_EDGE", sharp, edges(others[: len(images)], sharp)),
+        "",
+        f"The same for {len(images)} further images. In the last three columns, an image is compared with a part of it,"
+        " and should not count as a page.",
         "",
         f"{cost} {described(where)}",
     ]

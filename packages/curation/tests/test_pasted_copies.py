@@ -64,6 +64,25 @@ def test_an_image_is_pasted_in_a_page_and_not_the_page_in_the_image(
     assert not is_pasted(large, small, inverted(found.matrix))
 
 
+def detailed_at_three_sides(seed: int) -> Image.Image:
+    """Draw an image whose left side has little detail, and the others much."""
+    image = textured(seed).filter(ImageFilter.GaussianBlur(4))
+    blocks = 255 * np.random.default_rng(seed).integers(0, 2, (16, 16), dtype=np.uint8)
+    frame = Image.fromarray(blocks).resize(image.size, Image.Resampling.NEAREST).convert("RGB")
+    frame.paste(image.crop((0, 15, 120, 145)), (0, 15))
+    return frame
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_only_the_sides_inside_of_a_page_count(seed: int) -> None:
+    image = detailed_at_three_sides(seed)
+    page = Image.new("RGB", (320, 160), "grey")
+    page.paste(ImageOps.mirror(image).point(lambda value: value // 2), (0, 0))
+    page.paste(image, (160, 0))
+    matrix = np.array([[0.5, 0.0], [0.0, 0.5], [0.5, 0.0]])
+    assert is_pasted(pixels_of(thumbnail_of(image)), pixels_of(thumbnail_of(page)), matrix)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("part", PARTS)
 def test_a_crop_is_not_pasted_in_its_original(seed: int, part: str) -> None:

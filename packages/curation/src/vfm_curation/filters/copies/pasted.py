@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from vfm_curation.filters.local_points import THUMBNAIL_SIDE as SIDE, Pixels
 
 # Of the page's area; a photo with a logo is no page of the logo. Of 78 images that are found on 5 to 20 % of a photo,
-# 26, 26 and 23 count as pasted with 0.025, 0.05 and 0.1, and of two on less than 5 % none (copies_bounds.py).
+# 47, 47 and 42 count as pasted with 0.025, 0.05 and 0.1, and of two on less than 5 % none (copies_bounds.py).
 MIN_SHARE = 0.05
 OUTSIDE = 0.03  # longer sides that a frame may reach beyond the page, since positions are not exact
 STEP = 1.5  # pixels of the page's thumbnail from the frame to the places that are compared on its two sides
 NUM_PLACES = 32  # of each side of the frame
 LEAST_PLACES = 20  # inside of the page; a frame at its border has no edge
-MIN_EDGE = 2.0  # change across the frame, in changes as far inside of the image
+MIN_EDGE = 1.6  # change across the frame, in changes as far inside and outside of it (copies_bounds.py)
 GREY_LEVELS = 6.0  # added to these, since an image may be flat
 
 Floats = NDArray[np.float64]
@@ -47,15 +47,16 @@ def is_pasted(image: Pixels, page: Pixels, matrix: Floats) -> bool:
         normal = np.array([end[1] - start[1], start[0] - end[0]])
         normal *= np.sign((start - centre) @ normal) * STEP / SIDE / max(1e-9, float(np.linalg.norm(normal)))
         places = start + np.linspace(0.1, 0.9, NUM_PLACES)[:, None] * (end - start)
-        # 3 pixels beyond, inside and twice inside of the frame, without the pixels that the edge itself blurs.
-        outer, inner, deep = (_values(page, places + step * normal) for step in (1, -1, -3))
+        # Both sides of the frame, without the pixels that the edge itself blurs, and 3 pixels further away.
+        far, outer, inner, deep = (_values(page, places + step * normal) for step in (3, 1, -1, -3))
         edges.append(np.abs(outer - inner))
-        changes.append(np.abs(inner - deep))
+        changes.append([np.abs(far - outer), np.abs(inner - deep)])
     edge = np.concatenate(edges)
     seen = ~np.isnan(edge)
     if seen.sum() < LEAST_PLACES:
         return False
-    change = np.nanmean(np.concatenate(changes))
+    # Only beside the edge: a side at the border of the page has none, and may be the most detailed part of the image.
+    change = np.nanmean(np.concatenate(changes, axis=1)[:, seen])
     return bool(edge[seen].mean() > MIN_EDGE * (change + GREY_LEVELS))
 
 
