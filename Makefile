@@ -82,10 +82,11 @@ NUMERICAL_diva := $(wildcard $(addprefix packages/diva/tests/test_, condition.py
 	latents.py low_rank.py diva_padding.py prior.py processes.py surprises.py tune.py))
 
 test-portable: ## numerical tests as on other processors: three vector widths, 1 and 4 threads (about an hour)
-	failed=0; for capability in default avx2 avx512; do for threads in 1 4; do \
+	failed=0; for processor in default/Nehalem avx2/Haswell avx512/SkylakeX; do for threads in 1 4; do \
+		export ATEN_CPU_CAPABILITY=$${processor%/*} OPENBLAS_CORETYPE=$${processor#*/} OMP_NUM_THREADS=$$threads; \
 		for tests in "$(NUMERICAL_kernels)" "$(NUMERICAL_core)" "$(NUMERICAL_clip)" "$(NUMERICAL_eva)" "$(NUMERICAL_diva)"; do \
-			echo "ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads"; \
-			OMP_WAIT_POLICY=passive ATEN_CPU_CAPABILITY=$$capability OMP_NUM_THREADS=$$threads $(RUN) pytest $$tests || failed=1; \
+			echo "$$processor, $$threads threads"; \
+			OMP_WAIT_POLICY=passive $(RUN) pytest $$tests || failed=1; \
 	done; done; done; exit $$failed
 
 notebooks: ## run the notebooks and save what they show

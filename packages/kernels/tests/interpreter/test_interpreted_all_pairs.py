@@ -23,7 +23,7 @@ def plain(*inputs):
 def test_loss_and_gradients_equal_those_of_all_logits(agrees, guarded, num, width, chunk, scale):
     inputs = [guarded(unit(num, width)), guarded(unit(num, width)), torch.tensor(scale)]
     with recorded_launches() as launches:
-        agrees(lambda *x: info_nce(*x, chunk_size=chunk), plain, inputs)
+        agrees(lambda *x: info_nce(*x, chunk_size=chunk), plain, inputs, scale)
     assert set(launches) == {"pair_statistics_kernel", "pair_gradients_kernel"}
 
 

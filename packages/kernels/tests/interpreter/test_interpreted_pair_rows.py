@@ -37,9 +37,9 @@ def test_losses_in_chunks_use_the_kernels(agrees, guarded, scale):
         with use_kernels("reference"):
             return loss()
 
-    agrees(lambda *x: info_nce(*x, chunk_size=3), lambda *x: reference(lambda: info_nce(*x)), inputs)
+    agrees(lambda *x: info_nce(*x, chunk_size=3), lambda *x: reference(lambda: info_nce(*x)), inputs, scale)
     inputs.append(torch.tensor(-10.0))
-    agrees(lambda *x: siglip_loss(*x, chunk_size=3), lambda *x: reference(lambda: siglip_loss(*x)), inputs)
+    agrees(lambda *x: siglip_loss(*x, chunk_size=3), lambda *x: reference(lambda: siglip_loss(*x)), inputs, scale)
 
 
 @pytest.mark.parametrize("hidden", [slice(0, 9), slice(1, 5000)], ids=["some", "all others"])
