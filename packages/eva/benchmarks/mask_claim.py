@@ -3,8 +3,9 @@
     uv run vfm run mask_claim && uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_claim
     uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_images@*
 
-With `--image FILE` the scores are drawn, those of `mask_claim` against the share of masked patches. Of a run of
-`mask_claim_controls`, only the scores of the controls are printed.
+With `--image FILE` the scores are drawn, those of `mask_claim` against the share of masked patches. `--weaker RUN ...`
+compares runs of `mask_images` with runs of the same seeds and a weaker teacher. Of a run of `mask_claim_controls`, only
+the scores of the controls are printed.
 """
 
 from __future__ import annotations
@@ -140,20 +141,31 @@ def draw_masks(file: Path, scores: Scores) -> None:
     figure.savefig(file, dpi=120)
 
 
-def draw_arms(file: Path, scores: Scores) -> None:
+def print_change(scores: Scores, weaker: Scores) -> None:
+    """Print by how much the end point's difference changes from a weaker teacher to a stronger one, seed by seed."""
+    stronger, before = (each[END_POINT, "from_unmasked"] - each[END_POINT, "from_eva"] for each in (scores, weaker))
+    _, p = paired_t(before, stronger)
+    print(f"end point, change from the weaker teacher: {interval(stronger - before, signed=True)}, p = {p:.2g}")
+
+
+def draw_arms(file: Path, scores: Scores, weaker: Scores) -> None:
     """Draw the end point of the students and the linear probe of the encoders, a line for each seed."""
     panels = {
         "student, mean over log samples (%)": (END_POINT, ["scratch", "from_eva", "from_unmasked"]),
         "linear probe of unseen classes (%)": (PROBES[0], ["untrained", "eva", "unmasked", "teacher"]),
     }
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
     for axes, (label, (metric, models)) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-        lines = np.array([scores[metric, model] for model in models])
-        axes.plot(models, lines, color="tab:blue", alpha=0.3, linewidth=1)
-        axes.plot(models, lines.mean(1), color="tab:blue", marker="o")
+        for runs, name, colour in ((weaker, "weaker teacher", "tab:grey"), (scores, "teacher", "tab:blue")):
+            if runs:
+                lines = np.array([runs[metric, model] for model in models])
+                axes.plot(models, lines, color=colour, alpha=0.3, linewidth=1)
+                axes.plot(models, lines.mean(1), color=colour, marker="o", label=name)
         axes.set(ylabel=label)
         axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
+        if weaker:
+            axes.legend(frameon=False, loc="upper left")
     figure.savefig(file, dpi=120)
 
 
@@ -162,6 +174,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     parser.add_argument("--image", type=Path)
+    parser.add_argument("--weaker", type=Path, nargs="+", metavar="RUN", default=[])
     arguments = parser.parse_args(argv)
     scores = read_scores(*arguments.runs)
     if not scores:
@@ -171,10 +184,13 @@ def main(argv: list[str] | None = None) -> None:
         return
     print_models(scores)
     print_tests(scores)
+    weaker = read_scores(*arguments.weaker)
+    if weaker:
+        print_change(scores, weaker)
     if arguments.image and (END_POINT, "from_masked_25") in scores:
         draw_masks(arguments.image, scores)
     elif arguments.image:
-        draw_arms(arguments.image, scores)
+        draw_arms(arguments.image, scores, weaker)
 
 
 if __name__ == "__main__":
