@@ -60,15 +60,20 @@ def test_claim_runs_at_two_steps_and_ends_in_its_tables(
     for student in ("scratch", "from_eva", "from_unmasked"):
         settings.append(f"{student}.evaluation.every_steps=1")
     settings.append("untrained.global_batch_size=8")
-    words = ["run", "mask_images", "--store", str(tmp_path / "store"), *small.words(settings)]
-    done = CliRunner().invoke(app, words)
-    assert done.exit_code == 0, done.output
+    weaker = ["eva.teacher=brief", "unmasked.teacher=brief", "probe.models=[untrained, unmasked, eva, brief]"]
+    for store, more in (("store", []), ("weaker", weaker)):
+        words = ["run", "mask_images", "--store", str(tmp_path / store), *small.words([*settings, *more])]
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
     monkeypatch.syspath_prepend(ANALYSIS)
     script = importlib.import_module("mask_claim")
     capsys.readouterr()
-    script.main([str(tmp_path / "store" / "runs" / "mask_images")])
+    runs = [str(tmp_path / store / "runs" / "mask_images") for store in ("store", "weaker")]
+    script.main([runs[0], "--weaker", runs[1], "--image", str(tmp_path / "arms.png")])
     printed = capsys.readouterr().out
     assert "end point: " in printed
     assert "gate, teacher minus random weights: " in printed
+    assert "end point, change from the weaker teacher: " in printed
     for student in ("scratch", "from_unmasked", "from_eva"):
         assert f"| `{student}` | " in printed
+    assert (tmp_path / "arms.png").stat().st_size > 10_000
