@@ -61,6 +61,21 @@ def test_a_row_group_is_decoded_once_for_the_samples_that_are_read_together(
     assert [sample.image for sample in samples] == [encoded(number) for _, number in planned]
 
 
+def test_large_row_groups_are_decoded_once_if_samples_are_read_in_order(
+    tmp_path: Path, decoded: Counter[tuple[str, int]]
+) -> None:
+    image = draw_sample(0).tobytes().ljust(1 << 20, b"x")
+    table = pa.table({"image": [image] * 160, "caption": ["a caption"] * 160})
+    (tmp_path / "tables").mkdir()
+    # Only one of the row groups fits into the bytes that are kept.
+    pq.write_table(table, tmp_path / "tables/0.parquet", row_group_size=40, use_dictionary=False)
+    source = indexed(tmp_path / "tables")
+    reader = TrainingReader(source, number_of, None, None, seed=0, max_bad_fraction=0.0)
+    decoded.clear()
+    assert len(list(reader.samples([(0, index) for index in range(160)]))) == 160
+    assert list(decoded.values()) == [1, 1, 1, 1]
+
+
 def test_the_batches_of_a_table_are_those_of_its_samples_one_by_one(tmp_path: Path) -> None:
     source = indexed(write_tables(tmp_path / "tables"))
     data = TrainingData(source, number_of, seed=5, global_batch_size=40, shuffle_shards=2)

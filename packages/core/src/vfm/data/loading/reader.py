@@ -42,7 +42,7 @@ class Reader(Dataset[Batch[Inputs] | UserError], Generic[Inputs]):
     ) -> None:
         self.source, self.make, self.memory = source, make, memory
         self.cache = ShardCache(cache) if cache else None
-        self.descending = True  # of the numbers of the samples that were read last
+        self.last = 0  # number of the sample that was read last
 
     def __getitem__(self, planned: Any) -> Batch[Inputs] | UserError:
         try:
@@ -66,12 +66,15 @@ class Reader(Dataset[Batch[Inputs] | UserError], Generic[Inputs]):
         """Read samples before the caller decodes the first.
 
         Samples of an index are read in the order of their numbers, so that a row group of a table is decoded once.
-        The direction alternates, because the row groups that were read last are still in memory.
+        The first is the one nearer to the last sample before, whose row group is still in memory.
         """
         places = list(range(len(planned)))
         if isinstance(self.source, ReadsAhead):
-            self.descending = not self.descending
-            places.sort(key=lambda place: planned[place][1], reverse=self.descending)
+            places.sort(key=lambda place: planned[place][1])
+            first, last = (planned[places[end]][1] for end in (0, -1))
+            if abs(last - self.last) < abs(first - self.last):
+                places.reverse()
+            self.last = planned[places[-1]][1]
         read = {place: self.sample(*planned[place]) for place in places}
         return [read[place] for place in range(len(planned))]
 
