@@ -128,3 +128,11 @@ def test_the_last_row_group_is_kept_and_others_while_all_fit() -> None:
     assert (groups.get(0), groups.get(2), groups.num_bytes) == (None, None, 800)
     groups.keep(0, tables[0])
     assert (groups.get(3), groups.get(0), groups.num_bytes) == (None, tables[0], 80)
+
+
+def test_the_bytes_of_a_row_group_that_two_threads_decode_count_once() -> None:
+    groups = RecentGroups(max_bytes=200)
+    for number in (0, 0, 1):
+        groups.keep(number, pa.table({"x": pa.array(range(10))}))
+    assert groups.num_bytes == 160
+    assert None not in (groups.get(0), groups.get(1))
