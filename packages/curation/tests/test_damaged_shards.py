@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,8 +14,9 @@ import vfm
 from filter_runs import jpeg, run, verdicts
 from shard_tasks import KilledError
 from vfm.data import open_dataset, read_subset
+from vfm.data.pairs.stages import Pairs
 from vfm.interfaces import load_panels
-from vfm.plugin import Event, UserError
+from vfm.plugin import Event, Preflight, UserError
 from vfm_curation.balance.stages import MetaclipBalance
 from vfm_curation.export.stages import ExportSubset
 from vfm_curation.filters.stages import FilterPool
@@ -148,6 +150,23 @@ def test_a_shard_that_is_back_when_filtering_resumes_is_filtered(
 def test_a_filter_by_a_column_of_the_user_skips_a_shard(run_stage: Any, pool: Any, keep: str) -> None:
     filtered = run(run_stage, pool, [{"type": "where", "keep": keep}])
     assert set(read_subset(filtered.path)["shard"].to_pylist()) == set(range(NUM_SHARDS)) - {7}
+
+
+def test_the_check_before_a_run_passes_over_a_first_shard_that_is_missing(make_pool: Any, tmp_path: Path) -> None:
+    pool = make_pool("pool", [(f"u{i}", {"en": ["a dog"]}) for i in range(2 * SIZE)], shard_size=SIZE)
+    (tmp_path / "pool-000000.tar").unlink()
+    stage = FilterPool(name="f", pool="p", filters=[{"type": "where", "keep": "startswith(stored.uid, 'u')"}])
+    stage.preflight(Preflight({}, {"p": pool.path}))
+
+
+def test_a_filter_of_links_skips_a_missing_table(run_stage: Any, tmp_path: Path) -> None:
+    for number in range(3):
+        rows = [{"uid": f"{number}", "url": f"http://h.org/{number}.jpg", "caption": "a dog"}]
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / f"{number}.parquet")
+    pool = run_stage(Pairs(name="pool", path=str(tmp_path / "{0..2}.parquet"), images=False))
+    (tmp_path / "1.parquet").unlink()
+    filtered = run(run_stage, pool, [{"type": "duplicates", "of": "url"}], max_bad_fraction=0.5)
+    assert read_subset(filtered.path)["uid"].to_pylist() == ["0", "2"]
 
 
 @pytest.mark.parametrize(("name", "done"), [("", 10), ("caption_length", 10)])

@@ -33,6 +33,8 @@ from vfm_curation.pool_texts import shortened, texts_of_rows
 from vfm_curation.shard_files import link_files
 from vfm_curation.summaries import with_progress
 
+MAX_UNREADABLE = 10  # shards that are passed over to find one whose columns can be checked
+
 
 def check_filters(config: FilterPool, ctx: Preflight) -> None:
     """Check that each filter can run.
@@ -58,13 +60,24 @@ def check_filters(config: FilterPool, ctx: Preflight) -> None:
 
 
 def _missing_columns(pool_filter: Filter, pool: Ref[Any], ctx: Preflight) -> Iterator[str]:
-    """Yield a line if the first shard of a pool lacks a column that a filter reads. A pool to come is not checked."""
+    """Yield a line if the first readable shard of a pool lacks a column that a filter reads.
+
+    A pool to come is not checked, and neither is one whose first shards cannot be read.
+    """
     artifact = ctx.artifact(pool)
-    if artifact and pool_filter.values:
+    if not artifact or not pool_filter.values:
+        return
+    index = open_dataset(artifact).index
+    for shard in range(min(len(index.shards), MAX_UNREADABLE + 1)):
         try:
-            open_dataset(artifact).index.open(0).values(np.empty(0, dtype=np.int64), sorted(pool_filter.values))
+            reader = index.open(shard)
+        except UserError:  # the run skips a shard that cannot be read
+            continue
+        try:
+            reader.values(np.empty(0, dtype=np.int64), sorted(pool_filter.values))
         except UserError as error:
             yield str(error)
+        return
 
 
 def _has_no_images(config: FilterPool, ctx: Preflight) -> bool:

@@ -107,6 +107,8 @@ def _measured(job: ImageJob, shard: int, summary: TaskSummary) -> Iterator[dict[
 def _urls(job: ImageJob, shard: int) -> Iterator[dict[str, Any]]:
     source = opened(job.dataset)
     rows = job.survivors.rows(shard) if job.survivors else source.index.rows(shard)
+    if not len(rows):  # perhaps of a shard that cannot be read
+        return
     urls = source.index.open(shard).urls(rows).cast(pa.binary()).to_pylist()  # as bytes: some are not valid UTF-8
     for row, url in zip(rows.tolist(), urls, strict=True):
         address = url.decode("utf-8", "replace") if url else None
