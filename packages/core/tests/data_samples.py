@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
@@ -73,6 +75,16 @@ def make_pool(directory: Path, sizes: list[int], *, broken: dict[int, dict[str, 
         shards.append(Shard.of(path, size))
         number += size
     return Pool.create(directory, num_samples=write_index(directory, shards, EN))
+
+
+def write_row_groups(folder: Path, per_file: int, per_group: int) -> Path:
+    """Write two Parquet tables in row groups of `per_group` rows, with keys that number all samples."""
+    folder.mkdir()
+    for file in range(2):
+        numbers = range(file * per_file, (file + 1) * per_file)
+        rows = [{"key": str(n), "image": encoded(n), "caption": f"caption {n}"} for n in numbers]
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{file}.parquet", row_group_size=per_group)
+    return folder
 
 
 def json_member(**fields: Any) -> bytes:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cli_world import run_here
-from data_samples import context, encoded, members, number_of
+from data_samples import context, encoded, members, number_of, write_row_groups
 from test_data_oracle import damage_group
 from test_data_subset import subset_of
 from vfm.base import UserError, decisive_settings
@@ -25,16 +25,6 @@ from vfm.interfaces import Event, ImageDataset
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 PER_GROUP, PER_FILE = 3, 20
 WAYS = {"table": False, "copy": True}
-
-
-def write_tables(folder: Path) -> Path:
-    """Write tables in row groups of three, with keys that number all samples."""
-    folder.mkdir()
-    for file in range(2):
-        numbers = range(file * PER_FILE, (file + 1) * PER_FILE)
-        rows = [{"key": str(n), "image": encoded(n), "caption": f"caption {n}"} for n in numbers]
-        pq.write_table(pa.Table.from_pylist(rows), folder / f"{file}.parquet", row_group_size=PER_GROUP)
-    return folder
 
 
 def index(directory: Path, path: Path, stage: Any = Pairs, **fields: Any) -> ImageDataset:
@@ -71,7 +61,7 @@ def batches(source: Source, start: int, **changes: Any) -> list[Any]:
 
 
 def test_batches_of_a_copy_are_those_of_the_table(tmp_path: Path) -> None:
-    table, copy = both(tmp_path, write_tables(tmp_path / "tables"))
+    table, copy = both(tmp_path, write_row_groups(tmp_path / "tables", PER_FILE, PER_GROUP))
     expected = batches(table, 0)
     assert len(expected) == 9
     assert batches(copy, 0) == expected
@@ -80,7 +70,7 @@ def test_batches_of_a_copy_are_those_of_the_table(tmp_path: Path) -> None:
 
 
 def test_batches_of_a_subset_of_a_copied_pool_are_those_of_the_table(tmp_path: Path) -> None:
-    write_tables(tmp_path / "tables")
+    write_row_groups(tmp_path / "tables", PER_FILE, PER_GROUP)
     found = []
     for name, copy in WAYS.items():
         pool = index(tmp_path / name, tmp_path / "tables", arrow_copy=copy)
@@ -94,7 +84,7 @@ def test_batches_of_a_subset_of_a_copied_pool_are_those_of_the_table(tmp_path: P
 
 
 def test_samples_of_a_copy_need_no_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    copy = both(tmp_path, write_tables(tmp_path / "tables"))[1]
+    copy = both(tmp_path, write_row_groups(tmp_path / "tables", PER_FILE, PER_GROUP))[1]
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", None)
     assert [copy[number].image for number in range(2 * PER_FILE)] == [encoded(n) for n in range(2 * PER_FILE)]
 
@@ -169,7 +159,7 @@ def test_equal_data_give_equal_bytes(tmp_path: Path) -> None:
 
 
 def test_a_changed_table_and_a_damaged_copy_are_one_line(tmp_path: Path) -> None:
-    write_tables(tmp_path / "tables")
+    write_row_groups(tmp_path / "tables", PER_FILE, PER_GROUP)
     pool = index(tmp_path / "pool", tmp_path / "tables", arrow_copy=True)
     file = copy_of(tmp_path / "pool", 0)
     data = file.read_bytes()
@@ -222,7 +212,7 @@ def test_other_data_are_refused(tmp_path: Path, name: str, write: Callable[[Path
 
 
 def test_a_full_disk_leaves_no_part_of_a_copy(tmp_path: Path) -> None:
-    write_tables(tmp_path / "tables")
+    write_row_groups(tmp_path / "tables", PER_FILE, PER_GROUP)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
@@ -238,7 +228,7 @@ def test_a_copy_is_part_of_the_artifact_which_is_the_same_as_before_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    write_tables(tmp_path / "tables")
+    write_row_groups(tmp_path / "tables", PER_FILE, PER_GROUP)
     Path("r.yaml").write_text("stages:\n  - {kind: data.pairs, name: pool, path: tables, arrow_copy: true}\n")
     done = run_here("run", "r.yaml")
     assert (done.code, "Arrow copies of tables: 2, 0.0 GB" in done.out + done.err) == (0, True), done.err
@@ -279,7 +269,7 @@ def test_large_row_groups_are_announced_with_their_size(tmp_path: Path) -> None:
 def test_remote_tables_are_copied(tmp_path: Path) -> None:
     import fsspec
 
-    write_tables(tmp_path / "tables")
+    write_row_groups(tmp_path / "tables", PER_FILE, PER_GROUP)
     for file in range(2):
         with fsspec.open(f"memory://copies/{file}.parquet", "wb") as stream:
             stream.write((tmp_path / f"tables/{file}.parquet").read_bytes())

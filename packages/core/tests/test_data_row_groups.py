@@ -8,23 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_samples import context, draw_sample, encoded, number_of
+from data_samples import context, draw_sample, encoded, number_of, write_row_groups
 from vfm.data import SampleDraw, Source, TrainingData, open_dataset
 from vfm.data.loading.reader import READ_TOGETHER, TrainingReader
 from vfm.data.pairs.stages import Pairs
 from vfm.data.reading.recent_groups import MAX_BYTES, RecentGroups
 
 PER_GROUP, PER_FILE = 3, 60
-
-
-def write_tables(folder: Path) -> Path:
-    """Write tables in row groups of three, with keys that number all samples."""
-    folder.mkdir()
-    for file in range(2):
-        numbers = range(file * PER_FILE, (file + 1) * PER_FILE)
-        rows = [{"key": str(n), "image": encoded(n), "caption": f"caption {n}"} for n in numbers]
-        pq.write_table(pa.Table.from_pylist(rows), folder / f"{file}.parquet", row_group_size=PER_GROUP)
-    return folder
 
 
 def indexed(folder: Path) -> Source:
@@ -50,7 +40,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
 def test_a_row_group_is_decoded_once_for_the_samples_that_are_read_together(
     tmp_path: Path, decoded: Counter[tuple[str, int]]
 ) -> None:
-    source = indexed(write_tables(tmp_path / "tables"))
+    source = indexed(write_row_groups(tmp_path / "tables", PER_FILE, PER_GROUP))
     planned = source.order(seed=1, shuffle_shards=2).of_epochs(0, READ_TOGETHER)
     reader = TrainingReader(source, number_of, None, None, seed=0, max_bad_fraction=0.0)
     decoded.clear()
@@ -77,7 +67,7 @@ def test_large_row_groups_are_decoded_once_if_samples_are_read_in_order(
 
 
 def test_the_batches_of_a_table_are_those_of_its_samples_one_by_one(tmp_path: Path) -> None:
-    source = indexed(write_tables(tmp_path / "tables"))
+    source = indexed(write_row_groups(tmp_path / "tables", PER_FILE, PER_GROUP))
     data = TrainingData(source, number_of, seed=5, global_batch_size=40, shuffle_shards=2)
     order = source.order(seed=5, shuffle_shards=2)
     for step, (batch,) in enumerate(data.steps(0, 4)):
@@ -91,7 +81,7 @@ def test_the_batches_of_a_table_are_those_of_its_samples_one_by_one(tmp_path: Pa
 def test_a_key_is_looked_up_in_the_row_group_that_was_decoded_for_the_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = indexed(write_tables(tmp_path / "tables"))
+    source = indexed(write_row_groups(tmp_path / "tables", PER_FILE, PER_GROUP))
     assert source[4].image == encoded(4)
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", None)
     assert source.key(4) == "4"

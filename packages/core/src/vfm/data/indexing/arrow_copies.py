@@ -1,4 +1,4 @@
-"""Write Arrow copies of Parquet tables beside their index, or log what reading the tables at random costs.
+"""Write Arrow copies of Parquet tables beside their index, and describe what reading the tables at random costs.
 
 A copy is uncompressed and mapped into memory. It has the columns of a sample, in record batches of a row group's rows.
 The rows of a damaged row group are null in it: they are read from the table, with the same error as without a copy.
@@ -27,26 +27,8 @@ ROWS_PER_BATCH = 1000
 LARGE_GROUP = 4 << 20  # bytes of images in a row group from which random reads are slow
 
 
-def prepare_random_reads(
-    ctx: Context, directory: Path, shards: Sequence[Shard], spec: DatasetSpec, *, copy: bool
-) -> DatasetSpec:
-    """Write copies of tables, or log the cost of random reads if it is high.
-
-    Args:
-        ctx: Context of the stage.
-        directory: Folder of the index.
-        shards: The tables, or other shards.
-        spec: Parts to read of each sample.
-        copy: Whether to write the copies.
-
-    Returns:
-        The spec, which records whether there are copies.
-    """
-    if not copy:
-        cost = _cost_of_random_reads(shards, spec)
-        if cost:
-            ctx.log(cost)
-        return spec
+def write_copies(ctx: Context, directory: Path, shards: Sequence[Shard], spec: DatasetSpec) -> DatasetSpec:
+    """Write a copy of each table into the folder of the index, and return the spec that records them."""
     done, total = 0, sum(shard.num_samples for shard in shards)
     for number, shard in enumerate(shards):
         for num_rows in _write_copy(shard, spec, copy_of(directory, number)):
@@ -97,8 +79,11 @@ def _batches(table: ParquetShard, schema: pa.Schema, num_rows: int) -> Iterator[
             yield from read.select(schema.names).to_batches(max_chunksize=ROWS_PER_BATCH)
 
 
-def _cost_of_random_reads(shards: Sequence[Shard], spec: DatasetSpec) -> str:
-    """Describe what reading tables at random costs. Small tables stay in memory, and small row groups are fast."""
+def cost_of_random_reads(shards: Sequence[Shard], spec: DatasetSpec) -> str:
+    """Describe what reading tables at random costs. Empty if it is little.
+
+    Small tables stay in memory, and small row groups are fast.
+    """
     first = shards[0]
     if first.format != ParquetShard.format or not spec.images or sum(shard.size for shard in shards) <= MAX_BYTES:
         return ""

@@ -13,7 +13,7 @@ from typing import Self
 
 from vfm.base import UserError
 from vfm.data.index.index import OFFSETS_FOLDER, BadRow, address_in, write_index
-from vfm.data.indexing.arrow_copies import check_copied, prepare_random_reads
+from vfm.data.indexing.arrow_copies import check_copied, cost_of_random_reads, write_copies
 from vfm.data.indexing.dataset_panels import add_ledger_panel
 from vfm.data.indexing.examination import Examination, Examined, examine_all
 from vfm.data.indexing.location_hints import location_hint
@@ -125,8 +125,10 @@ class Indexing:
                 f"keys repeat ({key!r} is in {first} and in {second}), so each key begins with its shard's name"
             )
             self.spec = self.spec.model_copy(update={"keys_repeat": True})
-        if self.arrow_copy is not None:
-            self.spec = prepare_random_reads(self.ctx, directory, self.shards, self.spec, copy=self.arrow_copy)
+        if self.arrow_copy:
+            self.spec = write_copies(self.ctx, directory, self.shards, self.spec)
+        elif self.arrow_copy is not None and (cost := cost_of_random_reads(self.shards, self.spec)):
+            self.ctx.log(cost)
         return write_index(directory, self.shards, self.spec, bad_rows=self.bad)
 
     @property
