@@ -161,7 +161,7 @@ COMMANDS = {
     " --set 'val-dense_probe.lrs=[1e-2]'": NOT_HERE,
     "uv run vfm run vocabulary_claim": RUN_THERE,
     # It reads the results of the recipe, two hours.
-    "uv run python packages/eva/benchmarks/vocabulary_gap.py": f"python {BENCHMARKS}/vocabulary_gap.py --help",
+    "uv run --dev python packages/eva/benchmarks/vocabulary_gap.py": f"python {BENCHMARKS}/vocabulary_gap.py --help",
     "uv run vfm run video_claim": RUN_THERE,
     "uv run vfm run encoders.yaml": PLANNED_ENCODERS,
     "uv run vfm eval store/runs/encoders/artifacts/eva store/runs/encoders/artifacts/teacher"

@@ -25,7 +25,7 @@ def uses(stage: Stage) -> list[tuple[str, bool]]:
     found = []
     for key, name in refs(stage):
         field, *rest = key.split(".")
-        if field in COUNTED:
+        if {field, *rest}.intersection(COUNTED):
             continue
         chooses = isinstance(stage, Training) and bool(stage.evaluation.keep_best)
         scores = not chooses if field == "evaluation" else stage.kind.startswith("eval.")

@@ -1,23 +1,39 @@
-"""Print the end points of the recipe vocabulary_claim: gaps of average precision, with and without EVA's start.
+"""Print the end points of the recipes `vocabulary_claim` and `vocabulary_claim_matched`, by start.
 
-    python packages/eva/benchmarks/vocabulary_gap.py [--store store]
+    uv run --dev python packages/eva/benchmarks/vocabulary_gap.py [--store store]
+    uv run --dev python packages/eva/benchmarks/vocabulary_gap.py --matched store/runs/vocabulary_claim_matched
 
-Runs the recipe, whose finished stages are cached. Prints the gap between 12 and 120 classes and the gap between
-frequent and rare classes, for each start and seed, with Student's paired t over the seeds.
+The first command runs the recipe, whose finished stages are cached, and prints the gap between 12 and 120 classes and
+the gap between frequent and rare classes. The second one reads a run whose detectors are evaluated along training, and
+prints how much more AP the classes have at the same AP of objects. Student's paired t over the seeds. `--image FILE`
+draws the curves.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 
+import numpy as np
+from mask_claim import Floats, interval
+from matplotlib.figure import Figure
+from scipy.optimize import isotonic_regression
+
 import vfm
-from vfm.statistics import paired_t
+from vfm.statistics import detectable_difference, paired_t, t_interval
 
 STARTS = ("eva", "random")
 AP = Mapping[tuple[str, str, str], float]
 """Average precision in per cent by (report with its seed, model without it, metric)."""
+Curve = Mapping[str, Floats]
+"""Average precision in per cent at each evaluation of a training run, by metric."""
+
+OBJECTS = "val/objects/box_ap"
+MATCHED = {"val/box_ap": "AP of all classes", "val/box_ap_freq_r": "AP of the rare classes"}  # the end point first
+MARGIN = 2.0  # points of AP within which the starts count as equal
 
 
 def gaps(ap: AP, start: str, seed: str) -> dict[str, float]:
@@ -30,10 +46,101 @@ def gaps(ap: AP, start: str, seed: str) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", default="store")
-    run = vfm.run("vocabulary_claim", store=parser.parse_args().store)
+def read_curve(training: Path) -> Curve:
+    """Read the scores of a training run, from a third of its steps on."""
+    by_step: dict[int, dict[str, float]] = {}
+    for line in map(json.loads, (training / "metrics.jsonl").read_text(encoding="utf-8").splitlines()):
+        if line["split"] == "val":
+            by_step.setdefault(line["step"], {}).update(line)
+    last = max(by_step)
+    steps = sorted(step for step in by_step if 3 * step >= last)
+    return {name: np.array([100 * by_step[step][name] for step in steps]) for name in (OBJECTS, *MATCHED)}
+
+
+def increasing(curve: Curve, metric: str) -> tuple[Floats, Floats]:
+    """Make a curve over the AP of objects increasing.
+
+    Isotonic regression makes both scores monotone over the steps. Steps of the same AP of objects become one point
+    with their mean score.
+    """
+    objects, scores = (isotonic_regression(curve[name]).x for name in (OBJECTS, metric))
+    places, index = np.unique(objects, return_inverse=True)
+    return places, np.bincount(index, scores) / np.bincount(index)
+
+
+def matched_difference(first: Curve, second: Curve, metric: str) -> tuple[float, float, float]:
+    """Compute how much higher a score of the first curve is than of the second at the same AP of objects.
+
+    The difference is averaged over the range that both cover. Between evaluations the curves are linear.
+
+    Returns:
+        The difference, and the ends of the range.
+
+    Raises:
+        ValueError: If they have no common range.
+    """
+    curves = [increasing(curve, metric) for curve in (first, second)]
+    low, high = max(places[0] for places, _ in curves), min(places[-1] for places, _ in curves)
+    if low >= high:
+        raise ValueError(f"expected curves that share a range of AP of objects, got {low:.1f} to {high:.1f}")
+    grid = np.linspace(low, high, 1001)
+    one, other = (np.interp(grid, places, scores) for places, scores in curves)
+    return float((one - other).mean()), low, high
+
+
+def print_matched(run: Path) -> dict[str, list[Curve]]:
+    """Print the differences at the same AP of objects for each seed, and list the curves of each start."""
+    seeds = sorted(
+        folder.name.partition("@")[2] for folder in (run / "artifacts").glob("random_120@*") if folder.exists()
+    )
+    curves = {start: [read_curve(run / "artifacts" / f"{start}_120@{seed}") for seed in seeds] for start in STARTS}
+    print(f"| after the last step, % | {' | '.join(STARTS)} | difference, {', '.join(seeds)} |\n|---|---|---|---|")
+    for metric, name in {OBJECTS: "AP of objects", **MATCHED}.items():
+        last = {start: np.array([curve[metric][-1] for curve in curves[start]]) for start in STARTS}
+        cells = [interval(last[start]) for start in STARTS]
+        print(f"| {name} | {' | '.join(cells)} | {described(last['eva'] - last['random'])} |")
+    print(f"\n| at the same AP of objects, EVA minus random | {', '.join(seeds)} |\n|---|---|")
+    pairs = list(zip(curves["eva"], curves["random"], strict=True))
+    for metric, name in MATCHED.items():
+        found = [matched_difference(first, second, metric) for first, second in pairs]
+        print(f"| {name} | {described(np.array([difference for difference, _, _ in found]))} |")
+    print(f"\ncommon ranges: {', '.join(f'{low:.1f} to {high:.1f}' for _, low, high in found)}")
+    return curves
+
+
+def described(differences: Floats) -> str:
+    """Format differences with their interval, p-value, spread, and the difference that has a power of 0.8."""
+    low, high = t_interval(differences)
+    _, p = paired_t(np.zeros_like(differences), differences)
+    if low > -MARGIN and high < MARGIN:
+        decision = "equal"
+    else:
+        decision = "different" if low > 0 or high < 0 else "open"
+    shown = detectable_difference((low, high), num_seeds=len(differences))
+    return (
+        f"{interval(differences, signed=True)}: {', '.join(f'{value:+.1f}' for value in differences)}, p = {p:.2g},"
+        f" standard deviation {differences.std(ddof=1):.1f}, {shown:.1f} has a power of 0.8: {decision}"
+    )
+
+
+def draw(file: Path, curves: Mapping[str, list[Curve]]) -> None:
+    """Draw the AP of classes against the AP of objects, a line for each seed."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    for axes, (metric, name) in zip(figure.subplots(1, 2), MATCHED.items(), strict=True):
+        for start, colour, label in (("eva", "tab:blue", "from EVA"), ("random", "tab:grey", "random weights")):
+            for number, curve in enumerate(curves[start]):
+                axes.plot(
+                    curve[OBJECTS], curve[metric], color=colour, marker=".", linewidth=1, label=label * (number == 0)
+                )
+        axes.set(xlabel="AP of objects, classes ignored (%)", ylabel=f"{name} (%)")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False)
+    figure.savefig(file, dpi=120)
+
+
+def print_gaps(store: str) -> None:
+    """Run `vocabulary_claim`, and print its gaps for each start and seed."""
+    run = vfm.run("vocabulary_claim", store=store)
     rows = run.table().to_pylist()
     ap = {(row["report"], row["model"].partition("@")[0], row["metric"]): 100 * row["value"] for row in rows}
     seeds = sorted({report.partition("@")[2] for report, _, _ in ap})
@@ -48,6 +155,21 @@ def main() -> None:
         (low, high), p = paired_t(values["random"], values["eva"])
         difference = fmean(values["eva"]) - fmean(values["random"])
         print(f"\n{gap}: EVA minus random {difference:+.1f} ({low:.1f} to {high:.1f}), p = {p:.2g}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the end points of one of the recipes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", default="store")
+    parser.add_argument("--matched", type=Path, metavar="RUN")
+    parser.add_argument("--image", type=Path)
+    arguments = parser.parse_args(argv)
+    if arguments.matched is None:
+        print_gaps(arguments.store)
+        return
+    curves = print_matched(arguments.matched)
+    if arguments.image:
+        draw(arguments.image, curves)
 
 
 if __name__ == "__main__":

@@ -121,3 +121,44 @@ def test_the_gain_of_eva_is_divided_by_the_rule_of_the_recipe(tmp_path):
     assert "frozen: margin 1.02, most of the gain is from the scenes" in done.stdout
     assert "tuned: margin -0.08, no gain to divide" in done.stdout
     assert "| frozen, `eva` - `eva_of_pool` | +1.8 (1.7 to 2.0) | 0.06 |" in done.stdout
+
+
+def write_curve(training: Path, objects: list[float], rare: float) -> None:
+    """Write the scores of a detector, the first before a third of its steps, with `rare` added for the rare classes."""
+    training.mkdir(parents=True)
+    lines = []
+    for step, value in zip((200, 400, 600, 800, 1000), objects, strict=True):
+        classes = {"val/box_ap": value / 100, "val/box_ap_freq_r": (value + rare * (step >= 400)) / 100}
+        lines += [{"step": step, "split": "train"}, {"step": step, "split": "val", **classes}]
+        lines.append({"step": step, "split": "val", "val/objects/box_ap": value / 100})
+    (training / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def compare_matched(run: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / "vocabulary_gap.py"), "--matched", str(run)]
+    return subprocess.run([*command, "--image", str(run / "curves.png")], capture_output=True, text=True)
+
+
+def test_starts_are_compared_at_the_same_ap_of_objects_and_not_at_the_same_step(tmp_path):
+    """EVA is 10 points ahead at each step, and 3 or 4 points at the same AP of objects."""
+    for seed, rare in ((20, 3), (21, 4)):
+        write_curve(tmp_path / f"artifacts/eva_120@{seed}", [5, 30, 28, 40, 50], rare)
+        write_curve(tmp_path / f"artifacts/random_120@{seed}", [45, 20, 25, 35, 40], 0)
+    (tmp_path / "artifacts/eva_120@22").mkdir()  # a seed that is not finished
+    done = compare_matched(tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = {line.split("|")[1].strip(): line for line in done.stdout.splitlines() if line.startswith("| AP")}
+    assert "+3.5 (-2.9 to 9.9): +3.0, +4.0" in rows["AP of the rare classes"]
+    assert "+0.0 (0.0 to 0.0): +0.0, +0.0" in rows["AP of all classes"].replace("-0.0", "0.0")
+    assert "+10.0 (10.0 to 10.0): +10.0, +10.0" in rows["AP of objects"]
+    assert "common ranges: 29.0 to 40.0, 29.0 to 40.0" in done.stdout
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+def test_starts_without_a_common_range_are_not_compared(tmp_path):
+    for seed in (20, 21):
+        write_curve(tmp_path / f"artifacts/eva_120@{seed}", [5, 30, 28, 40, 50], 3)
+        write_curve(tmp_path / f"artifacts/random_120@{seed}", [5, 10, 15, 20, 25], 0)
+    done = compare_matched(tmp_path)
+    assert done.returncode == 1
+    assert "expected curves that share a range of AP of objects, got 29.0 to 25.0" in done.stderr
