@@ -70,6 +70,8 @@ def write_shard_file(
             use_dictionary=FEW_VALUES,
             write_statistics=False,  # a tenth of the time, and nobody reads them
             write_page_checksum=True,
+            # A dictionary is a fast way to write texts, and readers get texts.
+            store_schema=not any(map(pa.types.is_dictionary, table.schema.types)),
         )
 
 

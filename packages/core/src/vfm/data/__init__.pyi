@@ -17,6 +17,7 @@ from .index.source import (
 from .index.subset_files import (
     SUBSET_FOLDER as SUBSET_FOLDER,
     SUBSET_INDEX as SUBSET_INDEX,
+    num_distinct as num_distinct,
     packed_uids as packed_uids,
     read_subset as read_subset,
     read_subset_index as read_subset_index,

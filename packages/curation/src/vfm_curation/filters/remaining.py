@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from vfm.data import unpacked_uids
+from vfm.data import num_distinct, unpacked_uids
 from vfm.plugin import store_files
 from vfm_curation.filters.stages import RowFilter, Unit
 from vfm_curation.filters.survivors import Codes, Survivors, save_array, shard_file
@@ -33,13 +33,19 @@ class Remaining:
 
     def texts(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the remaining texts with their measurements, or some. `unit` is a text's index in its shard."""
+        table = self.stored(shard, columns)
+        for number, name in enumerate(table.column_names):
+            if name == "uid":
+                table = table.set_column(number, name, unpacked_uids(table[name]))
+            elif name == "language":
+                table = table.set_column(number, name, table[name].cast(pa.string()))
+        return table.append_column("unit", pa.array(self.survivors.places(shard), pa.int32()))
+
+    def stored(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read the remaining texts as `Survivors.measured` has them, without `unit`."""
         places = self.survivors.places(shard)
         table = self.survivors.measured(shard, columns)
-        if len(places) < len(table):
-            table = table.take(places)
-        if "uid" in table.column_names:
-            table = table.set_column(table.schema.get_field_index("uid"), "uid", unpacked_uids(table["uid"]))
-        return table.append_column("unit", pa.array(places, pa.int32()))
+        return table if len(places) == len(table) else table.take(places)
 
     def identities(self, shard: int) -> pa.Table:
         """Read the remaining images of a shard.
@@ -137,4 +143,4 @@ def write_codes(survivors: Survivors, folder: Path, shard: int, unit: Unit, code
     codes[remain] = codes_of_units
     save_array(shard_file(folder, shard, "npy"), codes)
     left = rows[codes == 0]
-    return CodesSummary(num_texts=len(left), num_images=int((np.diff(left, prepend=-1) > 0).sum()))
+    return CodesSummary(num_texts=len(left), num_images=num_distinct(left))

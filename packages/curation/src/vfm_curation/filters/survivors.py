@@ -53,7 +53,10 @@ class Survivors:
         return shard_file(self.texts, shard, "arrow")
 
     def measured(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Map the measurements of all texts of a shard, or some columns. Uids may be 16 bytes."""
+        """Map the measurements of all texts of a shard, or some columns.
+
+        Uids may be 16 bytes, and languages are a dictionary.
+        """
         return read_arrow_file(self.file(shard), columns)
 
 

@@ -16,7 +16,7 @@ from vfm.data import Source, open_dataset
 from vfm.plugin import ImageDataset
 from vfm_curation.filters.survivors import shard_file
 from vfm_curation.language import detect
-from vfm_curation.pool_texts import has_one_value, texts_or_lost
+from vfm_curation.pool_texts import encoded, texts_or_lost
 from vfm_curation.shard_files import finished_summary, made_from, write_shard_file
 from vfm_curation.summaries import TaskSummary
 from vfm_curation.text_counts import character_and_word_counts
@@ -24,7 +24,7 @@ from vfm_curation.uids import bytes_of_uids
 
 OPTIONAL_COLUMNS = frozenset({"caption", "text", "detected"})  # measured only if a filter reads them
 IDENTITY = ["shard", "row", "uid", "language", "text_index"]
-VERSION = 4  # increase when the same shard gives other measurements
+VERSION = 5  # increase when the same shard gives other measurements
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,15 @@ def measure_texts(job: TextJob, shard: int) -> TaskSummary:
         return TaskSummary.of(finished)
     summary = TaskSummary()
     table = texts_or_lost(source, shard, summary)
-    if not has_one_value(table["language"]):  # the texts of one language are in order
+    languages = encoded(table["language"])
+    if len(languages.dictionary) > 1:  # the texts of one language are in order
         table = table.sort_by([(name, "ascending") for name in ("row", "language", "text_index")])
+        languages = encoded(table["language"])
     columns = {
         "shard": pa.array(np.full(len(table), shard, dtype=np.int32)),
         **{name: table[name] for name in IDENTITY[1:]},
         "uid": bytes_of_uids(table["uid"]),
+        "language": languages,
     }
     if job.counts_words:
         columns |= dict(

@@ -88,17 +88,18 @@ def _counted(shard: int, language: str | None, table: Any) -> dict[str, Any]:
     return {
         "shard": shard,
         "language": language,
-        "samples": _distinct(rows),
-        "kept_samples": _distinct(rows[is_kept]),
+        "samples": num_distinct(rows),
+        "kept_samples": num_distinct(rows[is_kept]),
         "texts": len(rows),
         "kept_texts": int(is_kept.sum()),
     }
 
 
-def _distinct(ascending: Any) -> int:
+def num_distinct(ascending: Any) -> int:
+    """Count the distinct values of an ascending array."""
     if not len(ascending):
         return 0
-    return int(np.count_nonzero(np.diff(ascending))) + 1
+    return int(np.count_nonzero(ascending[1:] != ascending[:-1])) + 1
 
 
 def write_subset_index(directory: Path, rows: Iterable[dict[str, Any]]) -> None:
