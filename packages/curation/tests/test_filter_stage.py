@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from pydantic import Field, ValidationError
@@ -38,6 +39,7 @@ from vfm_curation.filters.stages import FilterPool, RowFilter
 from vfm_curation.language import detect
 from vfm_curation.match.stages import MatchTexts
 from vfm_curation.metadata.stages import BuildMetadata
+from vfm_curation.pool_texts import encoded
 
 Samples = list[tuple[str, dict[str, list[str]]]]
 
@@ -103,6 +105,22 @@ def test_caption_length_equals_a_plain_twin(make_pool: Any, run_stage: Any) -> N
         expected = {place for place, text in texts_of(samples).items() if keeps(text)}
         assert passed(subset) == expected
         assert 0 < len(expected) < len(texts_of(samples))
+
+
+@pytest.mark.parametrize("languages", [["en"], ["de", "en"]])
+def test_languages_are_stored_as_text(make_pool: Any, run_stage: Any, languages: list[str]) -> None:
+    samples = [(f"{number:032x}", {language: ["a dog"] for language in languages}) for number in range(4)]
+    subset = run(run_stage, make_pool("p", samples), [{"type": "caption_length", "min_words": 1, "min_characters": 1}])
+    for folder in ("subset", "verdicts"):
+        column = pq.read_table(subset.path / folder)["language"]
+        assert column.type == pa.string()
+        assert column.to_pylist() == languages * 4
+
+
+@pytest.mark.parametrize("values", [[], [None], ["a"], ["a", "a"], ["a", "b", "a"], ["a", None, "a"], [None, "a"]])
+def test_encoded_values_are_the_values(values: list[str | None]) -> None:
+    column = pa.chunked_array([pa.array(values[:1], pa.string()), pa.array(values[1:], pa.string())])
+    assert encoded(column).to_pylist() == values
 
 
 def test_image_size_equals_a_plain_twin_without_decoding(make_pool: Any, run_stage: Any) -> None:

@@ -53,26 +53,26 @@ def write_shard_file(
     if summary.get("num_lost"):
         source = made_from(source, "lost")
     facts = _facts(source, summary)
-    if file.suffix == ARROW:
-        table = table.combine_chunks()
-        facts[CHECKSUM_KEY] = _checksum(table)
-    table = table.replace_schema_metadata(facts)
     with whole_file(file) as part:
         if file.suffix == ARROW:
+            table = table.combine_chunks()
+            table = table.replace_schema_metadata({**facts, CHECKSUM_KEY: _checksum(table)})
             with pa.ipc.new_file(part, table.schema) as writer:
                 writer.write_table(table)
             return
-        pq.write_table(
-            table,
+        writer = pq.ParquetWriter(
             part,
-            row_group_size=rows_a_group,
+            table.schema.remove_metadata(),
             compression=_codecs(table.schema),
             use_dictionary=FEW_VALUES,
             write_statistics=False,  # a tenth of the time, and nobody reads them
             write_page_checksum=True,
-            # A dictionary is a fast way to write texts, and readers get texts.
+            # Dictionaries are a fast way to write texts. Without the schema, they are read as texts.
             store_schema=not any(map(pa.types.is_dictionary, table.schema.types)),
         )
+        with writer:
+            writer.write_table(table.replace_schema_metadata(None), rows_a_group)
+            writer.add_key_value_metadata(facts)
 
 
 def _codecs(schema: pa.Schema) -> dict[str, str]:
@@ -136,10 +136,9 @@ def finished_summary(file: Path, source: str | None = None) -> dict[str, Any] | 
         The summary. None if the file is damaged or made from another source.
     """
     try:
-        schema = _schema(file)
+        facts = _stored_facts(file)
     except (pa.ArrowInvalid, OSError):  # after a power cut a file may be renamed although its bytes were never written
         return None
-    facts = schema.metadata or {}
     if source is not None and facts.get(MADE_FROM_KEY) != source.encode():
         return None
     if source is not None and CHECKSUM_KEY in facts and not _is_intact(file, facts[CHECKSUM_KEY]):
@@ -187,15 +186,15 @@ def _is_intact(file: Path, checksum: bytes) -> bool:
 def hash_of_source(file: Path) -> str:
     """Read the `made_from` that a finished file was written with."""
     with store_files.reading(file, "a shard's file"):
-        source: bytes = _schema(file).metadata[MADE_FROM_KEY]
-    return source.decode()
+        return _stored_facts(file)[MADE_FROM_KEY].decode()
 
 
-def _schema(file: Path) -> pa.Schema:
+def _stored_facts(file: Path) -> dict[bytes, bytes]:
+    """Read the metadata of a file."""
     if file.suffix != ARROW:
-        return pq.read_schema(file)
+        return pq.read_metadata(file).metadata or {}
     with pa.OSFile(str(file)) as opened:
-        return pa.ipc.open_file(opened).schema
+        return pa.ipc.open_file(opened).schema.metadata or {}
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from vfm.data import Source, one_array, open_dataset
+from vfm.data import Source, open_dataset
 from vfm.plugin import (
     Context,
     CuratedSubset,
@@ -42,7 +42,7 @@ from vfm_curation.match.repeated_texts import Keys, RepeatedTexts, keys_of, smal
 from vfm_curation.match.stages import MatchTexts
 from vfm_curation.matching import FIXED_BLANKS, FIXED_MARKS, Semantics, dead_entries
 from vfm_curation.metadata import load_entries
-from vfm_curation.pool_texts import OnBad, texts_of, texts_or_lost
+from vfm_curation.pool_texts import OnBad, encoded, texts_of, texts_or_lost
 from vfm_curation.shard_files import ARROW, finished_summary, link_files, made_from, write_shard_file
 from vfm_curation.summaries import Lost, TaskSummary, with_progress
 from vfm_curation.uids import bytes_of_uids
@@ -211,8 +211,7 @@ def match_shard(job: MatchJob, shard: int) -> ShardSummary:
         return ShardSummary.of(finished)
     summary = ShardSummary(shard=shard)
     texts = in_languages(texts_or_lost(source, shard, summary), job.languages)
-    encoded = one_array(texts["language"]).dictionary_encode()
-    texts = texts.set_column(texts.schema.get_field_index("language"), "language", encoded)
+    texts = texts.set_column(texts.schema.get_field_index("language"), "language", encoded(texts["language"]))
     keys = keys_of(texts)
     summary.smallest_keys = smallest_keys(keys)
     if job.detect_language:
