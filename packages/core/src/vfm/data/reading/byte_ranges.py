@@ -16,6 +16,7 @@ from vfm.storage.remote_spans import RemoteError, Span
 MAX_GAP = 64 << 10  # unused bytes that are read to avoid a second request, which would take as long
 JUMP = 8 << 10  # bytes to read after a jump: the headers of a sample's small members
 LONGEST = 4 << 20  # most bytes to read at once in a sequential read
+PART = 8 << 20  # bytes of one request, of the several into which a large range is split
 
 
 class OpenFile:
@@ -104,20 +105,28 @@ def merged(spans: Iterable[Span], max_gap: int = MAX_GAP) -> list[Span]:
     return all_parts
 
 
-class RangeStream(io.RawIOBase):
-    """A remote file of known size as a seekable stream for reading headers.
+class RangeFile(io.RawIOBase):
+    """A remote file of known size as a seekable stream that reads the requested bytes and no others.
 
-    Bytes that are not needed are skipped. A read far behind the last one requests a small range. While reads follow
-    each other closely, ranges grow up to 4 MiB, because skipping a small image would take longer than reading it.
+    Args:
+        path: Address of the file.
+        size: Size in bytes.
+        read: Reads spans.
+        version: Identifies the content of the file. Another version is an error.
     """
 
-    def __init__(self, path: str, size: int, read: Callable[[Sequence[Span]], list[bytes | RemoteError]] = read_spans):
+    def __init__(
+        self,
+        path: str,
+        size: int,
+        read: Callable[[Sequence[Span]], list[bytes | RemoteError]] = read_spans,
+        version: int = 0,
+    ) -> None:
         self.path = path
         self.size = size
         self._read = read
-        self._position = self._start = 0
-        self._buffer = b""
-        self._step = JUMP
+        self._version = version
+        self._position = 0
 
     def seekable(self) -> bool:
         """Allow seeking."""
@@ -143,20 +152,44 @@ class RangeStream(io.RawIOBase):
         Raises:
             RemoteError: If the bytes cannot be read.
         """
-        stop = self.size if size < 0 else min(self.size, self._position + size)
-        if stop <= self._position:
+        start = self._position
+        stop = self.size if size < 0 else min(self.size, start + size)
+        if stop <= start:
             return b""
-        if not (self._start <= self._position and stop <= self._start + len(self._buffer)):
-            self._fill(stop)
-        data = self._buffer[self._position - self._start : stop - self._start]
+        data = self._between(start, stop)
         self._position = stop
         return data
 
-    def _fill(self, stop: int) -> None:
+    def _between(self, start: int, stop: int) -> bytes:
+        """Read a range. The parts of a large one are requested together."""
+        spans = []
+        for first in range(start, stop, PART):
+            spans.append(Span(self.path, first, min(stop, first + PART), self.size, self._version))
+        return b"".join(map(_bytes, self._read(spans)))
+
+
+class RangeStream(RangeFile):
+    """A remote file of known size as a seekable stream for reading headers.
+
+    Bytes that are not needed are skipped. A read far behind the last one requests a small range. While reads follow
+    each other closely, ranges grow up to 4 MiB, because skipping a small image would take longer than reading it.
+    """
+
+    def __init__(self, path: str, size: int, read: Callable[[Sequence[Span]], list[bytes | RemoteError]] = read_spans):
+        super().__init__(path, size, read)
+        self._start = 0
+        self._buffer = b""
+        self._step = JUMP
+
+    def _between(self, start: int, stop: int) -> bytes:
+        if not (self._start <= start and stop <= self._start + len(self._buffer)):
+            self._fill(start, stop)
+        return self._buffer[start - self._start : stop - self._start]
+
+    def _fill(self, start: int, stop: int) -> None:
         end = self._start + len(self._buffer)
-        follows = self._start <= self._position <= end + MAX_GAP
+        follows = self._start <= start <= end + MAX_GAP
         self._step = min(LONGEST, 4 * self._step) if follows else JUMP
-        start = self._position
         last = min(self.size, max(stop, start + self._step))
         rest = b""  # bytes from `start` on that are in the buffer already
         if self._start <= start < end:

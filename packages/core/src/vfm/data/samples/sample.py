@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
+from vfm.base import UserError
+
 Reason = Literal[
     "truncated_shard",
     "damaged_header",
@@ -38,6 +40,7 @@ Reason = Literal[
     "unreadable_row",
     "unreachable",
 ]
+UNREACHABLE: Reason = "unreachable"
 # Endings of an error about samples that a setting would mend.
 CURES: dict[str, str] = {
     "unsafe_path": "; paths must be relative to image_root; absolute ones and addresses need image_root: /"
@@ -58,6 +61,18 @@ class BadSample(Exception):  # noqa: N818 (a property of the data, counted and s
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}"
+
+
+def raise_if_unreachable(bad: BadSample) -> None:
+    """Raise the error of a remote sample whose bytes did not come, for a reader of whole shards.
+
+    Which samples come may differ the next time, so that a shard is read whole or not at all.
+
+    Raises:
+        UserError: If the sample is unreachable. The cause of `bad` names the file and the reason.
+    """
+    if bad.reason == UNREACHABLE:
+        raise UserError(str(bad.__cause__ or bad)) from None
 
 
 class HasReason(Protocol):

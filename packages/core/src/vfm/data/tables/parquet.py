@@ -19,12 +19,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vfm.base import UserError
+from vfm.data.reading.byte_ranges import RangeFile
 from vfm.data.reading.recent_groups import RecentGroups
 from vfm.data.samples.arrays import one_array
 from vfm.data.samples.caption_templates import columns_of
 from vfm.data.samples.captions import captions_at, captions_of, field_of
 from vfm.data.samples.columns import read_columns
-from vfm.data.samples.sample import BadSample, Sample, given_uid, uid_from
+from vfm.data.samples.sample import UNREACHABLE, BadSample, Sample, given_uid, raise_if_unreachable, uid_from
 from vfm.data.samples.shards import Opening, Shard, ShardReader
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import (
@@ -41,6 +42,7 @@ from vfm.data.samples.values import plain_columns
 from vfm.data.tables.arrow_files import ArrowFile, open_copy
 from vfm.data.tables.image_list import read_image_file
 from vfm.storage import files
+from vfm.storage.remote_spans import RemoteError
 from vfm.storage.store_files import reading
 
 IMAGE_COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "img")
@@ -174,7 +176,8 @@ class ParquetShard(ShardReader):
         group, offset = self._locate(row)
         try:
             table = self._group(group, False)
-        except BadSample:
+        except BadSample as bad:
+            raise_if_unreachable(bad)
             return self._name(row)
         return self._key_or_name(table["key"][offset].as_py(), row)
 
@@ -341,16 +344,33 @@ class ParquetShard(ShardReader):
         """Read the columns of samples in a row group.
 
         Raises:
-            BadSample: If the row group is damaged.
+            BadSample: If the row group is damaged, or is remote and cannot be read.
         """
         where = f"{self.path}: row group {group}"
         if (group, with_image) in self._damaged:
             raise BadSample("unreadable_row", where)
         try:
             return self.file.read_row_group(group, columns=self.columns(with_image=with_image))
+        except UserError as error:
+            raise BadSample(UNREACHABLE, where) from error
         except DAMAGE:
             self._damaged.add((group, with_image))
             raise BadSample("unreadable_row", where) from None
+
+
+class _RemoteTable(RangeFile):
+    """A remote file whose missing bytes are not taken for damage, which readers of all rows pass over."""
+
+    def read(self, size: int = -1) -> bytes:
+        """Read the next bytes.
+
+        Raises:
+            UserError: If the bytes cannot be read.
+        """
+        try:
+            return super().read(size)
+        except RemoteError as error:
+            raise UserError(str(error)) from None
 
 
 def _rows(table: pa.Table, rows: Rows) -> pa.Table:
@@ -374,7 +394,7 @@ def open_parquet(path: str) -> Any:
     """Open a parquet file, or an Arrow file with the same interface.
 
     Raises:
-        UserError: If the file is neither parquet nor Arrow.
+        UserError: If the file is neither parquet nor Arrow, or is remote and cannot be read.
     """
     if files.without_query(path).lower().endswith(".arrow"):
         return ArrowFile(path)
@@ -383,8 +403,8 @@ def open_parquet(path: str) -> Any:
             # By default, all compressed bytes of a row group are read before its first page is decoded. This hides the
             # latency of remote files, but for local files it only takes memory and time.
             return pq.ParquetFile(path, pre_buffer=False, buffer_size=BYTES_AT_A_TIME)
-        filesystem, inside = files.filesystem(path)
-        return pq.ParquetFile(inside, filesystem=filesystem)
+        size, version = files.size_and_time(path)
+        return pq.ParquetFile(_RemoteTable(path, size, version=version))
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:  # the last: a name that is not UTF-8
         if getattr(error, "errno", None) is not None:  # an error of the system, not of the file's content
             raise
