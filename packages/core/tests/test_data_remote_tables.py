@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from data_samples import context, encoded, members, number_of
 from range_server import RangeServer, serving
+from vfm.base import UserError
 from vfm.data import BadSample, Source, TrainingData, open_dataset, write_tar
+from vfm.data.index.column_sampling import column_values
 from vfm.data.pairs.stages import Pairs
 from vfm.data.reading import byte_ranges
 from vfm.data.reading.byte_ranges import RangeFile
@@ -96,6 +99,34 @@ def test_a_table_that_changed_after_it_was_opened_is_not_read_as_the_old_one(
     pq.write_table(table.take(list(reversed(range(PER_FILE)))), tmp_path / "t/0.parquet", row_group_size=PER_GROUP)
     with pytest.raises(BadSample, match="unreachable"):
         far[PER_FILE - 1]
+
+
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+@pytest.mark.parametrize("reached", [0, 1])
+def test_texts_urls_and_values_of_a_remote_shard_are_read_whole_or_not_at_all(
+    tmp_path: Path, server: RangeServer, form: str, reached: int
+) -> None:
+    far = index(tmp_path / "far", f"{server.url}/{{0..1}}.{form}")
+    weighted = index(tmp_path / "weighted", f"{server.url}/{{0..1}}.{form}", columns=["weight"])
+    shard, rows = f"1.{form}", np.arange(PER_FILE)
+    reads: dict[str, Callable[[], Any]] = {
+        "texts": lambda: far.texts_of_shard(1, lambda reason, where: None),
+        "texts by sample": lambda: weighted.texts_of_shard(1, lambda reason, where: None),
+        "urls": lambda: far.index.open(1).urls(rows),
+        "values": lambda: far.index.open(1).values(rows, ["weight"]),
+        "column": lambda: column_values(weighted, "weight"),
+    }
+    server.asked.clear()
+    far.index.open(1)
+    opening = server.asked[shard]
+    for name, read in reads.items():
+        server.asked.clear()
+        succeed = opening + reached if reached else 0
+        server.fault = lambda path, count: "status 500" if path == shard and count > succeed else None  # noqa: B023
+        with pytest.raises((UserError, OSError), match=rf"/{shard}: status 500$"):
+            read()
+        server.fault = lambda path, count: None
+        assert len(read()) >= PER_FILE - 1, name
 
 
 def test_a_large_range_is_requested_in_parts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,13 @@ from .samples.images import (
     open_image as open_image,
 )
 from .samples.order import SameEpochs as SameEpochs, SampleOrder as SampleOrder
-from .samples.sample import REASONS as REASONS, BadSample as BadSample, Sample as Sample, uid_of as uid_of
+from .samples.sample import (
+    REASONS as REASONS,
+    BadSample as BadSample,
+    Sample as Sample,
+    raise_if_unreachable as raise_if_unreachable,
+    uid_of as uid_of,
+)
 from .samples.shards import Shard as Shard, ShardReader as ShardReader
 from .samples.spec import DatasetSpec as DatasetSpec
 from .samples.texts import is_text as is_text, texts_schema as texts_schema

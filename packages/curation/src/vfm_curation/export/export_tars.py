@@ -8,7 +8,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from vfm.data import IMAGE_EXTENSIONS, BadSample, Sample, SampleOrder, Source, open_dataset, open_image, write_tar
+from vfm.data import (
+    IMAGE_EXTENSIONS,
+    BadSample,
+    Sample,
+    SampleOrder,
+    Source,
+    open_dataset,
+    open_image,
+    raise_if_unreachable,
+    write_tar,
+)
 from vfm.plugin import CuratedSubset, store_files
 from vfm_curation.shard_files import whole_file
 from vfm_curation.summaries import TaskSummary
@@ -48,7 +58,11 @@ def _opened(job: TarsJob) -> tuple[Source, SampleOrder]:
 
 
 def write_shard(job: TarsJob, shard: int) -> TarSummary:
-    """Write the samples of a tar. Images that cannot be read are left out and counted."""
+    """Write the samples of a tar. Images that cannot be read are left out and counted.
+
+    Raises:
+        UserError: If a shard of the pool is missing, or is remote and cannot be reached.
+    """
     record = job.folder.parent / f"{job.folder.name}.summaries" / f"{shard:05d}.json"
     if record.is_file() and job.file(shard).is_file():  # a run that ended later has moved the tars, not the records
         with store_files.reading(record, "the summary of a tar"):
@@ -78,6 +92,7 @@ def _members(source: Source, indices: list[int], shard: int, summary: TarSummary
             if extension not in IMAGE_EXTENSIONS:  # readers would treat it as a caption without an image
                 raise BadSample("unreadable_image", source.where(index))
         except BadSample as bad:
+            raise_if_unreachable(bad)
             summary.skip(bad.reason, bad.where)
             continue
         summary.num_texts += sum(map(len, sample.texts.values()))

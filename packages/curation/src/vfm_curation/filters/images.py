@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from vfm.data import BadSample, Sample, decode_image, open_image
+from vfm.data import BadSample, Sample, decode_image, open_image, raise_if_unreachable
 from vfm_curation.filters.hashes import pdq, phash, variant_hashes
 from vfm_curation.filters.local_points import points_of, thumbnail_of
 from vfm_curation.filters.survivors import Survivors, shard_file
@@ -50,6 +50,9 @@ def remaining_samples(
         dataset: Folder of the pool.
         survivors: Texts that remain. A sample remains if one of its texts does. Default: all.
         shard: Number of the shard.
+
+    Raises:
+        UserError: If the shard is missing, or is remote and cannot be reached.
     """
     source = opened(dataset)
     end = int(source.shard_sizes[: shard + 1].sum())
@@ -60,6 +63,7 @@ def remaining_samples(
             try:
                 yield row, source[index]
             except BadSample as bad:
+                raise_if_unreachable(bad)
                 yield row, bad
 
 

@@ -23,7 +23,7 @@ from vfm.data.index.repeated import RepeatedEpochs
 from vfm.data.index.source import Samples
 from vfm.data.samples.columns import column_name
 from vfm.data.samples.order import Epochs
-from vfm.data.samples.sample import BadSample, Sample
+from vfm.data.samples.sample import BadSample, Sample, raise_if_unreachable
 from vfm.interfaces import ColumnSampler
 
 Value = str | float | None
@@ -87,7 +87,8 @@ def column_values(samples: object, column: str) -> list[Value]:
     for number in range(len(samples)):
         try:
             sample = samples.facts(number)
-        except BadSample:
+        except BadSample as bad:
+            raise_if_unreachable(bad)  # processes that read other values would draw other epochs
             values.append(None)
             continue
         columns.update(sample.columns)

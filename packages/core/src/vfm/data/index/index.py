@@ -43,6 +43,7 @@ from vfm.data.tar.packed_offsets import PACKED_FILE, PackedOffsets
 from vfm.storage import files
 from vfm.storage.credentials import check_addresses
 from vfm.storage.publishing import write_file
+from vfm.storage.remote_spans import RemoteError
 from vfm.storage.store_files import read_config, read_parquet, reading
 
 OFFSETS_FOLDER, COPIES_FOLDER = "offsets", "copies"
@@ -86,7 +87,7 @@ class Index:
             groups: Keeps decoded row groups of tables.
 
         Raises:
-            UserError: If a local shard is missing, or its size changed.
+            UserError: If a local shard is missing, or its size changed, or a remote one cannot be reached.
         """
         entry, name = self.located(shard)
         path = entry.path
@@ -99,7 +100,10 @@ class Index:
         save = partial(self.save_offsets, shard)
         copy = str(copy_of(self.directory, shard)) if self.spec.arrow_copy else None
         opening = Opening(name=name, offsets=self._offsets(shard), save=save, ahead=ahead, groups=groups, copy=copy)
-        return shard_format(entry.format).open(entry, self.spec, opening)
+        try:
+            return shard_format(entry.format).open(entry, self.spec, opening)
+        except RemoteError as error:
+            raise UserError(str(error)) from None
 
     def located(self, shard: int) -> tuple[Shard, str]:
         """Look up a shard with its whole path, and its unique name for keys."""

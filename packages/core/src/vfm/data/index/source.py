@@ -267,6 +267,9 @@ class Source:
         Returns:
             A pyarrow Table in the schema `texts_schema`: row, uid, language, text_index (index among the sample's texts
             in that language), text. It is ordered by row, the spec's languages, text_index.
+
+        Raises:
+            UserError: If the shard is missing, changed or, if it is remote, unreachable in part.
         """
         # The readers are not cached: streaming opens each shard once, and the rows and keys of all shards are large.
         shown = self.view.read(shard) if self.view else None

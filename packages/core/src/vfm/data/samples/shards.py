@@ -21,7 +21,7 @@ from vfm.base import UserError, load_function
 from vfm.data.ledger.account import Account
 from vfm.data.reading.byte_ranges import ReadAhead
 from vfm.data.reading.recent_groups import RecentGroups
-from vfm.data.samples.sample import BadSample, Reason, Sample
+from vfm.data.samples.sample import BadSample, Reason, Sample, raise_if_unreachable
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import OnBad, Rows, texts_by_sample
 from vfm.data.samples.values import values_of_records
@@ -213,7 +213,11 @@ class ShardReader(ABC):
         return None
 
     def texts(self, rows: Rows, on_bad: OnBad) -> Any:
-        """Read the texts of ascending rows in the schema `texts_schema`."""
+        """Read the texts of ascending rows in the schema `texts_schema`.
+
+        Raises:
+            UserError: If a part of a remote shard cannot be reached.
+        """
         return texts_by_sample(lambda row: self.read(row, with_image=False), rows, on_bad)
 
     def urls(self, rows: NDArray[np.integer[Any]]) -> pa.Array:
@@ -222,7 +226,8 @@ class ShardReader(ABC):
         def url(row: int) -> str | None:
             try:
                 return self.read(row, with_image=False).url
-            except BadSample:
+            except BadSample as bad:
+                raise_if_unreachable(bad)
                 return None
 
         return pa.array(map(url, rows.tolist()), pa.string())

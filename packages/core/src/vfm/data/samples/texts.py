@@ -16,7 +16,7 @@ import pyarrow.types as is_
 from numpy.typing import NDArray
 
 from vfm.data.samples.captions import MAX_CAPTION_BYTES
-from vfm.data.samples.sample import BadSample, Sample, uid_of
+from vfm.data.samples.sample import BadSample, Sample, raise_if_unreachable, uid_of
 
 # N rows, M texts
 
@@ -46,12 +46,16 @@ def texts_by_sample(read: ReadTexts, rows: Rows, on_bad: OnBad) -> pa.Table:
         read: Reads the texts of a sample.
         rows: Rows to read.
         on_bad: Called with (reason, where) for samples that cannot be read.
+
+    Raises:
+        UserError: If a remote sample cannot be reached.
     """
     records: list[tuple[int, str, str, int, str]] = []
     for row in rows.tolist():
         try:
             sample = read(row)
         except BadSample as bad:
+            raise_if_unreachable(bad)
             on_bad(bad.reason, bad.where)
             continue
         for language, texts in sample.texts.items():

@@ -25,7 +25,7 @@ from vfm.data.samples import captions
 from vfm.data.samples.caption_templates import columns_of
 from vfm.data.samples.columns import read_columns
 from vfm.data.samples.images import IMAGE_EXTENSIONS
-from vfm.data.samples.sample import BadSample, Sample, uid_from
+from vfm.data.samples.sample import UNREACHABLE, BadSample, Sample, uid_from
 from vfm.data.samples.shards import Opening, Shard, ShardReader
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import OnBad, Rows, texts_by_sample, texts_schema
@@ -257,8 +257,8 @@ class TarShard(ShardReader):
             if last - first > MAX_GAP + sum(stops) - sum(starts):
                 return {name: self._read_bytes(start, stop) for name, start, stop in ranges}
             data = self._read_bytes(first, last)
-        except RemoteError:
-            raise BadSample("unreachable", where) from None
+        except RemoteError as error:
+            raise BadSample(UNREACHABLE, where) from error
         return {name: data[start - first : stop - first] for name, start, stop in ranges}
 
     def _label(self, members: dict[str, bytes], record: Mapping[str, Any], where: str) -> int | None:
