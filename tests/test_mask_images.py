@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -49,31 +51,71 @@ def test_captions_name_the_class_of_their_image(tables: Path) -> None:
         assert any(lemma in caption for lemma in NAMES[label].split(", "))
 
 
+ENCODERS = ["eva", "unmasked"]
+STUDENTS = ["scratch", "from_eva", "from_unmasked"]
+BLANK = ["of_blank", "of_blank_unmasked", "from_blank", "from_blank_unmasked"]
+CONTROLS = ["of_random", "masked_75", "of_pixels", "from_random", "from_masked_75", "from_pixels"]
+CONTROLS += ["from_tower", "scratch_long"]
+
+
+def run(recipe: str, store: Path, tables: Path, trained: list[str], *more: str) -> Path:
+    """Run a recipe with two seeds, at two steps a training, and return the folder of its run."""
+    settings = ["seeds=[1, 2]", "untrained.global_batch_size=8", *more]
+    settings += [f"{stage}.path={tables / table}-1.parquet" for stage, table in TABLES.items()]
+    for stage in ("brief", "teacher", *trained):
+        settings += [f"{stage}.steps=2", f"{stage}.global_batch_size=8", f"{stage}.schedule.warmup_steps=0"]
+    for stage in trained:
+        if stage.startswith(("from", "scratch")):
+            settings.append(f"{stage}.evaluation.every_steps=1")
+    done = CliRunner().invoke(app, ["run", recipe, "--store", str(store), *small.words(settings)])
+    assert done.exit_code == 0, done.output
+    return store / "runs" / recipe
+
+
+def printed_by(script: ModuleType, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    script.main(list(arguments))
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ANALYSIS)
+    return importlib.import_module("mask_claim")
+
+
 @pytest.mark.slow
 def test_claim_runs_at_two_steps_and_ends_in_its_tables(
-    tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tables: Path, tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = ["seeds=[1, 2]"]
-    settings += [f"{stage}.path={tables / table}-1.parquet" for stage, table in TABLES.items()]
-    for stage in ("brief", "teacher", "eva", "unmasked", "scratch", "from_eva", "from_unmasked"):
-        settings += [f"{stage}.steps=2", f"{stage}.global_batch_size=8", f"{stage}.schedule.warmup_steps=0"]
-    for student in ("scratch", "from_eva", "from_unmasked"):
-        settings.append(f"{student}.evaluation.every_steps=1")
-    settings.append("untrained.global_batch_size=8")
-    weaker = ["eva.teacher=brief", "unmasked.teacher=brief", "probe.models=[untrained, unmasked, eva, brief]"]
-    for store, more in (("store", []), ("weaker", weaker)):
-        words = ["run", "mask_images", "--store", str(tmp_path / store), *small.words([*settings, *more])]
-        done = CliRunner().invoke(app, words)
-        assert done.exit_code == 0, done.output
-    monkeypatch.syspath_prepend(ANALYSIS)
-    script = importlib.import_module("mask_claim")
-    capsys.readouterr()
-    runs = [str(tmp_path / store / "runs" / "mask_images") for store in ("store", "weaker")]
-    script.main([runs[0], "--weaker", runs[1], "--image", str(tmp_path / "arms.png")])
-    printed = capsys.readouterr().out
+    of_brief = ["eva.teacher=brief", "unmasked.teacher=brief", "probe.models=[untrained, unmasked, eva, brief]"]
+    stronger = run("mask_images", tmp_path / "stronger", tables, ENCODERS + STUDENTS)
+    weaker = run("mask_images", tmp_path / "weaker", tables, ENCODERS + STUDENTS, *of_brief)
+    image = tmp_path / "arms.png"
+    printed = printed_by(script, capsys, str(stronger), "--weaker", str(weaker), "--image", str(image))
     assert "end point: " in printed
     assert "gate, teacher minus random weights: " in printed
     assert "end point, change from the weaker teacher: " in printed
-    for student in ("scratch", "from_unmasked", "from_eva"):
+    for student in STUDENTS:
         assert f"| `{student}` | " in printed
-    assert (tmp_path / "arms.png").stat().st_size > 10_000
+    assert image.stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_untrained_teacher_and_controls_run_at_two_steps_and_end_in_their_tables(
+    tables: Path, tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = [*ENCODERS, *STUDENTS, *BLANK]
+    printed = printed_by(
+        script, capsys, str(run("mask_images_blank", tmp_path, tables, trained, "blank.global_batch_size=8"))
+    )
+    assert "end point: " in printed
+    assert "from_unmasked - from_blank_unmasked" in printed
+    assert "| `of_blank_unmasked` | " in printed
+
+    trained += CONTROLS
+    more = ["seeds=[1]", "blank.global_batch_size=8"]
+    printed = printed_by(script, capsys, str(run("mask_images_controls", tmp_path, tables, trained, *more)))
+    for student in ("from_random", "from_masked_75", "from_pixels", "from_tower", "scratch_long"):
+        assert re.search(rf"^\| `{student}` \| [\d.]+ \| [\d.]+ \|$", printed, re.MULTILINE)
+    assert re.search(r"^linear probe of unseen classes, of_pixels: [\d.]+ %$", printed, re.MULTILINE)

@@ -14,6 +14,8 @@ STAGES_OVER_BASE = {
     "eva_claim_more": "964677825ca3",
     "eva_claim_rates": "f62e0174def5",
     "mask_claim_controls": "fbea7da8624a",
+    "mask_images_blank": "3780458f3a08",
+    "mask_images_controls": "9223e05ea9d9",
     "vocabulary_claim_matched": "d25673bfd000",
     "open_segmentation_tiny": "13ad130a68c9",
     "clip_b32": "ce6db29f38b1",

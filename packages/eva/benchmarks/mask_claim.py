@@ -4,8 +4,8 @@
     uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_images@*
 
 With `--image FILE` the scores are drawn, those of `mask_claim` against the share of masked patches. `--weaker RUN ...`
-compares runs of `mask_images` with runs of the same seeds and a weaker teacher. Of a run of `mask_claim_controls`, only
-the scores of the controls are printed.
+compares runs of `mask_images` with runs of the same seeds and a weaker teacher. `mask_images_blank` has its own tests.
+Of a run of `mask_claim_controls` or `mask_images_controls`, only the scores of the controls are printed.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ from vfm.statistics import holm, paired_t, t_interval
 Floats = npt.NDArray[np.float64]
 Scores = dict[tuple[str, str], Floats]  # (stage/metric, model) -> a value in percent for each seed
 
-STUDENTS = ["scratch", "from_blank", "from_unmasked", "from_masked_25", "from_eva", "from_masked_75"]
-ENCODERS = ["untrained", "of_blank", "unmasked", "masked_25", "eva", "masked_75", "teacher"]
+STUDENTS = [
+    "scratch", "from_blank", "from_blank_unmasked", "from_unmasked", "from_masked_25", "from_eva", "from_masked_75",
+]  # fmt: skip
+ENCODERS = ["untrained", "of_blank", "of_blank_unmasked", "unmasked", "masked_25", "eva", "masked_75", "teacher"]
 MASKED = {"unmasked": 0, "masked_25": 25, "eva": 44, "masked_75": 75}  # percent of the patches, 0, 4, 7 and 12 of 16
 END_POINT = "curves/mean_over_log_samples"
 PROBES = ["probe/lp_acc1", "dense/dense_miou"]
@@ -34,10 +36,11 @@ STAGES = ("curves", "probe", "dense", "zero_shot")
 
 
 def read_scores(*runs: Path, stages: Sequence[str] = STAGES) -> Scores:
-    """Read the metrics of the runs' evaluations in percent, by stage, name and model."""
+    """Read the metrics of the runs' evaluations in percent, by stage without `_blank`, name and model."""
     values: dict[tuple[str, str], dict[int, float]] = {}
     for folder in [folder for run in runs for folder in (run / "artifacts").glob("*@*")]:
         stage, _, seed = folder.name.partition("@")
+        stage = stage.removesuffix("_blank")
         if stage.removesuffix("_controls") not in stages or not folder.exists():
             continue  # a run that stopped before has links to nothing
         for metric in Report.load(folder).metrics:
@@ -77,50 +80,68 @@ def run_probes(scores: Scores) -> list[str]:
     return [probe for probe in PROBES if (probe, "eva") in scores]
 
 
-def print_tests(scores: Scores) -> None:
-    """Print the end point, its decision, and the second comparisons with p-values by Holm."""
-    unmasked, masked = scores[END_POINT, "from_unmasked"], scores[END_POINT, "from_eva"]
-    scratch = scores[END_POINT, "scratch"]
-    difference = unmasked - masked
-    margin = (unmasked - scratch).mean() / 2
-    (low, high), p = paired_t(masked, unmasked)
+def print_end_point(difference: Floats, margin: float) -> None:
+    """Print the end point of each seed, its interval and the decision by the margin of equivalence."""
+    low, high = t_interval(difference)
     if abs(low) < margin and abs(high) < margin:
         decision = "equivalent"
     elif low > 0 or high < 0:
         decision = "different"
     else:
         decision = "open"
-    print(
-        f"\nend point: {', '.join(f'{value:+.1f}' for value in difference)}; {interval(difference, signed=True)},",
-        end="",
-    )
+    seeds = ", ".join(f"{value:+.1f}" for value in difference)
+    p = scipy.stats.ttest_1samp(difference, 0).pvalue
+    print(f"\nend point: {seeds}; {interval(difference, signed=True)},", end="")
     print(f" p = {p:.2g}, standard deviation {difference.std(ddof=1):.1f}, margin {margin:.1f}: {decision}")
+
+
+def print_second(differences: dict[str, Floats]) -> None:
+    """Print the other comparisons with p-values by Holm."""
+    corrected = holm([scipy.stats.ttest_1samp(values, 0).pvalue for values in differences.values()])
+    print("\n| second | points | p by Holm |\n|---|---|--:|")
+    for (name, values), p in zip(differences.items(), corrected, strict=True):
+        print(f"| {name} | {interval(values, signed=True)} | {p:.2g} |")
+
+
+def print_tests(scores: Scores) -> None:
+    """Print the tests of `mask_claim` and `mask_images`, and the gate of the teachers."""
+    unmasked, masked = scores[END_POINT, "from_unmasked"], scores[END_POINT, "from_eva"]
+    scratch = scores[END_POINT, "scratch"]
+    print_end_point(unmasked - masked, margin=(unmasked - scratch).mean() / 2)
     second = {"from_eva - scratch": masked - scratch}
     if (END_POINT, "from_blank") in scores:
         second["from_eva - from_blank"] = masked - scores[END_POINT, "from_blank"]
     for probe in run_probes(scores):
         second[f"{probe}, unmasked - eva"] = scores[probe, "unmasked"] - scores[probe, "eva"]
-    p_values = [scipy.stats.ttest_1samp(values, 0).pvalue for values in second.values()]
-    corrected = holm(p_values)
-    print("\n| second | points | p by Holm |\n|---|---|--:|")
-    for (name, values), p in zip(second.items(), corrected, strict=True):
-        print(f"| {name} | {interval(values, signed=True)} | {p:.2g} |")
+    print_second(second)
     gate = scores["probe/lp_acc1", "teacher"] - scores["probe/lp_acc1", "untrained"]
     print(f"\ngate, teacher minus random weights: {', '.join(f'{value:+.1f}' for value in gate)}")
 
 
+def print_blank_tests(scores: Scores) -> None:
+    """Print the tests of `mask_images_blank`."""
+    student = {model: values for (metric, model), values in scores.items() if metric == END_POINT}
+    margin = (student["from_eva"] - student["scratch"]).mean() / 2
+    print_end_point(student["from_eva"] - student["from_blank"], margin)
+    print_second(
+        {
+            "from_unmasked - from_blank_unmasked": student["from_unmasked"] - student["from_blank_unmasked"],
+            "from_blank - scratch": student["from_blank"] - student["scratch"],
+            "linear probe, eva - of_blank": scores[PROBES[0], "eva"] - scores[PROBES[0], "of_blank"],
+        }
+    )
+
+
 def print_controls(scores: Scores) -> None:
     """Print the scores of the controls, which have one seed."""
-    students = [model for metric, model in scores if metric == "curves_controls/mean_over_log_samples"]
     print("| student | mean over log samples, % | after the last step, % |\n|---|--:|--:|")
-    for student in students:
-        mean, last = (
-            scores["curves_controls/mean_over_log_samples", student],
-            scores["zero_shot_controls/acc1", student],
-        )
-        print(f"| `{student}` | {mean.item():.1f} | {last.item():.1f} |")
-    for encoder in ("of_random", "of_pixels"):
-        print(f"linear probe of unseen classes, {encoder}: {scores['probe_controls/lp_acc1', encoder].item():.1f} %")
+    for metric, model in scores:
+        if metric == "curves_controls/mean_over_log_samples":
+            last = scores["zero_shot_controls/acc1", model]
+            print(f"| `{model}` | {scores[metric, model].item():.1f} | {last.item():.1f} |")
+    for metric, model in scores:
+        if metric == "probe_controls/lp_acc1":
+            print(f"linear probe of unseen classes, {model}: {scores[metric, model].item():.1f} %")
 
 
 def draw_masks(file: Path, scores: Scores) -> None:
@@ -185,6 +206,9 @@ def main(argv: list[str] | None = None) -> None:
         print_controls(scores)
         return
     print_models(scores)
+    if (END_POINT, "from_blank_unmasked") in scores:
+        print_blank_tests(scores)
+        return
     print_tests(scores)
     weaker = read_scores(*arguments.weaker)
     if weaker:
