@@ -16,9 +16,11 @@ from range_server import RangeServer, serving
 from vfm.base import UserError
 from vfm.data import BadSample, Source, TrainingData, open_dataset, write_tar
 from vfm.data.index.column_sampling import column_values
+from vfm.data.index.index import copy_of
 from vfm.data.pairs.stages import Pairs
 from vfm.data.reading import byte_ranges
 from vfm.data.reading.byte_ranges import RangeFile
+from vfm.interfaces import Event
 from vfm.storage import remote
 
 PER_FILE, PER_GROUP = 12, 3
@@ -127,6 +129,41 @@ def test_texts_urls_and_values_of_a_remote_shard_are_read_whole_or_not_at_all(
             read()
         server.fault = lambda path, count: None
         assert len(read()) >= PER_FILE - 1, name
+
+
+def test_a_copy_has_the_row_groups_that_come_and_a_warning_counts_the_others(
+    tmp_path: Path, server: RangeServer
+) -> None:
+    def copied(name: str, fault: Callable[[str, int], str | None]) -> tuple[list[str], list[bool]]:
+        """Write copies of both tables, and return the warnings and whether each row is in the copy of the second."""
+        events: list[Event] = []
+        ctx = context(tmp_path / name)
+        ctx.send = events.append
+        server.asked.clear()
+        server.fault = fault
+        address = f"{server.url}/{{0..1}}.parquet"
+        pool = Pairs(name="pool", path=address, arrow_copy=True, max_bad_fraction=0.5, verify=False).run(ctx)
+        server.fault = lambda path, count: None
+        asked.append(server.asked["1.parquet"])
+        assert [open_dataset(pool)[n].key for n in (0, 2 * PER_FILE - 1)] == ["0", str(2 * PER_FILE - 1)]
+        with pa.ipc.open_stream(copy_of(tmp_path / name, 1)) as reader:
+            rows = reader.read_all()["image"].is_valid().to_pylist()
+        return [event.data["message"] for event in events if event.type == "warning"], rows
+
+    asked: list[int] = []
+    everything = [True] * PER_FILE
+    assert copied("whole", lambda path, count: None) == ([], everything)
+    assert copied("often", lambda path, count: "status 500" if count % 2 else None) == ([], everything)
+    assert asked[1] == 2 * asked[0], "each request was made twice"
+    fails = lambda path, count: "status 500" if path == "1.parquet" and count >= asked[0] else None  # noqa: E731
+    (warning,), rows = copied("lacking", fails)
+    assert warning == (
+        "row groups that could not be read and are not in the Arrow copies: 1, such as"
+        f" {server.url}/1.parquet: row group 3 ({server.url}/1.parquet: status 500); their samples are read from the"
+        " tables"
+    )
+    assert rows == [True] * (PER_FILE - PER_GROUP) + [False] * PER_GROUP
+    assert asked[2] == asked[0] + len(remote.PAUSES), "the last request was made again"
 
 
 def test_a_large_range_is_requested_in_parts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

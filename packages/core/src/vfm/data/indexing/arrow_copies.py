@@ -1,7 +1,8 @@
 """Write Arrow copies of Parquet tables beside their index, and describe what reading the tables at random costs.
 
 A copy is uncompressed and mapped into memory. It has the columns of a sample, in record batches of a row group's rows.
-The rows of a damaged row group are null in it: they are read from the table, with the same error as without a copy.
+The rows of a damaged row group are null in it: they are read from the table, with the same error as without a copy. So
+are those of a remote row group that did not come, and a warning counts them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import pyarrow as pa
 from vfm.base import UserError
 from vfm.data.index.index import copy_of
 from vfm.data.reading.recent_groups import MAX_BYTES
-from vfm.data.samples.sample import BadSample
+from vfm.data.samples.sample import UNREACHABLE, BadSample
 from vfm.data.samples.shards import Shard
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.arrow_files import ArrowFile
@@ -30,12 +31,19 @@ LARGE_GROUP = 4 << 20  # bytes of images in a row group from which random reads 
 def write_copies(ctx: Context, directory: Path, shards: Sequence[Shard], spec: DatasetSpec) -> DatasetSpec:
     """Write a copy of each table into the folder of the index, and return the spec that records them."""
     done, total = 0, sum(shard.num_samples for shard in shards)
+    lacking: list[BadSample] = []
     for number, shard in enumerate(shards):
-        for num_rows in _write_copy(shard, spec, copy_of(directory, number)):
+        for num_rows in _write_copy(shard, spec, copy_of(directory, number), lacking):
             done += num_rows
             ctx.progress(min(done, total), total, "rows copied")
     size = sum(copy_of(directory, number).stat().st_size for number in range(len(shards)))
     ctx.log(f"Arrow copies of tables: {len(shards)}, {size / 1e9:,.1f} GB")
+    if lacking:
+        ctx.warn(
+            f"row groups that could not be read and are not in the Arrow copies: {len(lacking)}, such as"
+            f" {lacking[0].where} ({lacking[0].__cause__}); their samples are read from the tables",
+            lacks_data=True,
+        )
     return spec.model_copy(update={"arrow_copy": True})
 
 
@@ -54,18 +62,20 @@ def check_copied(stage: str, shard: Shard, spec: DatasetSpec) -> None:
         raise UserError(f"{stage}: arrow_copy: expected Parquet with a column of images, got {found}")
 
 
-def _write_copy(shard: Shard, spec: DatasetSpec, path: Path) -> Iterator[int]:
-    """Write a copy of a shard, and yield the number of rows of each batch."""
+def _write_copy(shard: Shard, spec: DatasetSpec, path: Path, lacking: list[BadSample]) -> Iterator[int]:
+    """Write a copy of a shard, and yield the number of rows of each batch. `lacking` receives unreachable groups."""
     table = ParquetShard(shard.path, spec)
     schema = pa.schema(map(table.file.schema_arrow.field, table.columns(with_image=True)))
     path.parent.mkdir(exist_ok=True)
     with new_file(path) as stream, pa.ipc.new_stream(stream, schema) as writer:
-        for batch in _batches(table, schema, shard.num_samples):
+        for batch in _batches(table, schema, shard.num_samples, lacking):
             writer.write_batch(batch)
             yield batch.num_rows
 
 
-def _batches(table: ParquetShard, schema: pa.Schema, num_rows: int) -> Iterator[pa.RecordBatch]:
+def _batches(
+    table: ParquetShard, schema: pa.Schema, num_rows: int, lacking: list[BadSample]
+) -> Iterator[pa.RecordBatch]:
     """Yield the batches of the row groups that have the first `num_rows` rows."""
     for group, end in enumerate(table.ends.tolist()):
         in_group = table.file.metadata.row_group(group).num_rows
@@ -73,7 +83,9 @@ def _batches(table: ParquetShard, schema: pa.Schema, num_rows: int) -> Iterator[
             return
         try:
             read = table.read_group(group, with_image=True)
-        except BadSample:
+        except BadSample as bad:
+            if bad.reason == UNREACHABLE:
+                lacking.append(bad)
             yield pa.RecordBatch.from_arrays([pa.nulls(in_group, kind) for kind in schema.types], schema=schema)
         else:
             yield from read.select(schema.names).to_batches(max_chunksize=ROWS_PER_BATCH)
