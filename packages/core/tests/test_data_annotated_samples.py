@@ -58,6 +58,14 @@ def test_tars_with_objects_in_json(tmp_path: Path, record: dict[str, Any]) -> No
     assert (objects.labels.tolist(), objects.boxes.tolist()) == ([1, 0], [[2, 1, 8, 5], [0, 0, 2, 2]])
 
 
+def test_keys_that_repeat_are_the_same_in_the_images_and_in_their_table(tmp_path: Path) -> None:
+    for name in "ab":
+        tar(tmp_path / f"{name}.tar", {"objects": [OBJECT]}, {"objects": [OBJECT]})
+    data = AnnotatedSource(read(tmp_path, str(tmp_path / "{a,b}.tar")))
+    assert data.keys == ["a/000", "a/001", "b/000", "b/001"]
+    assert [data.source[number].key for number in range(4)] == data.keys
+
+
 def test_a_broken_record_makes_a_bad_sample(tmp_path: Path) -> None:
     data = read(tmp_path, tar(tmp_path / "a.tar", None, {"objects": [OBJECT]}))
     assert (data.num_samples, data.num_objects, data.bad_samples) == (1, 1, {"broken_json": 1})

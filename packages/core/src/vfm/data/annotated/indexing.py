@@ -123,7 +123,7 @@ def import_annotations(
     write_images(ctx.directory, rows)
     if checked.indexing:
         bad_rows = [*checked.indexing.bad, *checked.bad_rows()]
-        write_index(ctx.directory, checked.indexing.shards, reader.spec, bad_rows=bad_rows)
+        write_index(ctx.directory, checked.indexing.shards, checked.indexing.spec, bad_rows=bad_rows)
     map_classes: list[int] = []  # values that are ignored or not allowed keep their negative number
     for number in reader.map_classes:
         map_classes.append(number if number < 0 else labels[reader.classes.ids[number]])
