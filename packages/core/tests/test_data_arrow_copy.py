@@ -16,11 +16,13 @@ from test_data_oracle import damage_group
 from test_data_subset import subset_of
 from vfm.base import UserError, decisive_settings
 from vfm.data import BadSample, Source, TrainingData, open_dataset, write_tar
+from vfm.data.annotated.source import AnnotatedSource
+from vfm.data.annotated.stages import Annotated
 from vfm.data.index.index import copy_of
 from vfm.data.labeled.stages import Labeled
 from vfm.data.pairs.image_files import index_images
 from vfm.data.pairs.stages import Images, Pairs
-from vfm.interfaces import Event, ImageDataset
+from vfm.interfaces import AnnotatedImages, Event, ImageDataset
 
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
 PER_GROUP, PER_FILE = 3, 20
@@ -136,6 +138,23 @@ def test_class_names_and_a_limit_of_samples_are_those_of_the_table(tmp_path: Pat
     assert (len(copied), copied.class_names, copied[1].label) == (5, ["cat", "dog"], 1)
     with pa.ipc.open_stream(copy_of(tmp_path / "copy", 0)) as reader:
         assert reader.read_all().num_rows == 6, "row groups after the last sample are not copied"
+
+
+def test_images_with_objects_are_those_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = []
+    for n in range(7):
+        image = {"bytes": encoded(n) if n != 2 else b"no image", "path": None}
+        rows.append({"image": image, "image_id": n, "objects": {"bbox": [[n, 1, 4, 5]], "category": [n % 2]}})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet", row_group_size=3)
+    plain, copied = both(tmp_path, tmp_path / "x.parquet", Annotated, max_bad_fraction=0.2)
+    assert contents(copied) == contents(plain)
+    assert len(copied) == 6
+    data = AnnotatedSource(AnnotatedImages.load(tmp_path / "copy"))
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", None)
+    assert [data.image(number).size for number in range(6)] == [(24, 16)] * 6
+    assert data.objects(2).boxes.tolist() == [[3, 1, 7, 6]]
+    with pytest.raises(ValueError, match="arrow_copy is only valid with images: true"):
+        Annotated(name="labels", path="x.parquet", images=False, arrow_copy=True)
 
 
 def test_keys_that_repeat_have_the_names_of_the_user_s_files(tmp_path: Path) -> None:

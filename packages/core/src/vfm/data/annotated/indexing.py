@@ -37,8 +37,8 @@ def index_annotated(config: Annotated, ctx: Context) -> AnnotatedImages:
     """Read the annotations and index the images."""
     reader = open_reader(config)
     ctx.log(f"{config.path}: {reader.format}, {len(reader.classes.names)} classes")
-    source = config.annotations or next(iter(config.sources()))
-    wanted = Wanted(config.classes, config.keep_empty, config.images, config.max_bad_fraction, source)
+    path = config.annotations or next(iter(config.sources()))
+    wanted = Wanted(config.classes, config.keep_empty, config.images, config.max_bad_fraction, path, config.arrow_copy)
     return import_annotations(reader, ctx, wanted)
 
 
@@ -57,6 +57,7 @@ class Wanted:
         images: Index the images. False: labels only.
         max_bad_fraction: Tolerated fraction of bad images, and of bad annotations.
         source: Path of the annotations, for the ledger.
+        arrow_copy: Write Arrow copies of tables. None: there is no such setting.
     """
 
     classes: Sequence[str]
@@ -64,6 +65,7 @@ class Wanted:
     images: bool
     max_bad_fraction: float
     source: str = ""
+    arrow_copy: bool | None = None
 
 
 def import_annotations(
@@ -107,8 +109,7 @@ def import_annotations(
         ctx.warn(f"annotations left out: {bad.total():,} ({reasons}); the first is {places[0]}")
     if not wanted.keep_empty:
         objects_per_image = np.bincount(table.image, minlength=len(images))
-        # An image that is bad for another reason keeps it.
-        for number in np.flatnonzero(objects_per_image == 0).tolist():
+        for number in np.flatnonzero(objects_per_image == 0).tolist():  # a bad image keeps its other reason
             checked.problems.setdefault(number, BadSample("no_objects", images[number].key))
     with LedgerWriter(ctx.directory / ANNOTATED_LEDGER) as ledger:
         image_uses = [USED] * len(images)
@@ -215,9 +216,8 @@ class _Checked:
 def _check_images(reader: AnnotationReader, ctx: Context, wanted: Wanted) -> tuple[list[AnnotatedImage], _Checked]:
     indexing = source = None
     if wanted.images:
-        indexing = Indexing(
-            ctx, reader.spec, wanted.max_bad_fraction, f"the images of {reader.format} annotations", verify=False
-        )
+        name = f"the images of {reader.format} annotations"
+        indexing = Indexing(ctx, reader.spec, wanted.max_bad_fraction, name, verify=False, arrow_copy=wanted.arrow_copy)
         indexing.run(ctx.directory, reader.shards(ctx.directory))
         source = Source(ctx.directory.resolve())
     images = reader.list_images(source)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated as Typed, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from vfm.data.indexing.stages import ArrowCopy
 from vfm.interfaces import AnnotatedImages, Artifact, Stage
 from vfm.storage.path_patterns import expand_paths
 
@@ -48,10 +49,17 @@ class Annotated(Stage):
     keep_empty: bool = Field(True, description="keep images without objects. For training, use false")
     images: bool = Field(True, description="false: labels only, to score result files without the images")
     max_bad_fraction: Fraction = Field(0.05, description="tolerated fraction of bad images, and of bad annotations")
+    arrow_copy: ArrowCopy = False
 
     makes: ClassVar[type[Artifact]] = AnnotatedImages
     work: ClassVar[str] = "vfm.data.annotated.indexing:index_annotated"
     checks: ClassVar[str] = "vfm.data.annotated.indexing:check_annotated"
+
+    @model_validator(mode="after")
+    def _copied_images(self) -> Annotated:
+        if self.arrow_copy and not self.images:
+            raise ValueError("arrow_copy is only valid with images: true")
+        return self
 
     def sources(self) -> Iterable[str]:
         """List the files behind `path`, the annotations and the file of class names."""

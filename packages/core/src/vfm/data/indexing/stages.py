@@ -11,6 +11,15 @@ from vfm.interfaces import Stage
 from vfm.storage.path_patterns import expand_paths
 
 Verify = bool | Literal["all", "decode"]
+ArrowCopy = Annotated[
+    bool,
+    Incidental(unless="arrow_copy"),
+    Field(
+        description="also write an uncompressed Arrow copy of each Parquet file beside the index. It is mapped into"
+        " memory, so that samples are read in random order without decoding a row group for each"
+    ),
+]
+"""Field of the stages that index tables."""
 
 
 class ImageFiles(Stage):
@@ -47,11 +56,7 @@ class ImageFiles(Stage):
         " parquet files and tars with img2dataset's statistics, whose count is known. decode: also decode every image,"
         " to find images that are cut off. false: only count",
     )
-    arrow_copy: Annotated[bool, Incidental(unless="arrow_copy")] = Field(
-        False,
-        description="also write an uncompressed Arrow copy of each Parquet file beside the index. It is mapped into"
-        " memory, so that samples are read in random order without decoding a row group for each",
-    )
+    arrow_copy: ArrowCopy = False
 
     def sources(self) -> Iterable[str]:
         """List the files behind `path`."""
