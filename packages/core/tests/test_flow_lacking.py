@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
@@ -37,6 +37,8 @@ class Look(vfm.Stage):
         (ctx.work / "begun").touch()
         if not Path(self.path).exists():
             ctx.warn("1 of 1 files is missing", lacks_data=True)
+            ctx.skip("missing", self.path, lacks_data=True)
+        ctx.skip("small", f"{self.path}: line 1")
         ctx.warn("looking is slow")
         ctx.progress(1, 1, "files")
         return Looked.create(ctx.directory, found=Path(self.path).exists())
@@ -44,6 +46,12 @@ class Look(vfm.Stage):
 
 def look(folder: Path, *, fresh: bool = False, killed: bool = False) -> tuple[list[str], list[str]]:
     """Run the stage, and return the warnings that are shown and the ones in the manifest."""
+    shown, manifest = run_look(folder, fresh=fresh, killed=killed)
+    return shown, manifest["warnings"]
+
+
+def run_look(folder: Path, *, fresh: bool = False, killed: bool = False) -> tuple[list[str], dict[str, Any]]:
+    """Run the stage, and return the warnings that are shown and the manifest."""
     text = f"stages:\n  - {{kind: toy.look, name: looked, path: '{folder / 'a.txt'}'}}\n"
     recipe = parse_recipe(text, {"toy.look": Look}, (), name="r", where="r.yaml")
     steps = make_plan(recipe, Store(folder / "store"))
@@ -56,7 +64,7 @@ def look(folder: Path, *, fresh: bool = False, killed: bool = False) -> tuple[li
             raise KilledError
 
     run_plan(recipe, steps, Store(folder / "store"), send, fresh=fresh)
-    return shown, read_manifest(steps[0].slot.artifact)["warnings"]
+    return shown, read_manifest(steps[0].slot.artifact)
 
 
 def test_a_cached_stage_repeats_what_it_lacks_and_how_to_make_it_again(tmp_path: Path) -> None:
@@ -74,3 +82,15 @@ def test_data_that_are_back_when_a_stage_resumes_are_not_missing_in_its_record(t
         look(tmp_path, killed=True)
     (tmp_path / "a.txt").touch()
     assert look(tmp_path) == (["looking is slow"], ["looking is slow"])
+
+
+def test_the_places_of_data_that_are_back_when_a_stage_resumes_are_not_in_its_record(tmp_path: Path) -> None:
+    file, small = str(tmp_path / "a.txt"), {"small": [f"{tmp_path / 'a.txt'}: line 1"]}
+    with pytest.raises(KilledError):
+        look(tmp_path, killed=True)
+    (tmp_path / "a.txt").touch()
+    manifest = run_look(tmp_path)[1]
+    assert (manifest["bad_samples"], manifest["bad_examples"]) == ({"small": 1}, small)
+    (tmp_path / "a.txt").unlink()
+    manifest = run_look(tmp_path, fresh=True)[1]
+    assert manifest["bad_examples"] == {"missing": [file], **small}

@@ -183,6 +183,22 @@ def test_a_shard_that_is_still_lost_when_filtering_resumes_is_counted_once(
     assert len(open_dataset(filtered)) == (NUM_SHARDS - 1) * SIZE
 
 
+def test_passes_are_not_repeated_if_the_error_of_a_lost_shard_has_another_text(
+    run_stage: Any, pool: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(KilledError):
+        run_stage(filtering("filtered"), send=killed_at("caption_length", 10), p=pool)
+    (tmp_path / f"pool-{7 * SIZE:06d}.tar").write_bytes(b"another size")
+    events: list[Event] = []
+    run_stage(filtering("filtered"), send=events.append, p=pool)
+    (bad,) = [event.data for event in events if event.type == "bad_sample"]
+    assert "12 now" in bad["where"]
+    passes = {event.data["shown"].get("filter") for event in events if event.type == "progress"}
+    assert "caption_length" in passes
+    assert "texts" not in passes
+    assert bad["lacks_data"]
+
+
 @pytest.mark.parametrize("form", ["pairs", "links", "tars"])
 def test_an_export_stops_at_a_lost_shard_and_has_it_when_it_is_back(
     run_stage: Any, make_pool: Any, tmp_path: Path, form: str
@@ -257,7 +273,7 @@ def test_a_shard_with_many_bad_samples_before_its_damage_is_named() -> None:
     summary = TaskSummary()
     for number in range(NUM_BAD_SHOWN + 5):
         summary.skip("broken_json", f"a.parquet: row {number}")
-    summary.lose(100, "a.parquet: damaged")
+    summary.lose(7, 100, "a.parquet: damaged")
     assert summary.bad == {"broken_json": NUM_BAD_SHOWN + 5, DAMAGED: 1}
     assert (DAMAGED, "a.parquet: damaged") in summary.bad_shown
     with pytest.raises(UserError, match=r"^a\.parquet: damaged \(100 of 1000 samples are lost"):

@@ -59,7 +59,7 @@ def texts_or_lost(source: Source, shard: int, summary: TaskSummary) -> pa.Table:
     try:
         return texts_of(source, shard, on_bad=summary.skip)
     except UserError as error:
-        summary.lose(int(source.shard_sizes[shard]), str(error))
+        summary.lose(shard, int(source.shard_sizes[shard]), str(error))
         return texts_schema().empty_table()
 
 

@@ -21,6 +21,7 @@ class TaskSummary:
 
     num_texts: int = 0
     num_lost: int = 0  # samples of the shard if it cannot be read
+    lost_shard: int | None = None  # its number in that case
     bad: Counter[str] = field(default_factory=Counter)  # bad samples by reason
     bad_shown: list[tuple[str, str]] = field(default_factory=list)  # (reason, where) of the first bad samples
 
@@ -30,8 +31,9 @@ class TaskSummary:
         if len(self.bad_shown) < NUM_BAD_SHOWN:
             self.bad_shown.append((reason, where))
 
-    def lose(self, num_samples: int, line: str) -> None:
+    def lose(self, shard: int, num_samples: int, line: str) -> None:
         """Count an unreadable shard and its samples. It is listed first, however many bad samples there are."""
+        self.lost_shard = shard
         self.num_lost += num_samples
         self.bad[DAMAGED] += 1
         self.bad_shown.insert(0, (DAMAGED, line))
@@ -53,12 +55,16 @@ class Lost:
     total: int
     max_bad_fraction: float
     count: int = 0
+    shards: list[int] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)  # the error of each shard
 
     @property
     def hash(self) -> str:
-        """Hash of the lost shards, empty if there are none. It does not depend on their order."""
-        return made_from(*sorted(self.lines)) if self.lines else ""
+        """Hash of the lost shards, empty if there are none.
+
+        It depends neither on their order nor on their errors, which may have a time or the number of a request.
+        """
+        return made_from(*sorted(self.shards)) if self.shards else ""
 
     def add(self, summary: TaskSummary) -> None:
         """Add the samples of a shard.
@@ -67,7 +73,9 @@ class Lost:
             UserError: If too many samples are lost. The line names the shard.
         """
         line = next(where for reason, where in summary.bad_shown if reason == DAMAGED)
+        assert summary.lost_shard is not None
         self.count += summary.num_lost
+        self.shards.append(summary.lost_shard)
         self.lines.append(line)
         if self.count > self.max_bad_fraction * self.total:
             raise UserError(
@@ -100,7 +108,7 @@ def with_progress(
             lost.add(summary)
         yield summary
         for reason, where in summary.bad_shown:
-            ctx.skip(reason, where)
+            ctx.skip(reason, where, lacks_data=reason == DAMAGED)
         num_shown = Counter(reason for reason, _ in summary.bad_shown)
         ctx.bad.update(summary.bad - num_shown)
         num_texts += summary.num_texts

@@ -6,7 +6,7 @@ Types, and the keys of `data`:
     stage_started   kind, id, status ("new" or "resume"), directory
     progress        done, total (None if it is not known), unit, shown (numbers to print next to the progress bar)
     metrics         step, samples, values (flat {"train/loss": 0.7, ...})
-    bad_sample      reason, where
+    bad_sample      reason, where, and lacks_data if it may come back
     log             message
     warning         message, and lacks_data if the artifact lacks data that may come back
     settings        step (the first with these settings), settings (incidental ones of a training run, by dotted key)

@@ -311,10 +311,16 @@ class Context:
         """
         self.emit("warning", message=message, **({"lacks_data": True} if lacks_data else {}))
 
-    def skip(self, reason: str, where: str) -> None:
-        """Count a bad sample by reason. The counts are in the manifest and the report."""
+    def skip(self, reason: str, where: str, *, lacks_data: bool = False) -> None:
+        """Count a bad sample by reason. The counts are in the manifest and the report.
+
+        Args:
+            reason: Why it cannot be used.
+            where: Its address.
+            lacks_data: It may come back, as in `warn`.
+        """
         self.bad[reason] += 1
-        self.emit("bad_sample", reason=reason, where=where)
+        self.emit("bad_sample", reason=reason, where=where, **({"lacks_data": True} if lacks_data else {}))
 
     def panel(self, panel: Panel) -> None:
         """Save a panel with the artifact, for the report."""

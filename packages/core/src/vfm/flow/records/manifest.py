@@ -40,6 +40,7 @@ class EventNotes:
         self.warnings: list[str] = []
         self.lacks_data: list[str] = []  # not saved, since a resumed stage may find the data again
         self.bad_examples: dict[str, list[str]] = {}  # reason -> places
+        self.lacking_examples: dict[str, list[str]] = {}  # not saved either
         self.stretches: list[dict[str, Any]] = []  # {"step", "settings"} for each change of a training stage's settings
         self.kernels: str | None = None  # not saved, since a resumed stage sends this event again
         if file.is_file():
@@ -69,7 +70,7 @@ class EventNotes:
             before = [stretch for stretch in self.stretches if stretch["step"] < event.data["step"]]
             same = before and before[-1]["settings"] == event.data["settings"]
             self.stretches = before if same else [*before, dict(event.data)]
-        elif event.type != "bad_sample" or not self._is_new_example(event.data["reason"], event.data["where"]):
+        elif event.type != "bad_sample" or not self._is_new_example(event.data):
             return
         record = {
             "numbers": self.numbers,
@@ -79,13 +80,14 @@ class EventNotes:
         }
         write_file(self.file, seal(record), durable=False)
 
-    def _is_new_example(self, reason: str, where: str) -> bool:
-        """Record the place of a bad sample, unless it is known or there are enough for its reason."""
-        places = self.bad_examples.setdefault(reason, [])
-        if where in places or len(places) >= MAX_EXAMPLES:
+    def _is_new_example(self, bad: Mapping[str, Any]) -> bool:
+        """Record the place of a bad sample, unless it is known or there are enough. Return whether it must be saved."""
+        examples = self.lacking_examples if bad.get("lacks_data") else self.bad_examples
+        places = examples.setdefault(bad["reason"], [])
+        if bad["where"] in places or len(places) >= MAX_EXAMPLES:
             return False
-        places.append(where)
-        return True
+        places.append(bad["where"])
+        return examples is self.bad_examples
 
 
 def build_manifest(
@@ -135,7 +137,7 @@ def build_manifest(
         "numbers": notes.numbers,
         "units": units,
         "bad_samples": dict(sorted(context.bad.items())),
-        "bad_examples": dict(sorted(notes.bad_examples.items())),
+        "bad_examples": dict(sorted({**notes.bad_examples, **notes.lacking_examples}.items())),
         "warnings": [*notes.warnings, *notes.lacks_data],
         "lacks_data": notes.lacks_data,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
