@@ -61,6 +61,8 @@ def write_outcome(job: OutcomeJob, shard: int) -> OutcomeSummary:
     if finished:
         return OutcomeSummary.of(finished)
     table = job.survivors.measured(shard, IDENTITY)
+    # Parquet needs a tenth less time for columns that are never missing.
+    table = table.cast(pa.schema([field.with_nullable(False) for field in table.schema]))
     reasons = pa.DictionaryArray.from_arrays(codes.astype(np.int32), pa.array(job.reasons, pa.string()))
     verdicts = table.append_column("reason", reasons)
     passed = table.filter(pa.array(codes == 0))

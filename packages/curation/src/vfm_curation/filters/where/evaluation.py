@@ -199,4 +199,5 @@ def _wide(value: Any) -> Any:
 def _quotient(left: Any, right: Any) -> Any:
     """Divide. 0 / 0 is missing, since NaN is in columns too."""
     quotient = pc.divide(left, right)
-    return pc.if_else(pc.is_nan(quotient), None, quotient)
+    undefined = pc.is_nan(quotient)
+    return pc.if_else(undefined, None, quotient) if pc.any(undefined).as_py() else quotient
