@@ -165,9 +165,10 @@ class Measured:
         return int(self.runs[0]["captions"])
 
     def rates(self, what: str) -> list[float]:
-        """Return captions per second in each run, without the set-up."""
+        """Return captions per second without the set-up, for each run that takes longer than the set-up."""
         captions = self.captions - self.small[0]["captions"]
-        return [captions / max(1e-9, run[what] - median(self.small, what)) for run in self.runs]
+        seconds = (run[what] - median(self.small, what) for run in self.runs)
+        return [captions / each for each in seconds if each > 0]
 
     def model_cpu(self) -> float:
         """Return the CPU seconds of both passes on the line through the small pool and the model's."""
@@ -179,12 +180,13 @@ class Measured:
         """Return the cells of the table."""
         cpu, model = median(self.runs, "both_cpu"), self.model_cpu()
         modelled = ["", ""] if self.runs is self.model else [f"{model:,.1f}", f"{cpu / model - 1:+.1%}"]
-        rates = [spread(self.rates(what), 1000) for what in ("match_cpu", "balance_cpu", "both_cpu")]
+        rates = map(self.rates, ("match_cpu", "balance_cpu", "both_cpu"))
         clock = [run["captions"] / run["both_wall"] for run in self.runs]
         written = [median(self.runs, what) / 1e9 for what in ("match_bytes", "balance_bytes", "kept_bytes")]
         return [
             *(f"{self.captions:,}", str(self.workers), str(len(self.runs)), f"{cpu:,.1f}", *modelled),
-            *(*rates, spread(clock, 1000), f"{max(run['peak_mib'] for run in self.runs):,.0f}"),
+            *(spread(each, 1000) if each else "" for each in rates),
+            *(spread(clock, 1000), f"{max(run['peak_mib'] for run in self.runs):,.0f}"),
             *(" + ".join(f"{each:,.2f}" for each in written[:2]), f"{written[2]:,.2f}"),
             f"{median(self.runs, 'load'):.1f}",
         ]
