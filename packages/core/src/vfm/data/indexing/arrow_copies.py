@@ -1,8 +1,8 @@
 """Write Arrow copies of Parquet tables beside their index, and describe what reading the tables at random costs.
 
 A copy is uncompressed and mapped into memory. It has the columns of a sample, in record batches of a row group's rows.
-The rows of a damaged row group are null in it: they are read from the table, with the same error as without a copy. So
-are those of a remote row group that did not come, and a warning counts them.
+The rows of a damaged row group are null in it: they are read from the table, with the same error as without a copy. The
+same holds for a remote row group that could not be read, and a warning counts such groups.
 """
 
 from __future__ import annotations
