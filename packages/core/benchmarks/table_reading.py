@@ -1,11 +1,13 @@
 """CPU milliseconds to read a sample of a Parquet table in random order, in turns with another checkout.
 
     python packages/core/benchmarks/table_reading.py [--other OLD_CHECKOUT] [--rounds 3] [--rows 100000] [--bytes 3000]
+        [--tables 2]
 
-Two tables of half of the rows each have an `image` of random bytes and a `caption`, in row groups of 100, 1,000 and
-10,000 rows. A process reads samples in the order of a training, 64 at a time, without decoding the images. `files` is a
-folder of the same images with captions in `txt` files. The columns are the other checkout, this one, and this one with
-`arrow_copy`. The numbers are medians of all rounds.
+Tables of equal parts of the rows have an `image` of random bytes and a `caption`, in row groups of 100, 1,000 and
+10,000 rows. A process reads samples of a window with all tables in the order of a training, 64 at a time, without
+decoding the images. The time of the first samples, which open the tables, does not count. `files` is a folder of the
+same images with captions in `txt` files. The columns are the other checkout, this one, and this one with `arrow_copy`.
+The numbers are medians of all rounds.
 """
 
 from __future__ import annotations
@@ -31,15 +33,15 @@ SECONDS = 2.0  # a measurement stops after these
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def write_data(root: Path, groups: list[int], rows: int, size: int) -> None:
+def write_data(root: Path, groups: list[int], rows: int, size: int, tables: int) -> None:
     """Write the same images as tables of each size of row groups, and the first ones as files."""
     rng = np.random.default_rng(0)
-    for half in range(2):
-        images = [PNG + rng.bytes(size - len(PNG)) for _ in range(rows // 2)]
-        table = pa.table({"image": images, "caption": [f"caption {number}" for number in range(rows // 2)]})
+    for part in range(tables):
+        images = [PNG + rng.bytes(size - len(PNG)) for _ in range(rows // tables)]
+        table = pa.table({"image": images, "caption": [f"caption {number}" for number in range(rows // tables)]})
         for group in groups:
             (root / str(group)).mkdir(exist_ok=True)
-            pq.write_table(table, root / str(group) / f"{half}.parquet", row_group_size=group)
+            pq.write_table(table, root / str(group) / f"{part}.parquet", row_group_size=group)
     (root / "files").mkdir()
     for number, image in enumerate(images[:NUM_FILES]):
         (root / f"files/{number:06d}.png").write_bytes(image)
@@ -57,14 +59,15 @@ def measure(path: Path, fields: dict[str, bool]) -> float:
         stage = Pairs(kind="data.pairs", name="d", path=str(path), verify=False, **fields)
         source = open_dataset(stage.run(Context("d", Path(folder), Path(folder), {})))
         reader = TrainingReader(source, len, None, None, seed=0, max_bad_fraction=0.0)
-        order = source.order(seed=0, shuffle_shards=8)
+        order = source.order(seed=0, shuffle_shards=max(8, len(source.shard_sizes)))
+        opening = READ_TOGETHER * max(1, len(source.shard_sizes) // 8)  # samples that open the files
         count, begun = 0, 0.0
-        while count <= READ_TOGETHER or time.process_time() - begun < SECONDS:
-            if count == READ_TOGETHER:  # the first samples open the files
+        while count <= opening or time.process_time() - begun < SECONDS:
+            if count == opening:
                 begun = time.process_time()
             list(reader.samples(order.of_epochs(count, count + READ_TOGETHER)))
             count += READ_TOGETHER
-        return 1000 * (time.process_time() - begun) / (count - READ_TOGETHER)
+        return 1000 * (time.process_time() - begun) / (count - opening)
 
 
 def in_process(checkout: Path, path: Path, copy: bool) -> float:
@@ -83,6 +86,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--bytes", type=int, default=3000)
+    parser.add_argument("--tables", type=int, default=2)
     parser.add_argument("--groups", type=int, nargs="+", default=[100, 1000, 10_000])
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--copy", action="store_true", help=argparse.SUPPRESS)
@@ -95,7 +99,7 @@ def main() -> None:
     results: dict[tuple[str, Path, bool], list[float]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        write_data(root, args.groups, args.rows, args.bytes)
+        write_data(root, args.groups, args.rows, args.bytes, args.tables)
         kinds = [*map(str, args.groups), "files"]
         for _, kind, (checkout, copy) in product(range(args.rounds), kinds, columns):
             if kind != "files" or not copy:

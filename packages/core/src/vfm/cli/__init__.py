@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -33,6 +35,7 @@ FILES = {
     "store": ("show", "runs", "report", "clean"),
     "verification": ("verify",),
 }
+OPEN_FILES = 4096  # of this process, and of each of its workers
 # Commands for which imports are much of the time. Trainings, and programs that import vfm, have no stand-ins.
 SHORT = ("predict", "embed", "view", "search", "data", "doctor")
 
@@ -41,6 +44,7 @@ def main() -> None:
     """Run the command line (the entry point of the `vfm` script)."""
     gc.disable()  # imports create many objects that stay, which the collector would walk over and over
     os.environ["PYTHONSAFEPATH"] = "1"  # workers and jobs import nothing from the working folder
+    _allow_open_files()
     word = sys.argv[1] if len(sys.argv) > 1 else ""
     if word in SHORT:
         defer_unused_imports()
@@ -50,6 +54,16 @@ def main() -> None:
     gc.set_threshold(10_000)
     gc.enable()
     import_module(f"{__name__}.command").run_app()
+
+
+def _allow_open_files() -> None:
+    """Raise the soft limit of open files, because datasets keep shards open. Programs that import vfm do not."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    wanted = OPEN_FILES if hard == unlimited else min(OPEN_FILES, hard)
+    if soft != unlimited and soft < wanted:
+        with suppress(ValueError, OSError):  # a system may allow fewer than its limit
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def __getattr__(name: str) -> Any:

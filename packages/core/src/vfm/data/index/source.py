@@ -18,14 +18,13 @@ from vfm.data.index.index import read_index
 from vfm.data.index.repeated import RepeatedEpochs
 from vfm.data.index.subset import ShardTexts, SubsetView, TextDraw
 from vfm.data.reading.byte_ranges import Held, ReadAhead, read_together
+from vfm.data.reading.open_files import max_open_shards
 from vfm.data.reading.recent_groups import RecentGroups
 from vfm.data.reading.shard_cache import ShardCache
 from vfm.data.samples.order import Epochs, Order, SameEpochs, SampleOrder
 from vfm.data.samples.sample import Sample
 from vfm.interfaces import CuratedSubset, ImageDataset, Pool, TarList
 from vfm.storage.remote_spans import Span
-
-OPEN_SHARDS = 512  # shards that stay open. Their offsets are mapped, so this costs only file descriptors
 
 
 def open_dataset(artifact: ImageDataset) -> Source:
@@ -150,8 +149,9 @@ class Source:
         self._ends = np.cumsum(self.shard_sizes)
         self._len = int(self.shard_sizes.sum())
         self._ahead = ReadAhead()
-        self._open = lru_cache(OPEN_SHARDS)(partial(self.index.open, ahead=self._ahead, groups=RecentGroups()))
-        self._rows_shown = lru_cache(OPEN_SHARDS)(self.view.rows) if self.view else None
+        kept = lru_cache(max_open_shards())
+        self._open = kept(partial(self.index.open, ahead=self._ahead, groups=RecentGroups()))
+        self._rows_shown = kept(self.view.rows) if self.view else None
         self._remote = self.index.shards.remote
         self._any_remote = bool(self._remote.any())
 

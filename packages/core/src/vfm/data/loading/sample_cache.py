@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfm.base import UserError
+from vfm.data.reading.open_files import max_open_shards
 from vfm.data.samples.sample import BadSample
 from vfm.interfaces import SampleCache
 from vfm.storage.publishing import publish_file
@@ -29,7 +30,6 @@ from vfm.storage.store_files import read_json, read_npy, reading
 
 CACHE_FOLDER = "tensors"
 SHARD_BYTES = 128 * 2**20
-OPEN_SHARDS = 1024
 DTYPES = {"int8": np.int8, "fp16": np.float16, "fp32": np.float32}
 SCALE_BYTES = 4  # the fp32 step after an int8 vector
 
@@ -166,7 +166,7 @@ class CachedTensors:
     def __init__(self, cache: SampleCache) -> None:
         self.cache = cache
         self.folder = cache.path.resolve() / CACHE_FOLDER
-        self._open = lru_cache(OPEN_SHARDS)(self._open_shard)
+        self._open = lru_cache(max_open_shards())(self._open_shard)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _reopen, (self.cache.path.resolve(),)
