@@ -99,6 +99,10 @@ def test_claim_runs_at_two_steps_and_ends_in_its_tables(
     for student in STUDENTS:
         assert f"| `{student}` | " in printed
     assert image.stat().st_size > 10_000
+    (weaker / "artifacts" / "curves@2").unlink()
+    with pytest.raises(SystemExit):
+        script.main([str(stronger), "--weaker", str(weaker)])
+    assert "--weaker: expected the seeds 1, 2, got 1" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -54,6 +54,12 @@ def read_scores(*runs: Path, stages: Sequence[str] = STAGES) -> Scores:
     return scores
 
 
+def seeds_of(runs: Sequence[Path]) -> list[str]:
+    """List the seeds of the runs' students."""
+    folders = (folder for run in runs for folder in (run / "artifacts").glob("curves@*"))
+    return sorted({folder.name.partition("@")[2] for folder in folders if folder.exists()})
+
+
 def interval(values: Floats, signed: bool = False) -> str:
     """Format a mean with its 95 % t-interval."""
     low, high = t_interval(values)
@@ -205,6 +211,9 @@ def main(argv: list[str] | None = None) -> None:
     if any(metric.startswith("curves_controls/") for metric, _ in scores):
         print_controls(scores)
         return
+    seeds, weaker_seeds = seeds_of(arguments.runs), seeds_of(arguments.weaker)
+    if weaker_seeds not in ([], seeds):
+        parser.error(f"--weaker: expected the seeds {', '.join(seeds)}, got {', '.join(weaker_seeds)}")
     print_models(scores)
     if (END_POINT, "from_blank_unmasked") in scores:
         print_blank_tests(scores)
