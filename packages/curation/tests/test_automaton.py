@@ -84,6 +84,7 @@ def test_released_and_fixed_boundaries(text: str, entry: str, released: bool, me
 @pytest.mark.parametrize(
     ("character", "released", "mended"),
     [("猫", 0, 0), ("ก", 0, 0), ("ກ", 0, 0), ("က", 0, 0), ("ក", 0, 0), ("ཀ", 0, 0), ("，", 0, 0), ("$", 0, 0),
+     ("—", 0, 0), ("–", 1, 0), ("…", 1, 0), ("«", 1, 0), ("،", 1, 0), ("！", 0, 0), ("⼀", 0, 1),
      ("カ", 1, 0), ("ね", 1, 0), ("ｶ", 1, 0), ("a", 1, 1), ("고", 1, 1), ("é", 1, 1), (" ", 1, 1)],
 )  # fmt: skip
 def test_characters_that_need_a_space_beside_them(character: str, released: int, mended: int) -> None:

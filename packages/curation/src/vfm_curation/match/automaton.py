@@ -1,9 +1,10 @@
 """Match in languages without spaces, and with `semantics: metaclip2`, by an Aho-Corasick automaton.
 
 An entry matches in the spaced text (`vfm_curation.matching.spacing`) with a space on either side. No space is needed on
-a side where its outermost character is punctuation (Unicode's classes P and ASCII's marks) or belongs to a script
-without spaces: Chinese ideographs, Thai, Lao, Burmese, Khmer, Tibetan. With `metaclip` and `metaclip2` kana do not
-belong to these, as in the released code of MetaCLIP 2. With `fixed` they do:
+a side where its outermost character is punctuation or belongs to a script without spaces: Chinese ideographs, Thai,
+Lao, Burmese, Khmer, Tibetan. With `metaclip` and `metaclip2` the characters are those of MetaCLIP 2's released code,
+which has 57 marks and no kana. With `fixed` they are all of Unicode's punctuation, the same scripts with their
+extensions, and kana:
 
     text                    entry     metaclip*  fixed
     黒い猫の写真            猫        yes        yes
@@ -11,9 +12,11 @@ belong to these, as in the released code of MetaCLIP 2. With `fixed` they do:
     新しい カメラ で        カメラ    yes        yes
     ねこが好き              ねこ      no         yes
     猫とcat，dog            dog       no         yes      the full-width comma separates
+    а–б                     б         no         no
+    а–б                     –б        no         yes      the released marks have the long dash and not this one
     고양이가                고양이    no         no       Korean has spaces; particles are part of their words
 
-Source: Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062). The set of characters is our reading.
+Source: Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062).
 """
 
 from __future__ import annotations
@@ -39,6 +42,15 @@ AUTOMATON_FILE = "automaton.bin"
 IDS_FILE = "ids.npy"
 FACTS_FILE = "semantics.txt"
 
+# Marks of ASCII, other marks, Thai to Burmese, Khmer, ideographs with their radicals and extensions. They were found by
+# running the released code on every character: `packages/curation/benchmarks/released_rule.py` compares them.
+_RELEASED = re.compile(
+    "[!-/:-@\\[-`{-~"
+    "\u2014\u2018\u2019\u201c\u201d\u3001\u3002\u3008-\u3011\uff01\uff08\uff09\uff0c\uff1a\uff1b\uff1f\uff5e"
+    "\u0e00-\u109f\u1780-\u17ff"
+    "\u2e80-\u2fdf\u2ff0-\u2fff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002ebef]"
+)
+
 # By Unicode's blocks: ideographs with their extensions and compatibility forms; Thai and Lao; Tibetan; Burmese with its
 # extensions; Khmer and its symbols.
 _NO_SPACE = (
@@ -46,16 +58,16 @@ _NO_SPACE = (
     "\u0e00-\u0eff\u0f00-\u0fff\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f\u1780-\u17ff\u19e0-\u19ff"
 )
 _KANA = "\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\uff66-\uff9f"
-_WITHOUT_SPACES = re.compile(f"[{_NO_SPACE}]")
-_WITHOUT_SPACES_FIXED = re.compile(f"[{_NO_SPACE}{_KANA}]")
+_WITHOUT_SPACES = re.compile(f"[{_NO_SPACE}{_KANA}]")
 
 
 @functools.lru_cache(1 << 16)
 def needs_space(character: str, semantics: Semantics) -> bool:
     """Check whether an entry that begins or ends with this character needs a space next to it."""
-    punctuation = character in string.punctuation or unicodedata.category(character).startswith("P")
-    scripts = _WITHOUT_SPACES_FIXED if semantics == "fixed" else _WITHOUT_SPACES
-    return not (punctuation or scripts.match(character))
+    if semantics != "fixed":
+        return not _RELEASED.match(character)
+    is_mark = character in string.punctuation or unicodedata.category(character).startswith("P")
+    return not (is_mark or _WITHOUT_SPACES.match(character))
 
 
 def bounded(entry: str, semantics: Semantics) -> str:
