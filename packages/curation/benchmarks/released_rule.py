@@ -1,34 +1,40 @@
-"""The rule of `semantics: metaclip2` beside the released code of MetaCLIP 2, which is run and not read.
+"""The rules of `metaclip2` and `tail_rule: nearest` beside MetaCLIP 2's released code, which is run and not read.
 
     uv run --with babel python packages/curation/benchmarks/released_rule.py --metaclip CHECKOUT
 
 Calls the functions of `metaclip/curation/substr_matching.py` in a checkout of github.com/facebookresearch/MetaCLIP
 (pyahocorasick is needed). Compares the spaces that entries need for each character of Unicode at their first and last
-place and for random entries, the spaces that are put into texts, and the matches of both in texts of all languages of
-Unicode's CLDR: lists of names of territories, languages and scripts, joined and quoted as the language does, against
-all these names as entries. Writes `released_rule.md` into `results/`.
+place and for random entries, the spaces that are put into texts, the t of random counts (`p_to_t` of
+`metaclip/curation/curate.py`), and the matches of both in texts of all languages of Unicode's CLDR: lists of names of
+territories, languages and scripts, joined and quoted as the language does, against all these names as entries. Writes
+`released_rule.md` into `results/`.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib.util
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import babel
+import numpy as np
 import pyarrow as pa
 from babel import localedata
 from babel.lists import format_list
+from numpy.typing import NDArray
 
+from vfm_curation.counts.probabilities import nearest_t_for_tail_share
 from vfm_curation.match.automaton import Automaton, bounded
 from vfm_curation.matching import spacing
 
 RULE = "metaclip2"
-NUM_ENTRIES, NUM_TEXTS = 200_000, 400  # random entries, and texts of each language
+NUM_ENTRIES, NUM_TEXTS, NUM_COUNTS = 200_000, 400, 10_000  # random entries, texts of each language, sets of counts
 CHARACTERS = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
 
 
@@ -41,6 +47,23 @@ def load(checkout: Path) -> ModuleType:
     released = importlib.util.module_from_spec(spec)
     loader.exec_module(released)
     return released
+
+
+def released_t(checkout: Path) -> Callable[[NDArray[np.int64], float], int]:
+    """Extract the function that finds the t of a tail share. Its module cannot be imported."""
+    tree = ast.parse((checkout / "metaclip" / "curation" / "curate.py").read_text(encoding="utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "p_to_t"]
+    names: dict[str, Any] = {"np": np}
+    exec(compile(ast.Module(functions, []), "p_to_t", "exec"), names)
+    found: Callable[[NDArray[np.int64], float], int] = names["p_to_t"]
+    return found
+
+
+def random_counts(rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw the counts of up to 1,000 entries with a long tail, some of them 0."""
+    counts: NDArray[np.int64] = (rng.pareto(0.7, rng.integers(1, 1000)) * 3).astype(np.int64)
+    counts[0] += 1  # at least one match
+    return counts
 
 
 def num_different_entries(released: ModuleType, entries: Sequence[str]) -> int:
@@ -99,6 +122,12 @@ def main() -> None:
             len(CHARACTERS), sum(released.spacing(f"a{each}b") != spacing(f"a{each}b", RULE) for each in CHARACTERS)
         ),
     }  # fmt: skip
+    their_t, draws = released_t(options.metaclip), np.random.default_rng(0)
+    num_different = 0
+    for _ in range(NUM_COUNTS):
+        counts, share = random_counts(draws), draws.uniform(0, 0.5)
+        num_different += max(1, their_t(counts, share)) != nearest_t_for_tail_share(counts, share)
+    rows["t of a tail share by `tail_rule: nearest`, at least 1, of random counts"] = NUM_COUNTS, num_different
     languages = sorted({name for name in localedata.locale_identifiers() if "_" not in name and name != "root"})
     num_texts = num_matches = num_different = num_languages = 0
     for language in languages:
@@ -115,8 +144,9 @@ def main() -> None:
         num_different += sum(one != other for one, other in zip(ours, theirs, strict=True))
     rows[f"texts in {num_languages} languages, with {num_matches:,} matches of names"] = num_texts, num_different
     lines = [
-        "`packages/curation/benchmarks/released_rule.py`: `semantics: metaclip2` beside the released code of MetaCLIP",
-        f"2, both run on the same entries and texts. Names are from CLDR (babel {babel.__version__}).",
+        "`packages/curation/benchmarks/released_rule.py`: `semantics: metaclip2` and `tail_rule: nearest` beside the",
+        "released code of MetaCLIP 2, both run on the same entries, texts and counts. Names are from CLDR (babel",
+        f"{babel.__version__}).",
         "",
         "| compared | number | different |",
         "|---|--:|--:|",

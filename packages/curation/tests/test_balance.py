@@ -181,9 +181,19 @@ def test_language_with_one_dominant_entry_is_kept_whole() -> None:
     assert probabilities.keep_probability(counts, probabilities.t_for_tail_share(counts, 0.06)).tolist() == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("counts", "share", "t"),
+    [([0, 0, 0, 100], 0.06, 1), ([1, 2, 3, 4, 90], 0.06, 3), ([4, 90, 2, 3, 1], 0.06, 3), ([5, 5, 5, 5], 0.5, 5),
+     ([1, 1, 1, 1, 1000], 0.9, 1000)],
+)  # fmt: skip
+def test_nearest_t_is_the_count_of_an_entry(counts: list[int], share: float, t: float) -> None:
+    assert probabilities.nearest_t_for_tail_share(np.array(counts), share) == t
+
+
 def test_no_match_at_all_has_no_t() -> None:
-    with pytest.raises(UserError, match="no entry has a match"):
-        probabilities.t_for_tail_share(np.zeros(3, dtype=np.int64), 0.06)
+    for rule in (probabilities.t_for_tail_share, probabilities.nearest_t_for_tail_share):
+        with pytest.raises(UserError, match="no entry has a match"):
+            rule(np.zeros(3, dtype=np.int64), 0.06)
     assert probabilities.tail_share(np.zeros(3, dtype=np.int64), 5) == 0
     assert probabilities.cumulative_share(np.zeros(3, dtype=np.int64)).tolist() == [0, 0, 0]
 

@@ -17,7 +17,7 @@ from vfm.interfaces import load_panels
 from vfm.plugin import Event, ImagesPanel, Metadata, Preflight, UserError
 from vfm_curation.balance.stages import MetaclipBalance
 from vfm_curation.balance.thresholds import EntryLanguages, by_reference, by_tail_share, t_by_language
-from vfm_curation.counts.matches import read_shards
+from vfm_curation.counts.matches import COUNTS_FILE, read_shards
 from vfm_curation.counts.probabilities import tail_share
 from vfm_curation.match.stages import MatchTexts
 from vfm_curation.metadata.entries import entries_sha256, save_entries
@@ -218,6 +218,18 @@ def test_a_language_with_huge_counts_has_no_nan_and_keeps_something() -> None:
     assert t_by_language(languages, 5.0) == {"en": 5, "de": 5, "xx": 5}
 
 
+def test_tail_rule_chooses_the_t_of_each_other_language(run_stage: Any, matches: Any) -> None:
+    interpolated = thresholds_of(curated(run_stage, matches, tail_share=0.2))
+    nearest = thresholds_of(curated(run_stage, matches, tail_share=0.2, tail_rule="nearest"))
+    by_reference = thresholds_of(curated(run_stage, matches, t=30, reference_language="en", tail_rule="nearest"))
+    counts = np.load(matches.path / COUNTS_FILE)
+    assert nearest.keys() == interpolated.keys()
+    assert nearest != interpolated
+    assert set(nearest.values()) <= {1, *counts.tolist()}  # 1 without a match
+    assert by_reference["en"] == 30
+    assert {t for language, t in by_reference.items() if language != "en"} <= {1, *counts.tolist()}
+
+
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
@@ -226,6 +238,7 @@ def test_a_language_with_huge_counts_has_no_nan_and_keeps_something() -> None:
         ({"t": {"en": 5}, "reference_language": "en"}, "reference_language needs target_size or a single t"),
         ({"tail_share": 0.06, "reference_language": "en"}, "reference_language needs"),
         ({"t": 5, "texts": "some"}, "every"),
+        ({"t": 5, "tail_rule": "nearest"}, "tail_rule is only valid with tail_share or reference_language"),
     ],
 )
 def test_contradictory_rules_are_rejected(rule: Any, message: str) -> None:

@@ -9,10 +9,8 @@ from pydantic import Field
 from vfm.plugin import Runtime, Stage
 
 Semantics = Literal["metaclip", "metaclip2", "fixed"]
-
-
 TextsOfImage = Literal["every", "one_per_image"]
-
+TailRule = Literal["interpolated", "nearest"]
 
 MAX_BAD_FRACTION: Any = Field(
     0.05, ge=0, le=1, description="tolerated fraction of samples in unreadable shards, which are skipped"

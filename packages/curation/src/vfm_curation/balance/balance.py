@@ -142,13 +142,13 @@ def _thresholds(
 ) -> dict[str, float]:
     """Find the t of each language of the entries."""
     if config.tail_share:
-        return by_tail_share(languages, counts, config.tail_share)
+        return by_tail_share(languages, counts, config.tail_share, config.tail_rule)
     reference = config.reference_language
 
     def from_single_t(t: float) -> dict[str, float]:
         if reference is None:
             return t_by_language(languages, t)
-        return by_reference(languages, counts, t, reference)
+        return by_reference(languages, counts, t, reference, config.tail_rule)
 
     sampled = SampledTexts.load(matches.path / SAMPLE_FILE)
 

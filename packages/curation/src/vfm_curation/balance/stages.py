@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from vfm.plugin import CuratedSubset, PoolCuration, Ref
-from vfm_curation.runtime import CurationRuntime, TextsOfImage
+from vfm_curation.runtime import CurationRuntime, TailRule, TextsOfImage
 
 Positive = Annotated[float, Field(gt=0)]
 
@@ -30,6 +30,11 @@ class MetaclipBalance(PoolCuration):
         description="with t or target_size: the language that t is for; every other language gets the t of the same"
         " tail share (MetaCLIP 2); default: one t for all",
     )
+    tail_rule: TailRule = Field(
+        "interpolated",
+        description="t of a tail share: between the counts of two entries, or the count of the entry whose share is"
+        " nearest, as in MetaCLIP 2's code",
+    )
     texts: TextsOfImage = Field(
         "every",
         description="draw every text independently (MetaCLIP 1), or first choose one text of each image at random"
@@ -50,6 +55,8 @@ class MetaclipBalance(PoolCuration):
         if self.reference_language is not None and (self.tail_share or isinstance(self.t, dict)):
             raise ValueError("reference_language needs target_size or a single t; tail_share, or a t for each language,"
                              " already gives every language its t")  # fmt: skip
+        if self.tail_rule != "interpolated" and not (self.tail_share or self.reference_language):
+            raise ValueError("tail_rule is only valid with tail_share or reference_language")
         return self
 
 

@@ -2,7 +2,7 @@
 
 Source: Chuang et al. 2025, MetaCLIP 2 (arXiv:2507.22062): the t of English gives a fraction of matches in the tail, and
 the same fraction gives every other language its t. In its code t may be 0, which loses a whole language. Here it is at
-least 1.
+least 1. `tail_rule` chooses between the rule of its code and a finer one.
 """
 
 from __future__ import annotations
@@ -14,9 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vfm.plugin import UserError, did_you_mean
-from vfm_curation.counts.probabilities import Floats, Integers, t_for_tail_share, tail_share
+from vfm_curation.counts.probabilities import (
+    Floats,
+    Integers,
+    nearest_t_for_tail_share,
+    t_for_tail_share,
+    tail_share,
+)
+from vfm_curation.runtime import TailRule
 
 Thresholds = Mapping[str, float]  # language of entries -> t
+TAIL_RULES = {"interpolated": t_for_tail_share, "nearest": nearest_t_for_tail_share}
 
 
 @dataclass(frozen=True)
@@ -52,17 +60,21 @@ def t_by_language(languages: EntryLanguages, t: float | Mapping[str, float]) -> 
     return dict(t)
 
 
-def by_tail_share(languages: EntryLanguages, counts: Integers, share: float) -> dict[str, float]:
+def by_tail_share(
+    languages: EntryLanguages, counts: Integers, share: float, rule: TailRule = "interpolated"
+) -> dict[str, float]:
     """Compute the t of each language below which `share` of its matches are. It is 1 if nothing matched."""
     thresholds: dict[str, float] = {}
     for name in languages.names:
         group = languages.of(counts, name)
         # A language without a match has no head, so any t gives the same.
-        thresholds[name] = t_for_tail_share(group, share) if group.any() else 1.0
+        thresholds[name] = TAIL_RULES[rule](group, share) if group.any() else 1.0
     return thresholds
 
 
-def by_reference(languages: EntryLanguages, counts: Integers, t: float, reference: str) -> dict[str, float]:
+def by_reference(
+    languages: EntryLanguages, counts: Integers, t: float, reference: str, rule: TailRule = "interpolated"
+) -> dict[str, float]:
     """Use `t` for the reference language, and for all others the t of the same tail share.
 
     Raises:
@@ -70,7 +82,7 @@ def by_reference(languages: EntryLanguages, counts: Integers, t: float, referenc
     """
     check_languages([reference], languages.names, "reference_language")
     share = tail_share(languages.of(counts, reference), t)
-    return by_tail_share(languages, counts, share) | {reference: t}
+    return by_tail_share(languages, counts, share, rule) | {reference: t}
 
 
 def check_languages(languages: Mapping[str, float] | list[str], names: list[str], field: str) -> None:

@@ -24,7 +24,7 @@ Ids = NDArray[np.integer]
 
 __all__ = [
     "Floats", "Ids", "Integers", "add_to_entries", "count_ids", "cumulative_share", "in_units", "keep_probability",
-    "t_for_tail_share", "t_for_target_size", "tail_share", "text_probability",
+    "nearest_t_for_tail_share", "t_for_tail_share", "t_for_target_size", "tail_share", "text_probability",
 ]  # fmt: skip
 
 
@@ -215,6 +215,22 @@ def t_for_tail_share(counts: Integers, share: float) -> float:
         raise UserError("no entry has a match: there is no t to choose")
     cumulative = np.cumsum(values * repeats)
     return float(np.interp(share, cumulative / cumulative[-1], values))
+
+
+def nearest_t_for_tail_share(counts: Integers, share: float) -> float:
+    """Find the count of the entry up to which the share of all matches is nearest to `share`, at least 1.
+
+    This is the rule of the code released with MetaCLIP 2 (`p_to_t`), which also gives 0, and then loses every text.
+
+    Raises:
+        UserError: If no text matched.
+    """
+    ascending = np.sort(counts)
+    if not ascending.any():
+        raise UserError("no entry has a match: there is no t to choose")
+    cumulative = np.cumsum(ascending)
+    nearest = np.abs(cumulative / cumulative[-1] - share).argmin()
+    return max(1.0, float(ascending[nearest]))
 
 
 def cumulative_share(counts: Integers | Floats) -> Floats:
