@@ -16,7 +16,8 @@ from vfm.data import DatasetSpec, one_array
 from vfm.data.samples.sample import BadSample
 from vfm.data.samples.texts import _is_ascii, texts_by_sample
 from vfm.data.tables.image_list import ImageEntry, ImageListShard, write_image_lists
-from vfm.data.tables.parquet import ParquetShard, open_parquet
+from vfm.data.tables.parquet import ParquetShard
+from vfm.data.tables.parquet_files import open_parquet
 
 LONG, LONG_IN_BYTES = b"x" * 65_537, "é".encode() * 32_769
 PIECES = [b"a dog", b" \t", "\u3000猫\x85".encode(), b"", b"\xff", b"\xed\xa0\x80", LONG, LONG_IN_BYTES, b"\x00"]
@@ -210,7 +211,7 @@ def test_a_column_in_one_chunk_is_not_copied() -> None:
 
 
 def test_adjacent_rows_of_a_row_group_are_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vfm.data.tables.parquet.ROWS_AT_A_TIME", 7)
+    monkeypatch.setattr("vfm.data.tables.column_texts.ROWS_AT_A_TIME", 7)
     texts = [b"a dog %d" % row for row in range(50)]
     uids = [f"{row:032x}" for row in range(50)]
     pq.write_table(pa.table({"uid": uids, "en": column(texts, pa.string())}), tmp_path / "good.parquet")

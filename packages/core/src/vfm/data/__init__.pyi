@@ -87,5 +87,6 @@ from .streaming.source import (
     open_stream as open_stream,
     warn_of_readers as warn_of_readers,
 )
-from .tables.parquet import ParquetShard as ParquetShard, open_parquet as open_parquet
+from .tables.parquet import ParquetShard as ParquetShard
+from .tables.parquet_files import open_parquet as open_parquet
 from .tar.writer import write_tar as write_tar

@@ -19,7 +19,7 @@ from vfm.data.index.source import Source
 from vfm.data.layouts.layout import Layout
 from vfm.data.samples.shards import Found
 from vfm.data.samples.spec import DatasetSpec
-from vfm.data.tables.parquet import features_of
+from vfm.data.tables.parquet_files import features_of
 
 NUM_READ = 200  # samples to read to find the kinds of labels
 FIELDS = ("objects", "width", "height", "image_id")  # columns of Hugging Face's tables, and keys of a json

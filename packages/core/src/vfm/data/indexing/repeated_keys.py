@@ -14,7 +14,7 @@ from itertools import chain
 from vfm.base import UserError
 from vfm.data.samples.shards import Opening, Shard, ShardReader, shard_format
 from vfm.data.samples.spec import DatasetSpec
-from vfm.data.tables.parquet import DAMAGE
+from vfm.data.tables.parquet_files import DAMAGE
 
 NUM_COMPARED = 16  # first keys of a shard, and keys with the smallest hashes
 

@@ -13,7 +13,8 @@ from vfm.data.prompts.clip_benchmark import CLASS_NAMES_FILE, lines_beside
 from vfm.data.samples.captions import is_unicode
 from vfm.data.samples.images import IMAGE_EXTENSIONS
 from vfm.data.tables.fiftyone_labels import fiftyone_classes
-from vfm.data.tables.parquet import IMAGE_COLUMNS, schema_names
+from vfm.data.tables.image_columns import IMAGE_COLUMNS
+from vfm.data.tables.parquet_files import schema_names
 from vfm.data.tables.table import (
     CAPTION_COLUMNS,
     FIFTYONE,

@@ -22,8 +22,9 @@ from vfm.data.samples.shards import Found, ShardReader, UnreadShard, format_of_f
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.arrow_files import saved_dataset
 from vfm.data.tables.fiftyone_labels import LABELS_FILE, is_fiftyone_labels
+from vfm.data.tables.image_columns import IMAGE_COLUMNS, is_bytes
 from vfm.data.tables.image_list import ImageEntry, write_image_lists
-from vfm.data.tables.parquet import IMAGE_COLUMNS, is_bytes, open_parquet, schema_names
+from vfm.data.tables.parquet_files import open_parquet, schema_names
 from vfm.data.tables.table import (
     CAPTION_COLUMNS,
     FIFTYONE,

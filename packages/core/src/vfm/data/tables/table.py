@@ -19,7 +19,7 @@ from vfm.data.samples.texts import is_text
 from vfm.data.tables.delimited import delimited_rows, header_of, is_image
 from vfm.data.tables.fiftyone_labels import COLUMNS, fiftyone_rows, is_fiftyone_labels, num_fiftyone_labels
 from vfm.data.tables.image_list import ImageEntry, Row, entry_of_rows
-from vfm.data.tables.parquet import open_parquet
+from vfm.data.tables.parquet_files import open_parquet
 from vfm.data.tables.table_rows import counted_lines, json_rows, listed_rows, open_text, parquet_rows, text_lines
 from vfm.storage import files
 

@@ -19,7 +19,7 @@ from vfm.data.ledger.account import Account
 from vfm.data.samples.sample import BadSample
 from vfm.data.tables.delimited import MAX_LINE
 from vfm.data.tables.image_list import Row
-from vfm.data.tables.parquet import DAMAGE, open_parquet
+from vfm.data.tables.parquet_files import DAMAGE, open_parquet
 from vfm.storage import files
 
 BLANK = "blank"  # use of a line without a row

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from vfm.base import UserError
-from vfm.data.tables.parquet import DAMAGE, open_parquet
+from vfm.data.tables.parquet_files import DAMAGE, open_parquet
 from vfm.data.tar.members import BLOCK
 from vfm.storage import files
 from vfm.storage.credentials import is_for_one_file

@@ -10,7 +10,8 @@ from typing import Any
 from vfm.data.samples.caption_templates import columns_of
 from vfm.data.samples.images import IMAGE_EXTENSIONS
 from vfm.data.tables.delimited import is_image
-from vfm.data.tables.parquet import IMAGE_COLUMNS, has_image_bytes, open_parquet
+from vfm.data.tables.image_columns import IMAGE_COLUMNS, has_image_bytes
+from vfm.data.tables.parquet_files import open_parquet
 from vfm.data.tables.table import LIST_EXTENSION, PATH_COLUMNS, image_name, table_columns, table_kind, table_rows
 from vfm.storage import files
 

@@ -11,7 +11,7 @@ from typing import Any
 from vfm.data.labeled.class_names import has_class_names
 from vfm.data.layouts.layout import LABEL_COLUMNS, Layout
 from vfm.data.samples.caption_templates import columns_of
-from vfm.data.tables.parquet import IMAGE_COLUMNS
+from vfm.data.tables.image_columns import IMAGE_COLUMNS
 from vfm.data.tables.table import (
     CAPTION_COLUMNS,
     LIST_EXTENSION,

@@ -19,7 +19,7 @@ from vfm.data.indexing.stages import ImageFiles
 from vfm.data.layouts.layout import find_layout
 from vfm.data.samples.caption_templates import columns_of
 from vfm.data.samples.contact_sheet import contact_sheet
-from vfm.data.tables.parquet import IMAGE_COLUMNS
+from vfm.data.tables.image_columns import IMAGE_COLUMNS
 from vfm.data.tables.table import CAPTION_COLUMNS, PATH_COLUMNS, text_columns
 from vfm.flow.recognition.tables import NOT_TEXTS
 from vfm.flow.requests.data_options import with_data_options
