@@ -89,38 +89,41 @@ def matched_difference(first: Curve, second: Curve, metric: str) -> tuple[float,
 
 
 def print_matched(run: Path) -> dict[str, list[Curve]]:
-    """Print the differences at the same AP of objects for each seed, and list the curves of each start."""
-    seeds = sorted(
-        folder.name.partition("@")[2] for folder in (run / "artifacts").glob("random_120@*") if folder.exists()
-    )
+    """Print the last scores and the differences at the same AP of objects, and list all curves by start."""
+    trained = (folder for folder in (run / "artifacts").glob("random_120@*") if folder.exists())
+    seeds = sorted(folder.name.partition("@")[2] for folder in trained)
     curves = {start: [read_curve(run / "artifacts" / f"{start}_120@{seed}") for seed in seeds] for start in STARTS}
-    print(f"| after the last step, % | {' | '.join(STARTS)} | difference, {', '.join(seeds)} |\n|---|---|---|---|")
-    for metric, name in {OBJECTS: "AP of objects", **MATCHED}.items():
-        last = {start: np.array([curve[metric][-1] for curve in curves[start]]) for start in STARTS}
-        cells = [interval(last[start]) for start in STARTS]
-        print(f"| {name} | {' | '.join(cells)} | {described(last['eva'] - last['random'])} |")
-    print(f"\n| at the same AP of objects, EVA minus random | {', '.join(seeds)} |\n|---|---|")
-    pairs = list(zip(curves["eva"], curves["random"], strict=True))
-    for metric, name in MATCHED.items():
-        found = [matched_difference(first, second, metric) for first, second in pairs]
-        print(f"| {name} | {described(np.array([difference for difference, _, _ in found]))} |")
+    names = {OBJECTS: "AP of objects", **MATCHED}
+    print("| after the last step, % | from EVA | random weights |\n|---|---|---|")
+    last = {key: [np.array([curve[key][-1] for curve in curves[start]]) for start in STARTS] for key in names}
+    for key, scores in last.items():
+        print(f"| {names[key]} | {' | '.join(map(interval, scores))} |")
+    print(f"\n| EVA minus random weights | points | seeds {', '.join(seeds)} | p | standard deviation | power 0.8 |")
+    print("|---|---|---|--:|--:|--:|")
+    for key, (eva, random) in last.items():
+        print(f"| {names[key]}, after the last step | {cells(eva - random)} |")
+    for key in MATCHED:
+        found = [matched_difference(eva, random, key) for eva, random in zip(*curves.values(), strict=True)]
+        differences = np.array([difference for difference, _, _ in found])
+        print(f"| {names[key]}, at the same AP of objects: {decide(differences)} | {cells(differences)} |")
     print(f"\ncommon ranges: {', '.join(f'{low:.1f} to {high:.1f}' for _, low, high in found)}")
     return curves
 
 
-def described(differences: Floats) -> str:
-    """Format differences with their interval, p-value, spread, and the difference that has a power of 0.8."""
+def decide(differences: Floats) -> str:
+    """Decide by the rule in the recipe."""
     low, high = t_interval(differences)
-    _, p = paired_t(np.zeros_like(differences), differences)
     if low > -MARGIN and high < MARGIN:
-        decision = "equal"
-    else:
-        decision = "different" if low > 0 or high < 0 else "open"
+        return "equal"
+    return "different" if low > 0 or high < 0 else "open"
+
+
+def cells(differences: Floats) -> str:
+    """Format the mean, the value of each seed, p, the standard deviation, and the difference with a power of 0.8."""
+    (low, high), p = paired_t(np.zeros_like(differences), differences)
     shown = detectable_difference((low, high), num_seeds=len(differences))
-    return (
-        f"{interval(differences, signed=True)}: {', '.join(f'{value:+.1f}' for value in differences)}, p = {p:.2g},"
-        f" standard deviation {differences.std(ddof=1):.1f}, {shown:.1f} has a power of 0.8: {decision}"
-    )
+    by_seed = ", ".join(f"{value:+.1f}" for value in differences)
+    return f"{interval(differences, signed=True)} | {by_seed} | {p:.2g} | {differences.std(ddof=1):.1f} | {shown:.1f}"
 
 
 def draw(file: Path, curves: Mapping[str, list[Curve]]) -> None:
