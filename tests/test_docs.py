@@ -162,6 +162,11 @@ COMMANDS = {
     "uv run vfm run vocabulary_claim": RUN_THERE,
     # It reads the results of the recipe, two hours.
     "uv run --dev python packages/eva/benchmarks/vocabulary_gap.py": f"python {BENCHMARKS}/vocabulary_gap.py --help",
+    # tests/test_vocabulary_matched.py runs it at three steps.
+    "uv run vfm run vocabulary_claim_matched --until objects": NOT_HERE,
+    # It reads the results of five seeds; packages/eva/tests/test_eva_benchmarks.py runs it on others.
+    "uv run --dev python packages/eva/benchmarks/vocabulary_gap.py --matched store/runs/vocabulary_claim_matched"
+    " --image vocabulary_matched.png": NOT_HERE,
     "uv run vfm run video_claim": RUN_THERE,
     "uv run vfm run encoders.yaml": PLANNED_ENCODERS,
     "uv run vfm eval store/runs/encoders/artifacts/eva store/runs/encoders/artifacts/teacher"
