@@ -183,6 +183,22 @@ def test_a_shard_that_is_still_lost_when_filtering_resumes_is_counted_once(
     assert len(open_dataset(filtered)) == (NUM_SHARDS - 1) * SIZE
 
 
+@pytest.mark.parametrize("kind", ["match", "filter"])
+def test_a_shard_without_samples_in_a_subset_is_not_read(
+    run_stage: Any, make_pool: Any, matching: Any, tmp_path: Path, kind: str
+) -> None:
+    pool = make_pool(
+        "pool", [(f"u{i}", {"en": ["dog" if i < SIZE else "a big dog"]}) for i in range(3 * SIZE)], shard_size=SIZE
+    )
+    subset = run_stage(filtering("subset"), p=pool)
+    (tmp_path / "pool-000000.tar").unlink()
+    events: list[Event] = []
+    stage, inputs = matching("made") if kind == "match" else (filtering("made"), {})
+    made = run_stage(stage, p=subset, **{**inputs, "send": events.append})
+    assert (made.num_texts if kind == "match" else made.num_samples) == 2 * SIZE
+    assert not [event for event in events if event.type in ("bad_sample", "warning")]
+
+
 def test_passes_are_not_repeated_if_the_error_of_a_lost_shard_has_another_text(
     run_stage: Any, pool: Any, tmp_path: Path
 ) -> None:

@@ -56,11 +56,13 @@ def _naming_damage(source: Source, shard: int) -> Iterator[None]:
 
 def texts_or_lost(source: Source, shard: int, summary: TaskSummary) -> pa.Table:
     """Read the texts of a shard. If it cannot be read, count its samples as lost and return an empty table."""
-    try:
-        return texts_of(source, shard, on_bad=summary.skip)
-    except UserError as error:
-        summary.lose(shard, int(source.shard_sizes[shard]), str(error))
-        return texts_schema().empty_table()
+    num_samples = int(source.shard_sizes[shard])
+    if num_samples:  # a shard without samples, perhaps of a subset, need not exist
+        try:
+            return texts_of(source, shard, on_bad=summary.skip)
+        except UserError as error:
+            summary.lose(shard, num_samples, str(error))
+    return texts_schema().empty_table()
 
 
 def encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:

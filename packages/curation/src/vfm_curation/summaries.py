@@ -55,8 +55,7 @@ class Lost:
     total: int
     max_bad_fraction: float
     count: int = 0
-    shards: list[int] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)  # the error of each shard
+    errors: dict[int, str] = field(default_factory=dict)  # by the number of the shard
 
     @property
     def hash(self) -> str:
@@ -64,7 +63,7 @@ class Lost:
 
         It depends neither on their order nor on their errors, which may have a time or the number of a request.
         """
-        return made_from(*sorted(self.shards)) if self.shards else ""
+        return made_from(*sorted(self.errors)) if self.errors else ""
 
     def add(self, summary: TaskSummary) -> None:
         """Add the samples of a shard.
@@ -75,8 +74,7 @@ class Lost:
         line = next(where for reason, where in summary.bad_shown if reason == DAMAGED)
         assert summary.lost_shard is not None
         self.count += summary.num_lost
-        self.shards.append(summary.lost_shard)
-        self.lines.append(line)
+        self.errors[summary.lost_shard] = line
         if self.count > self.max_bad_fraction * self.total:
             raise UserError(
                 f"{line} ({self.count} of {self.total} samples are lost, max_bad_fraction is {self.max_bad_fraction:g})"
@@ -122,7 +120,7 @@ def with_progress(
         ctx.progress(done, num_shards, "shards", **times, **extra)
     if lost and lost.count:
         ctx.warn(
-            f"{lost.count:,} of {lost.total:,} samples are left out: {len(lost.lines)} of {num_shards} shards cannot be"
-            f" read, such as {min(lost.lines)}",  # the same whatever the order of the shards
+            f"{lost.count:,} of {lost.total:,} samples are left out: {len(lost.errors)} of {num_shards} shards cannot"
+            f" be read, such as {min(lost.errors.values())}",  # the same whatever the order of the shards
             lacks_data=True,
         )
