@@ -38,6 +38,7 @@ class Look(vfm.Stage):
         if not Path(self.path).exists():
             ctx.warn("1 of 1 files is missing", lacks_data=True)
             ctx.skip("missing", self.path, lacks_data=True)
+            ctx.skip("small", self.path, lacks_data=True)
         ctx.skip("small", f"{self.path}: line 1")
         ctx.warn("looking is slow")
         ctx.progress(1, 1, "files")
@@ -85,12 +86,13 @@ def test_data_that_are_back_when_a_stage_resumes_are_not_missing_in_its_record(t
 
 
 def test_the_places_of_data_that_are_back_when_a_stage_resumes_are_not_in_its_record(tmp_path: Path) -> None:
-    file, small = str(tmp_path / "a.txt"), {"small": [f"{tmp_path / 'a.txt'}: line 1"]}
+    file = str(tmp_path / "a.txt")
+    line = f"{file}: line 1"
     with pytest.raises(KilledError):
         look(tmp_path, killed=True)
     (tmp_path / "a.txt").touch()
     manifest = run_look(tmp_path)[1]
-    assert (manifest["bad_samples"], manifest["bad_examples"]) == ({"small": 1}, small)
+    assert (manifest["bad_samples"], manifest["bad_examples"]) == ({"small": 1}, {"small": [line]})
     (tmp_path / "a.txt").unlink()
     manifest = run_look(tmp_path, fresh=True)[1]
-    assert manifest["bad_examples"] == {"missing": [file], **small}
+    assert manifest["bad_examples"] == {"missing": [file], "small": [line, file]}

@@ -70,7 +70,7 @@ class EventNotes:
             before = [stretch for stretch in self.stretches if stretch["step"] < event.data["step"]]
             same = before and before[-1]["settings"] == event.data["settings"]
             self.stretches = before if same else [*before, dict(event.data)]
-        elif event.type != "bad_sample" or not self._is_new_example(event.data):
+        elif event.type != "bad_sample" or not self._adds_example(event.data):
             return
         record = {
             "numbers": self.numbers,
@@ -80,7 +80,14 @@ class EventNotes:
         }
         write_file(self.file, seal(record), durable=False)
 
-    def _is_new_example(self, bad: Mapping[str, Any]) -> bool:
+    @property
+    def all_examples(self) -> dict[str, list[str]]:
+        """Places of bad samples by reason, including the ones that may come back."""
+        reasons = sorted({*self.bad_examples, *self.lacking_examples})
+        places = {each: [*self.bad_examples.get(each, ()), *self.lacking_examples.get(each, ())] for each in reasons}
+        return {reason: list(dict.fromkeys(found))[:MAX_EXAMPLES] for reason, found in places.items()}
+
+    def _adds_example(self, bad: Mapping[str, Any]) -> bool:
         """Record the place of a bad sample, unless it is known or there are enough. Return whether it must be saved."""
         examples = self.lacking_examples if bad.get("lacks_data") else self.bad_examples
         places = examples.setdefault(bad["reason"], [])
@@ -137,7 +144,7 @@ def build_manifest(
         "numbers": notes.numbers,
         "units": units,
         "bad_samples": dict(sorted(context.bad.items())),
-        "bad_examples": dict(sorted({**notes.bad_examples, **notes.lacking_examples}.items())),
+        "bad_examples": notes.all_examples,
         "warnings": [*notes.warnings, *notes.lacks_data],
         "lacks_data": notes.lacks_data,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}",
