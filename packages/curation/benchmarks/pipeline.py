@@ -165,10 +165,11 @@ class Measured:
         return int(self.runs[0]["captions"])
 
     def rates(self, what: str) -> list[float]:
-        """Return captions per second without the set-up, for each run that takes longer than the set-up."""
+        """Return captions per second without the set-up in each run, or nothing if a run is as short as the set-up."""
         captions = self.captions - self.small[0]["captions"]
-        seconds = (run[what] - median(self.small, what) for run in self.runs)
-        return [captions / each for each in seconds if each > 0]
+        seconds = [run[what] - median(self.small, what) for run in self.runs]
+        # The slower runs alone would be a rate of fewer runs, which is too low.
+        return [captions / each for each in seconds] if min(seconds) > 0 else []
 
     def model_cpu(self) -> float:
         """Return the CPU seconds of both passes on the line through the small pool and the model's."""

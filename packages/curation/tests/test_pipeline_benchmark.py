@@ -1,10 +1,13 @@
 """The benchmark of the whole pipeline runs and writes its results."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks/pipeline.py"
 
@@ -39,6 +42,15 @@ def test_the_peak_is_not_that_of_the_process_that_started_the_run() -> None:
     parent = f"import subprocess, sys; large = b'1' * (1 << 30); subprocess.run([sys.executable, '-c', {child!r}])"
     done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True)
     assert 20 < float(done.stdout) < 1000, done.stderr
+
+
+def test_a_rate_has_all_runs_or_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    measured = importlib.import_module("pipeline").Measured
+    small = [{"captions": 100, "both_cpu": seconds} for seconds in (1.0, 2.0, 3.0)]
+    longer, short = ({"captions": 500, "both_cpu": seconds} for seconds in (4.0, 1.5))
+    assert measured(1, [longer, longer], small, small).rates("both_cpu") == [200, 200]
+    assert measured(1, [longer, short], small, small).rates("both_cpu") == []
 
 
 def test_the_large_run_writes_time_memory_and_disk_and_removes_what_it_made(tmp_path: Path) -> None:
