@@ -111,9 +111,8 @@ def score_texts(job: ClipJob, shard: int) -> TaskSummary:
     if finished:
         return TaskSummary.of(finished)
     assert job.survivors
-    places = job.survivors.places(shard)
-    identity = job.survivors.measured(shard, NAME).take(places)
-    if len(places):
+    identity = job.survivors.remaining(shard, NAME)
+    if len(identity):
         texts = texts_of(opened(job.dataset), shard)
     else:
         texts = texts_schema().empty_table()
@@ -132,9 +131,7 @@ def score_texts(job: ClipJob, shard: int) -> TaskSummary:
         scores.append((text_vectors * of_text[start : start + BATCH]).sum(axis=1))
     for part, start in zip(scores, starts, strict=True):
         check_finite(part, job.clip.name, remaining[start : start + BATCH])
-    table = pa.table(
-        {"unit": pa.array(places, pa.int32()), "score": pa.array(np.concatenate([*scores, []]), pa.float32())}
-    )
+    table = pa.table({"unit": identity["unit"], "score": pa.array(np.concatenate([*scores, []]), pa.float32())})
     summary = TaskSummary(num_texts=len(remaining))
     write_shard_file(file, table, source_hash, vars(summary))
     return summary

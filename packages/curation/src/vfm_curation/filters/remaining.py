@@ -33,19 +33,13 @@ class Remaining:
 
     def texts(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the remaining texts with their measurements, or some. `unit` is a text's index in its shard."""
-        table = self.stored(shard, columns)
+        table = self.survivors.remaining(shard, columns)
         for number, name in enumerate(table.column_names):
             if name == "uid":
                 table = table.set_column(number, name, unpacked_uids(table[name]))
             elif name == "language":
                 table = table.set_column(number, name, table[name].cast(pa.string()))
-        return table.append_column("unit", pa.array(self.survivors.places(shard), pa.int32()))
-
-    def stored(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read the remaining texts as `Survivors.measured` has them, without `unit`."""
-        places = self.survivors.places(shard)
-        table = self.survivors.measured(shard, columns)
-        return table if len(places) == len(table) else table.take(places)
+        return table
 
     def identities(self, shard: int) -> pa.Table:
         """Read the remaining images of a shard.

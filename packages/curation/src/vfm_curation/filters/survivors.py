@@ -59,6 +59,14 @@ class Survivors:
         """
         return read_arrow_file(self.file(shard), columns)
 
+    def remaining(self, shard: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read the remaining texts as `measured` has them, and `unit`, a text's index in its shard."""
+        places = self.places(shard)
+        table = self.measured(shard, columns)
+        if len(places) < len(table):
+            table = table.take(places)
+        return table.append_column("unit", pa.array(places, pa.int32()))
+
 
 def save_array(file: Path, values: NDArray[np.generic]) -> None:
     """Write an array, whole or not at all."""

@@ -60,7 +60,7 @@ def _table(names: frozenset[str], run: FilterRun, shard: int) -> tuple[pa.Table,
     for name in sorted(names - TEXT_NAMES - measured):
         columns_of[name] = STORED + name.removeprefix(STORED)
     # A column may have two names in a condition: `score` and `stored.score`.
-    texts = run.remaining.stored(shard, list({*columns_of.values(), "row", "language"}))
+    texts = run.survivors.remaining(shard, list({*columns_of.values(), "row", "language"}))
     columns = {name: texts[column] for name, column in columns_of.items()}
     if "language" in columns:
         columns["language"] = columns["language"].cast(pa.string())
@@ -73,12 +73,11 @@ def _table(names: frozenset[str], run: FilterRun, shard: int) -> tuple[pa.Table,
 
 
 def _as_bools(mask: pa.Array | pa.ChunkedArray) -> Bools:
-    """Convert a mask, in which a missing value is False. Arrow unpacks the bits at a twentieth of the speed."""
+    """Convert a mask, in which a missing value is False. NumPy unpacks the bits many times as fast as Arrow."""
     array = one_array(pc.fill_null(mask, False))
     bits = np.frombuffer(array.buffers()[1] or b"", np.uint8)
-    bools: Bools = np.unpackbits(bits, count=array.offset + len(array), bitorder="little")[array.offset :].view(
-        np.bool_
-    )
+    unpacked = np.unpackbits(bits, count=array.offset + len(array), bitorder="little")
+    bools: Bools = unpacked[array.offset :].view(np.bool_)
     return bools
 
 
