@@ -2,7 +2,7 @@
 
 An entry matches in the spaced text (`vfm_curation.matching.spacing`) with a space on either side. No space is needed on
 a side where its outermost character is punctuation or belongs to a script without spaces: Chinese ideographs, Thai,
-Lao, Burmese, Khmer, Tibetan. With `metaclip` and `metaclip2` the characters are those of MetaCLIP 2's released code,
+Lao, Burmese, Khmer, Tibetan. With `metaclip` and `metaclip2` the characters come from MetaCLIP 2's released code,
 which has 57 marks and no kana. With `fixed` they are all of Unicode's punctuation, the same scripts with their
 extensions, and kana:
 
