@@ -48,8 +48,8 @@ def measure_texts(job: TextJob, shard: int) -> TaskSummary:
     """Measure the texts of a shard, and write a row for each.
 
     The columns are the identity, the columns of the job, and `characters` and `words` if they are counted. `caption` is
-    the text itself. `text` stands for `text_high` and `text_low`, 128 bits of a hash. `detected` is the detected language,
-    with `detected_score`. `stored.NAME` is the user's own column NAME of the job's `values`.
+    the text itself. `text` stands for `text_high` and `text_low`, 128 bits of a hash. `detected` is the detected
+    language, with `detected_score`. `stored.NAME` is the user's own column NAME of the job's `values`.
     """
     source = opened(job.dataset)
     file = shard_file(job.folder, shard, "arrow")
