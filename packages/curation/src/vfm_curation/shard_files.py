@@ -64,7 +64,7 @@ def write_shard_file(
 
 
 def _write_parquet(file: Path, table: pa.Table, facts: Mapping[Any, Any], rows_a_group: int | None) -> None:
-    """Write a table with its facts. Columns of dictionaries are read as their values: texts are written faster so."""
+    """Write a table with its facts. Dictionaries, in which texts are written faster, are read as their values."""
     writer = pq.ParquetWriter(
         file,
         table.schema,
