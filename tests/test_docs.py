@@ -220,6 +220,7 @@ COMMANDS = {
     " --set unseen_train.path=DATA/unseen_train-1.parquet --set unseen_val.path=DATA/unseen_val-1.parquet": NOT_HERE,
     "uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_images@*": NOT_HERE,
     "uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_images_blank@*": NOT_HERE,
+    "uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_images_controls": NOT_HERE,
     # They read the results of five seeds, two hours.
     "uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_claim --image mask_claim.png": NOT_HERE,
     "uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_claim_controls": NOT_HERE,
