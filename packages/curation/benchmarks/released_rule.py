@@ -1,4 +1,4 @@
-"""The rules of `metaclip2` and `tail_rule: nearest` beside MetaCLIP 2's released code, which is run and not read.
+"""Compare the rules of `metaclip2` and `tail_rule: nearest` with MetaCLIP 2's released code, by running it.
 
     uv run --with babel python packages/curation/benchmarks/released_rule.py --metaclip CHECKOUT
 
