@@ -123,3 +123,14 @@ def test_untrained_teacher_and_controls_run_at_two_steps_and_end_in_their_tables
     for student in ("from_random", "from_masked_75", "from_pixels", "from_tower", "scratch_long"):
         assert re.search(rf"^\| `{student}` \| [\d.]+ \| [\d.]+ \|$", printed, re.MULTILINE)
     assert re.search(r"^linear probe of unseen classes, of_pixels: [\d.]+ %$", printed, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_scratch_for_as_many_steps_runs_at_two_steps_and_ends_in_its_tests(
+    tables: Path, tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = [*ENCODERS, *STUDENTS, "scratch_long"]
+    printed = printed_by(script, capsys, str(run("mask_images_long", tmp_path, tables, trained)))
+    assert re.search(r"^\| `scratch_long` \| [\d.]+ \(", printed, re.MULTILINE)
+    assert "end point: " in printed
+    assert "from_unmasked - scratch_long" in printed

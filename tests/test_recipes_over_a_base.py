@@ -16,6 +16,7 @@ STAGES_OVER_BASE = {
     "mask_claim_controls": "fbea7da8624a",
     "mask_images_blank": "3780458f3a08",
     "mask_images_controls": "9223e05ea9d9",
+    "mask_images_long": "2804b3e1ce3c",
     "vocabulary_claim_matched": "d25673bfd000",
     "open_segmentation_tiny": "13ad130a68c9",
     "clip_b32": "ce6db29f38b1",

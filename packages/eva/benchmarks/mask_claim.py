@@ -4,7 +4,8 @@
     uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_images@*
 
 With `--image FILE` the scores are drawn, those of `mask_claim` against the share of masked patches. `--weaker RUN ...`
-compares runs of `mask_images` with runs of the same seeds and a weaker teacher. `mask_images_blank` has its own tests.
+compares runs of `mask_images` with runs of the same seeds and a weaker teacher. `mask_images_blank` and
+`mask_images_long` have their own tests.
 Of a run of `mask_claim_controls` or `mask_images_controls`, only the scores of the controls are printed.
 """
 
@@ -32,7 +33,8 @@ ENCODERS = ["untrained", "of_blank", "of_blank_unmasked", "unmasked", "masked_25
 MASKED = {"unmasked": 0, "masked_25": 25, "eva": 44, "masked_75": 75}  # percent of the patches, 0, 4, 7 and 12 of 16
 END_POINT = "curves/mean_over_log_samples"
 PROBES = ["probe/lp_acc1", "dense/dense_miou"]
-STAGES = ("curves", "probe", "dense", "zero_shot")
+LONG = "zero_shot_long/acc1"
+STAGES = ("curves", "probe", "dense", "zero_shot", "zero_shot_long")
 
 
 def read_scores(*runs: Path, stages: Sequence[str] = STAGES) -> Scores:
@@ -138,6 +140,22 @@ def print_blank_tests(scores: Scores) -> None:
     )
 
 
+def print_long_tests(scores: Scores) -> None:
+    """Print the scores after the last step and the tests of `mask_images_long`."""
+    student = {model: values for (metric, model), values in scores.items() if metric == LONG}
+    print("\n| student | after the last step, % |\n|---|---|")
+    for model, values in student.items():
+        print(f"| `{model}` | {interval(values)} |")
+    margin = (student["from_eva"] - student["scratch"]).mean() / 2
+    print_end_point(student["from_eva"] - student["scratch_long"], margin)
+    print_second(
+        {
+            "from_unmasked - scratch_long": student["from_unmasked"] - student["scratch_long"],
+            "scratch_long - scratch": student["scratch_long"] - student["scratch"],
+        }
+    )
+
+
 def print_controls(scores: Scores) -> None:
     """Print the scores of the controls, which have one seed."""
     print("| student | mean over log samples, % | after the last step, % |\n|---|--:|--:|")
@@ -217,6 +235,9 @@ def main(argv: list[str] | None = None) -> None:
     print_models(scores)
     if (END_POINT, "from_blank_unmasked") in scores:
         print_blank_tests(scores)
+        return
+    if (LONG, "scratch_long") in scores:
+        print_long_tests(scores)
         return
     print_tests(scores)
     weaker = read_scores(*arguments.weaker)
