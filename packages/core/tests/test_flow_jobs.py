@@ -233,9 +233,10 @@ def test_until_runs_a_stage_with_what_it_needs_and_nothing_else(toys):
     assert run_here("run", "r.yaml", "--until", "a").code == 0
     assert [path.name.partition("-")[0] for path in Path("store").glob("toy.*")] == ["toy.draw"]
     done = run_here("run", "r.yaml", "--until", "z")
-    assert (done.code, done.errors) == (2, ["error: no stage is named z; stages: a, b, sum"])
+    assert (done.code, done.errors) == (2, ["error: no stage is named 'z'; known: a, b, sum"])
+    assert run_here("run", "r.yaml", "--until", "smu").errors == ["error: no stage is named 'smu'; did you mean 'sum'?"]
     Path("r.yaml").write_text(f"seeds: [3, 4]\n{Path('r.yaml').read_text()}")
-    assert run_here("run", "r.yaml", "--until", "z").errors == ["error: no stage is named z; stages: a, b, sum"]
+    assert run_here("run", "r.yaml", "--until", "z").errors == ["error: no stage is named 'z'; known: a, b, sum"]
     assert run_here("run", "r.yaml", "--until", "a@4", "--store", "one").code == 0
     assert len(list(Path("one").glob("toy.*"))) == 1
     assert run_here("run", "r.yaml", "--until", "a", "--store", "both").code == 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vfm.base import UserError, decisive_settings, map_items
+from vfm.base import UserError, decisive_settings, did_you_mean, map_items
 from vfm.flow.plan.roots import manifest_of, origin_of
 from vfm.flow.plan.store import Slot, Store
 from vfm.flow.recipe.recipe import Recipe
@@ -148,7 +148,7 @@ def steps_until(steps: Sequence[Step], name: str) -> list[Step]:
     needed = {stage for stage in stage_names(steps) if name in (stage, stage.partition("@")[0])}
     if not needed:
         names = dict.fromkeys(stage.partition("@")[0] for stage in stage_names(steps))
-        raise UserError(f"no stage is named {name}; stages: {', '.join(names)}")
+        raise UserError(f"no stage is named {name!r}{did_you_mean(name, names)}")
     chosen: list[Step] = []
     # Inputs come earlier in a plan, so one pass from the end finds everything that is needed.
     for step in reversed(steps):
