@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -16,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from order import slow_first
 from outside import PACKAGES, ROOT, call, checked, made_once
+from vfm_eva import Target
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -51,3 +54,12 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
             checked(call("uv", "build", "--quiet", "--out-dir", folder, f"packages/{package}", cwd=ROOT))
 
     return made_once(tmp_path_factory, "wheels", build)
+
+
+@pytest.fixture
+def target_plugin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The example of a target, imported as its entry point would be. Later tests do not have its type."""
+    monkeypatch.syspath_prepend(ROOT / "examples/target_plugin")
+    monkeypatch.setattr(Target, "choices", dict(Target.choices))
+    monkeypatch.delitem(sys.modules, "vfm_permuted", raising=False)  # importing adds the type
+    return importlib.import_module("vfm_permuted")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -56,6 +57,8 @@ STUDENTS = ["scratch", "from_eva", "from_unmasked"]
 BLANK = ["of_blank", "of_blank_unmasked", "from_blank", "from_blank_unmasked"]
 CONTROLS = ["of_random", "masked_75", "of_pixels", "from_random", "from_masked_75", "from_pixels"]
 CONTROLS += ["from_tower", "scratch_long"]
+PERMUTED = ["of_permuted", "of_permuted_unmasked", "from_permuted", "from_permuted_unmasked"]
+PERMUTED_RECIPE = Path(__file__).parent.parent / "examples" / "target_plugin" / "mask_images_permuted.yaml"
 
 
 def run(recipe: str, store: Path, tables: Path, trained: list[str], *more: str) -> Path:
@@ -69,7 +72,7 @@ def run(recipe: str, store: Path, tables: Path, trained: list[str], *more: str) 
             settings.append(f"{stage}.evaluation.every_steps=1")
     done = CliRunner().invoke(app, ["run", recipe, "--store", str(store), *small.words(settings)])
     assert done.exit_code == 0, done.output
-    return store / "runs" / recipe
+    return store / "runs" / Path(recipe).stem
 
 
 def printed_by(script: ModuleType, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -103,6 +106,25 @@ def test_claim_runs_at_two_steps_and_ends_in_its_tables(
     with pytest.raises(SystemExit):
         script.main([str(stronger), "--weaker", str(weaker)])
     assert "--weaker: expected the seeds 1, 2, got 1" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("target_plugin")
+def test_features_of_other_images_run_at_two_steps_and_end_in_their_scores(
+    tables: Path, tmp_path: Path, script: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = [*ENCODERS, *STUDENTS, *PERMUTED]
+    made = run(str(PERMUTED_RECIPE), tmp_path, tables, trained, "seeds=[1]")
+    printed = printed_by(script, capsys, str(made))
+    for student in ("from_permuted", "from_permuted_unmasked"):
+        assert re.search(rf"^\| `{student}` \| [\d.]+ \| [\d.]+ \|$", printed, re.MULTILINE)
+    for encoder in ("of_permuted", "of_permuted_unmasked"):
+        assert re.search(rf"^linear probe of unseen classes, {encoder}: [\d.]+ %$", printed, re.MULTILINE)
+    losses = {}
+    for encoder in ("eva", "of_permuted"):
+        first, *_ = (made / "artifacts" / f"{encoder}@1" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        losses[encoder] = json.loads(first)["train/loss"]
+    assert losses["eva"] != losses["of_permuted"]  # of the same initial weights and images
 
 
 @pytest.mark.slow

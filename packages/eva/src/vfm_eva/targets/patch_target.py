@@ -13,6 +13,8 @@ from vfm_eva.targets.images import EvaInputs
 from vfm_eva.targets.phi_s import Statistics
 from vfm_kernels import masked_cosine_loss, resultant_length
 
+__all__ = ["PatchTarget", "resample_grid"]
+
 
 class PatchTarget(Frozen[nn.Module]):
     """A target that the student predicts for every patch, with its loss. Subclass it for a custom target.

@@ -28,6 +28,8 @@ from vfm_eva.targets.mosaic import cut_mosaics, join_mosaics, tiles_per_side
 from vfm_eva.targets.parts import Features
 from vfm_eva.targets.patch_target import PatchTarget, resample_grid
 
+__all__ = ["Teacher", "features_of", "load_encoder", "load_teacher", "seen_images"]
+
 # Layers that autocast multiplies in bf16. Norms stay in fp32.
 MATRICES = (nn.Linear, nn.Conv2d, nn.MultiheadAttention)
 
