@@ -146,6 +146,38 @@ def test_a_raw_value_between_tabs_stays(value):
     assert unquoted(value) == value
 
 
+LONG = ['He said "hi",\nand left', "two\t\ttabs", 'first\n\n"second"\nthird', "a cat", '"whole"', "one\r\ntwo\ttab"]
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL])
+@pytest.mark.parametrize("order", [("image", "caption"), ("caption", "image"), ("image", "caption", "site")])
+def test_line_breaks_and_tabs_in_quoted_values_between_tabs(tmp_path, order, quoting):
+    rows = [{"image": f"{n}.png", "caption": caption, "site": "west"} for n, caption in enumerate(LONG)]
+    for n in range(len(LONG)):
+        (tmp_path / f"{n}.png").write_bytes(encoded(n))
+    with (tmp_path / "t.tsv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, order, extrasaction="ignore", dialect=csv.excel_tab, quoting=quoting)
+        writer.writeheader()
+        writer.writerows(rows)
+    source = index(tmp_path / "t.tsv")
+    assert [source[n].texts["en"] for n in range(len(source))] == [[caption.strip()] for caption in LONG]
+
+
+RAW = ['"so', "a cat", 'the 12" screen', '"so" he said', 'end"', '"', "a dog"]
+
+
+@pytest.mark.parametrize("names", ["{}.png", "{}"])
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
+def test_stray_quotation_marks_between_tabs_join_no_rows(tmp_path, names, first):
+    captions = RAW[first:] + RAW[:first]
+    lines = [f"{names.format(n)}\t{caption}\n" for n, caption in enumerate(captions)]
+    (tmp_path / "t.tsv").write_text("".join(["image\tcaption\n", *lines]))
+    for n in range(len(RAW)):
+        (tmp_path / f"{n}.png").write_bytes(encoded(n))
+    source = index(tmp_path / "t.tsv", image_key="{image}.png" if names == "{}" else None)
+    assert [source[n].texts["en"] for n in range(len(source))] == [[caption] for caption in captions]
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize(
     ("first", "mark"), [*product(["", "blank"], ";,\t"), *product(["sep", '"sep'], ";,|\t")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from vfm.data.samples.images import IMAGE_EXTENSIONS
@@ -78,8 +79,8 @@ def delimited_rows(
         path: Path of the table, for bad rows.
         columns: Column names of a table without a header.
         image_column: Column of image paths. It helps to find rows that a damaged byte has merged.
-        tabs: Whether the values are separated by tabs, each raw or quoted (`unquoted`). Otherwise they are separated by
-            commas, semicolons or tabs, and may be quoted.
+        tabs: Whether the values are separated by tabs, each raw or quoted (`unquoted`, `_quoted_values`). Otherwise
+            they are separated by commas, semicolons or tabs, and may be quoted.
     """
     csv.field_size_limit(MAX_LINE)  # so that an overlong caption is a bad sample, and not an error of the table
     supply = _Lines(lines)
@@ -102,11 +103,12 @@ def delimited_rows(
                 yield start, supply.number, "blank"
             return
         if tabs:
-            values = list(map(unquoted, values))
-        if len(supply.taken) > 1 and _swallowed(supply.taken, dialect, len(names), image):
+            values = _quoted_values(supply, values, len(names), image) or list(map(unquoted, values))
+        elif len(supply.taken) > 1 and _swallowed(supply.taken, dialect, len(names), image):
             supply.unread(1)  # only the first line is lost, the other lines are rows
             yield start, supply.number, BadSample("unreadable_row", f"{path}: line {supply.number}")
-        elif not columns and any(values[len(names) :]):
+            continue
+        if not columns and any(values[len(names) :]):
             # More values than columns: a line break or a quotation mark is damaged, and several rows may have merged.
             merged = sum(map(is_image, values)) if image is not None else 1
             for _ in range(max(1, merged)):
@@ -144,6 +146,43 @@ class _Lines:
         self.again += reversed(self.taken[first:])
         self.number -= len(self.taken) - first
         del self.taken[first:]
+
+
+def _quoted_values(supply: _Lines, raw: list[str], num_columns: int, image: int | None) -> list[str] | None:
+    """Read a row between tabs in which a quoted value has tabs or line breaks, as pandas and csv.writer write it.
+
+    In a raw table a caption may begin with a stray quotation mark. Therefore no line after the first may be a row, and
+    the row must have a value for each column.
+
+    Args:
+        supply: Lines of the table. The first line of the row was taken.
+        raw: Values of that line, without quoting.
+        num_columns: Number of columns.
+        image: Number of the column of image paths, if known.
+
+    Returns:
+        The values, or None if the first line is a raw row. The lines after it are then still to be read.
+    """
+    complete = len(raw) == num_columns
+    is_open = sum(value.count('"') for value in raw) % 2 == 1
+    if (complete and not is_open) or not any(value[:1] == '"' and unquoted(value) == value for value in raw):
+        return None
+    shows_paths = image is not None and image < len(raw) and is_image(unquoted(raw[image]))
+    while is_open and (line := next(supply, None)) is not None:
+        closes = line.count('"') % 2 == 1
+        values = line.rstrip("\r\n").split("\t")
+        is_row = len(values) == num_columns and not (shows_paths and not is_image(unquoted(values[image or 0])))
+        if is_row and (complete or not closes):
+            break
+        is_open = not closes
+    rows = []
+    if not is_open:
+        with suppress(csv.Error):
+            rows = list(csv.reader(supply.taken, csv.excel_tab, strict=True))
+    if len(rows) == 1 and len(rows[0]) == num_columns:
+        return rows[0]
+    supply.unread(1)
+    return None
 
 
 def _swallowed(lines: list[str], dialect: type[csv.Dialect], num_columns: int, image: int | None) -> bool:
