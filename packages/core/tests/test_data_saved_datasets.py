@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_samples import context, encoded
@@ -101,6 +102,31 @@ def test_pictures_by_path_several_captions_and_bad_rows(tmp_path):
         reasons.append(caught.value.reason)
     # Parquet and Arrow files say how many rows they have, so bad ones are met when they are read.
     assert reasons == ["missing_image", "unsafe_path", "missing_image", "missing_caption"]
+
+
+@pytest.mark.parametrize("place", ["", "/data"])
+def test_parquet_of_the_hub_is_read_by_split(tmp_path, place):
+    folder = tmp_path / f"repository{place}"
+    folder.mkdir(parents=True)
+    (tmp_path / "repository/README.md").write_text("a data card")
+    pq.write_table(pictures(0, 1), folder / "train-00000-of-00002.parquet")
+    pq.write_table(pictures(2), folder / "train-00001-of-00002.parquet")
+    for path in (tmp_path / "repository", folder):
+        pool, _ = run(Pairs(name="pool", path=str(path)), tmp_path)
+        assert len(open_dataset(pool)) == 3
+    pq.write_table(pictures(3, 4), folder / "test-00000-of-00001.parquet")
+    for path in (tmp_path / "repository", folder):
+        with pytest.raises(UserError, match=r"of 2 splits; give .*/test-\*.parquet' or '.*/train-\*.parquet'$"):
+            Pairs(name="pool", path=str(path)).preflight(None)
+        val, train = import_fields(str(path))
+        assert val["path"] == f"{folder}/test-00000-of-00001.parquet"
+        pool, _ = run(Pairs(name="pool", path=train["path"]), tmp_path)
+        assert len(open_dataset(pool)) == 3
+        made, _ = run(Pairs(name="pool", path=f"{folder}/test-*.parquet"), tmp_path)
+        assert len(open_dataset(made)) == 2
+        # The default of `split` is test.
+        labeled, _ = run(Labeled(name="data", path=str(path), class_names=["cat", "dog"]), tmp_path)
+        assert labeled.num_samples == 2
 
 
 def test_splits_are_not_mixed_up_and_a_choice_of_rows_is_not_lost(tmp_path):

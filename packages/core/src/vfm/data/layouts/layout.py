@@ -22,6 +22,7 @@ from vfm.data.samples.shards import Found, ShardReader, UnreadShard, format_of_f
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.arrow_files import saved_dataset
 from vfm.data.tables.fiftyone_labels import LABELS_FILE, is_fiftyone_labels
+from vfm.data.tables.hub_files import hub_files
 from vfm.data.tables.image_columns import IMAGE_COLUMNS, is_bytes
 from vfm.data.tables.image_list import ImageEntry, write_image_lists
 from vfm.data.tables.parquet_files import open_parquet, schema_names
@@ -189,8 +190,8 @@ def find_layout(
         path: Path as the user gave it.
         kind: Kind of the files. auto: by their names.
         image_root: Folder that a table's image paths are relative to.
-        split: Split of a CLIP_benchmark folder, or of a saved Hugging Face dataset. None: `test` for CLIP_benchmark,
-            and the only split for Hugging Face.
+        split: Split of a CLIP_benchmark folder, or of a Hugging Face dataset. None: `test` for CLIP_benchmark, and the
+            only split for Hugging Face.
 
     Raises:
         UserError: If the path does not exist, is not a regular file or folder, or its files cannot be read.
@@ -233,7 +234,7 @@ def _inside(folder: str, kind: Kind | Literal["auto"], split: str | None) -> lis
     if not inside and kind in ("auto", "parquet"):
         inside = saved_dataset(folder, names, split)
     if not inside and kind in ("auto", "parquet"):
-        inside = fnmatch.filter(paths, "*.parquet")
+        inside = hub_files(folder, names, split)
         if kind == "auto" and all(files.is_directory(file.removesuffix(".parquet")) for file in inside):
             inside = []  # img2dataset's tables about the folders of images next to them
     if not inside and kind == "auto":

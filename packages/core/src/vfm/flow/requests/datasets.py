@@ -12,6 +12,7 @@ from vfm.base import UserError
 from vfm.data.choices.choices import load_choices
 from vfm.data.layouts.layout import find_layout
 from vfm.data.prompts.clip_benchmark import benchmark_shards, splits_of, type_beside
+from vfm.data.tables.hub_files import hub_splits
 from vfm.flow.recognition.annotations import annotated_fields, validation_fields
 from vfm.flow.recognition.formats import recognise
 from vfm.flow.requests.data_options import with_data_options
@@ -173,13 +174,14 @@ def fields_for(kind: str, path: str) -> Fields:
 
 def _shards_of_splits(folder: str) -> list[str]:
     """List a pattern for the Parquet files of each split in a folder of the Hugging Face hub, test before training."""
-    names = [name for name in sorted(files.names_in(folder)) if name.endswith(".parquet")]
+    splits = hub_splits(folder, files.names_in(folder))
     patterns = []
     for split in (*TEST_SPLITS, "train"):
-        of_split = [name for name in names if name.startswith(f"{split}-")]
-        if of_split:
-            joined = of_split[0] if len(of_split) == 1 else f"{{{','.join(of_split)}}}"
-            patterns.append(f"{folder}/{joined}")
+        if split in splits:
+            place = splits[split][0].rpartition("/")[0]
+            names = [path.rpartition("/")[2] for path in splits[split]]
+            joined = names[0] if len(names) == 1 else f"{{{','.join(names)}}}"
+            patterns.append(f"{place}/{joined}")
     if len(patterns) > 1 and "/train-" in patterns[-1].replace("{", ""):
         return [patterns[0], patterns[-1]]
     return []
