@@ -65,6 +65,16 @@ def test_a_folder_with_its_captions_and_another_language_are_read(tmp_path):
     assert open_dataset(pool)[1].texts == {"en": ["a red boat", "a boat at sea"], "de": ["deutsch 1", "deutsch 3"]}
 
 
+def test_the_folder_of_the_release_with_one_or_both_of_its_splits(tmp_path):
+    val = coco(tmp_path / "coco")
+    folder = str(tmp_path / "coco")
+    assert import_fields(folder) == ({"kind": "data.pairs", "path": folder}, None)
+    assert pool_of(tmp_path, folder)[0].num_samples == 3
+    train = coco(tmp_path / "coco", file="annotations/captions_train2017.json", folder="train2017")
+    of_val, of_train = ({"kind": "data.pairs", "path": str(path)} for path in (val, train))
+    assert import_fields(folder) == (of_val, of_train)
+
+
 def test_numbers_of_images_may_be_texts_in_one_of_the_lists(tmp_path):
     path = coco(tmp_path, annotations=[{**one, "image_id": str(one["image_id"])} for one in ANNOTATIONS])
     source = open_dataset(pool_of(tmp_path, path)[0])

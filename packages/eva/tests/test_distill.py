@@ -121,6 +121,15 @@ def test_a_small_learning_rate_is_the_schedules_end_too(here: Path) -> None:
     assert float(stages[-1]["schedule"]["min_lr"]) == 1e-6
 
 
+def test_columns_with_unusual_names_are_recognised(here: Path) -> None:
+    rows = [f"{number},pictures/{number}.png,ein Hund" for number in range(200)]
+    (here / "table.csv").write_text("\n".join(["Nr,Bild,Beschreibung", *rows]))
+    done = distill("table.csv", "--teacher", "teacher", "--student", STUDENT, "--dry-run", *SMALL)
+    assert done.exit_code == 0, done.output
+    images = yaml.safe_load((here / "distill.yaml").read_text())["stages"][0]
+    assert images == {"kind": "data.images", "name": "images", "path": "table.csv", "image_key": "Bild"}
+
+
 @pytest.mark.skipif(not PHOTOGRAPHS.is_file(), reason="needs the shared photographs")
 def test_200_real_photographs_in_a_flat_folder_become_an_encoder_and_a_probe(here: Path) -> None:
     with tarfile.open(PHOTOGRAPHS) as tar:

@@ -19,6 +19,7 @@ from vfm.storage import files
 
 CAPTION = "caption"  # field of an annotation
 PREFIX = "captions_"  # before the name of the split in the file's name
+SUBFOLDER = "annotations"
 HEAD = re.compile(rb'\s*\{\s*"(?:info|images|annotations|licenses|type)"')
 NUM_TRIED = 20  # images with which their folder is looked for
 
@@ -40,12 +41,22 @@ def is_coco_captions(path: str) -> bool:
 
 
 def captions_in_folder(folder: str, names: list[str]) -> list[str]:
-    """Find the file with COCO's captions in a folder. The list is empty if there are several such files."""
+    """Find the file with COCO's captions in a folder, or in its subfolder `annotations`.
+
+    The list is empty if there are several such files.
+    """
+    candidates = caption_files(folder, names)
+    return candidates if len(candidates) == 1 else []
+
+
+def caption_files(folder: str, names: list[str]) -> list[str]:
+    """List the files with COCO's captions in a folder, or else in its subfolder `annotations`."""
+    root = folder.rstrip("/")
     candidates = fnmatch.filter(names, f"{PREFIX}*.json")
-    if len(candidates) != 1:
-        return []
-    path = f"{folder.rstrip('/')}/{candidates[0]}"
-    return [path] if is_coco_captions(path) else []
+    if not candidates and files.is_directory(f"{root}/{SUBFOLDER}"):
+        root = f"{root}/{SUBFOLDER}"
+        candidates = fnmatch.filter(files.names_in(root), f"{PREFIX}*.json")
+    return list(filter(is_coco_captions, (f"{root}/{name}" for name in candidates)))
 
 
 def coco_entries(path: str, image_root: str, spec: DatasetSpec, account: Account | None = None) -> Iterator[ImageEntry]:

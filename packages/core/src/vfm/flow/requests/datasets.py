@@ -10,6 +10,7 @@ from typing import Any
 
 from vfm.base import UserError
 from vfm.data.choices.choices import load_choices
+from vfm.data.layouts.coco_captions import caption_files
 from vfm.data.layouts.layout import find_layout
 from vfm.data.prompts.clip_benchmark import benchmark_shards, splits_of, type_beside
 from vfm.data.tables.hub_files import hub_splits
@@ -23,6 +24,7 @@ from vfm.storage import files
 
 TEST_SPLITS = ("test", "val", "validation", "valid")
 FOLDER_KINDS = {"multilabel": "data.tagged", "retrieval": "data.pairs"}  # by dataset type of clip_benchmark
+IMAGES = "data.images"
 CHOICES: Mapping[str, list[str]] = {"choices": []}
 
 
@@ -154,7 +156,7 @@ def import_fields(path: str) -> tuple[Fields, Fields | None]:
         return (val, train) if val else (train, None)
     if files.is_directory(root):
         folders = [name for name in (*TEST_SPLITS, "train") if files.is_directory(f"{root}/{name}")]
-        shards = _shards_of_splits(root)
+        shards = _shards_of_splits(root) or _captions_of_splits(root)
         if folders:
             train = recognise(f"{root}/train") if "train" in folders[1:] else None
             return recognise(f"{root}/{folders[0]}"), train
@@ -169,7 +171,16 @@ def fields_for(kind: str, path: str) -> Fields:
         fields = recognise(path)
         if fields["kind"] == kind:
             return fields
+        if kind == IMAGES and "image_key" in fields:  # a table, whose captions or labels are not needed
+            return {"kind": kind, "path": path, "image_key": fields["image_key"]}
     return {"kind": kind, "path": path}
+
+
+def _captions_of_splits(folder: str) -> list[str]:
+    """List COCO's captions of a validation split, and of the training split."""
+    paths = caption_files(folder, files.names_in(folder))
+    val = [path for path in paths if "train" not in path.rpartition("/")[2]]
+    return [*val, *(path for path in paths if path not in val)] if len(paths) == 2 and len(val) == 1 else []
 
 
 def _shards_of_splits(folder: str) -> list[str]:

@@ -59,7 +59,7 @@ def distillation_recipe(request: DistillationRequest, known: Mapping[str, type[S
         raise UserError("a probe needs two sets of labelled images: give both --probe and --train")
     start = request.student if isinstance(request.student, Input) else None
     teacher = named_apart(request.teacher, [STUDENT, BEFORE], "teacher")  # an earlier result may have the name
-    stages: list[Fields] = [{"kind": "data.images", "name": "images", "path": request.images}]
+    stages: list[Fields] = [_import("data.images", "images", request.images)]
     for model in (teacher, start):
         if model and model.stage:
             stages.append(model.stage)
@@ -80,8 +80,8 @@ def distillation_recipe(request: DistillationRequest, known: Mapping[str, type[S
     }
     stages.append(training)
     if request.probe:
-        stages += [{"kind": "data.labeled", "name": "probe_train", "path": request.train}]
-        stages += [{"kind": "data.labeled", "name": "probe", "path": request.probe}]
+        stages += [_import("data.labeled", "probe_train", request.train)]
+        stages += [_import("data.labeled", "probe", request.probe)]
         if not start:
             stages.append({**training, "name": BEFORE, "steps": 1, "lr": 0, "schedule": {"min_lr": 0}})
         before = start.ref if start else BEFORE
@@ -91,6 +91,11 @@ def distillation_recipe(request: DistillationRequest, known: Mapping[str, type[S
     name = start.name if start else request.student
     record = {"description": f"{name} learns {request.teacher.name}'s features of patches.", "stages": stages}
     return dump(record)
+
+
+def _import(kind: str, name: str, path: str) -> Fields:
+    fields_for = load_function("vfm.flow.requests.datasets:fields_for")  # imports `vfm.data`
+    return {"kind": kind, "name": name, **fields_for(kind, path)}
 
 
 def _has_patches(student: str | Input) -> bool:
