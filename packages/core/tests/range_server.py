@@ -142,8 +142,10 @@ def serving(folder: Path, **options: Any) -> Iterator[RangeServer]:
     """Serve a folder from threads of this process."""
     with RangeServer(folder, **options) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
+        try:
+            yield server
+        finally:
+            server.shutdown()
 
 
 def main() -> None:

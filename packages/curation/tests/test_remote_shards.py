@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations import memory
 
 from filter_runs import jpeg, run, verdicts
 from shard_tasks import KilledError
@@ -57,12 +58,13 @@ def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         file = tmp_path / f"{shard}.{store.form}"
         numbers = range(shard * SIZE, (shard + 1) * SIZE)
         if store.form == "tar":
-            record = '{{"uid": "u{0:02d}", "url": "http://h.org/{0}", "en": "a big dog {0}"}}'
+            record = '{{"uid": "u{0:02d}", "url": "http://h.org/{0}", "en": "a big dog {0}", "weight": {0}}}'
             write_tar(file, [(f"{n}", {"jpg": jpeg(n), "json": record.format(n).encode()}) for n in numbers])
         else:
             rows = []
             for n in numbers:
-                rows.append({"uid": f"u{n:02d}", "url": f"http://h.org/{n}", "en": f"a big dog {n}", "image": jpeg(n)})
+                row = {"uid": f"u{n:02d}", "url": f"http://h.org/{n}", "en": f"a big dog {n}", "weight": n}
+                rows.append({**row, "image": jpeg(n)})
             pq.write_table(pa.Table.from_pylist(rows), file)
         with fsspec.open(f"memory://shards/{file.name}", "wb") as stream:
             stream.write(file.read_bytes())
@@ -132,6 +134,42 @@ def test_a_remote_shard_is_lost_and_tried_again_when_a_run_resumes(
     assert bad_and_warnings(events) == []
     if kind == "match":
         assert np.load(resumed.path / "counts.npy").tolist() == [NUM_TEXTS]
+
+
+def test_a_remote_shard_whose_values_do_not_come_after_its_texts_is_lost_too(
+    run_stage: Any, pool: Any, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = memory.MemoryFileSystem.cat_file
+    done, allowed = 0, 1 << 30  # reads of the shard
+
+    def cat_file(files: memory.MemoryFileSystem, path: str, *args: Any, **named: Any) -> Any:
+        nonlocal done
+        done += path == store.lost
+        if path == store.lost and done > allowed:
+            raise OSError("a fault")
+        return read(files, path, *args, **named)
+
+    monkeypatch.setattr(memory.MemoryFileSystem, "cat_file", cat_file)
+    opened(pool.path).texts_of_shard(LOST)
+    of_texts = done
+    chain = [{"type": "where", "keep": "weight >= 0"}]
+    events: list[Event] = []
+
+    def num_kept(name: str) -> int:
+        nonlocal done
+        events.clear()
+        done = 0
+        settings = {"max_bad_fraction": 0.2, "send": events.append, "runtime": ALONE}
+        return len(verdicts(run(run_stage, pool, chain, name=name, **settings)))
+
+    assert num_kept("whole") == NUM_TEXTS
+    of_both = done
+    assert of_both > of_texts
+    for allowed in range(of_texts, of_both):
+        assert num_kept(f"lacking-{allowed}") == NUM_TEXTS - SIZE
+        bad, warning = bad_and_warnings(events)
+        assert bad == f"damaged_shard {store.address}: no connection (OSError)"
+        assert warning.endswith(f"1 of {NUM_SHARDS} shards cannot be read, such as {bad.partition(' ')[2]}")
 
 
 @pytest.mark.parametrize("form", ["pairs", "links", "tars"])

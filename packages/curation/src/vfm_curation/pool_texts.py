@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -54,15 +54,47 @@ def _naming_damage(source: Source, shard: int) -> Iterator[None]:
         raise UserError(f"{path}: damaged; write it again or make the pool without it: {reason}") from None
 
 
-def texts_or_lost(source: Source, shard: int, summary: TaskSummary) -> pa.Table:
-    """Read the texts of a shard. If it cannot be read, count its samples as lost and return an empty table."""
+def texts_or_lost(source: Source, shard: int, summary: TaskSummary, values: Sequence[str] = ()) -> pa.Table:
+    """Read the texts of a shard. If it cannot be read, count its samples as lost and return an empty table.
+
+    Args:
+        source: The pool.
+        shard: Number of the shard.
+        summary: Counts bad and lost samples.
+        values: The user's own columns to read too. A column NAME becomes `stored.NAME`.
+    """
     num_samples = int(source.shard_sizes[shard])
     if num_samples:  # a shard without samples, perhaps of a subset, need not exist
         try:
-            return texts_of(source, shard, on_bad=summary.skip)
+            texts = texts_of(source, shard, on_bad=summary.skip)
+            return _with_values(texts, source, shard, values)
         except UserError as error:
             summary.lose(shard, num_samples, str(error))
-    return texts_schema().empty_table()
+    return _with_values(texts_schema().empty_table(), source, shard, values)
+
+
+def _with_values(texts: pa.Table, source: Source, shard: int, names: Sequence[str]) -> pa.Table:
+    """Append the user's own columns to the texts of a shard, which is not opened if there are no texts."""
+    if not names:
+        return texts
+    rows = texts["row"].to_numpy().astype(np.int64)
+    if not len(rows):
+        values = pa.table({name: pa.nulls(0) for name in names})
+    else:
+        with _naming_damage(source, shard):
+            values = _values(source, shard, rows, names)
+    for name in names:
+        texts = texts.append_column(f"stored.{name}", values[name])
+    return texts
+
+
+def _values(source: Source, shard: int, rows: NDArray[np.int64], names: Sequence[str]) -> pa.Table:
+    """Read the user's own columns for each row of a text, ascending. A row may repeat."""
+    reader = source.index.open(shard)
+    if (rows[1:] > rows[:-1]).all():
+        return reader.values(rows, names)
+    distinct, at = np.unique(rows, return_inverse=True)
+    return reader.values(distinct, names).take(at)
 
 
 def encoded(column: pa.ChunkedArray) -> pa.DictionaryArray:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from vfm.data import Source, open_dataset
 from vfm.plugin import ImageDataset
@@ -59,7 +58,7 @@ def measure_texts(job: TextJob, shard: int) -> TaskSummary:
     if finished:
         return TaskSummary.of(finished)
     summary = TaskSummary()
-    table = texts_or_lost(source, shard, summary)
+    table = texts_or_lost(source, shard, summary, sorted(job.values))
     languages = encoded(table["language"])
     if len(languages.dictionary) > 1:  # the texts of one language are in order
         table = table.sort_by([(name, "ascending") for name in ("row", "language", "text_index")])
@@ -81,23 +80,11 @@ def measure_texts(job: TextJob, shard: int) -> TaskSummary:
     if "detected" in job.columns:
         codes, scores = detect(table["text"].to_pylist())
         columns |= {"detected": pa.array(codes, pa.string()), "detected_score": pa.array(scores, pa.float32())}
-    if job.values:
-        values = _values(source, shard, table["row"].to_numpy(), sorted(job.values))
-        columns |= {f"stored.{name}": values[name] for name in values.column_names}
+    for name in sorted(job.values):
+        columns[f"stored.{name}"] = table[f"stored.{name}"]
     summary.num_texts = len(table)
     write_shard_file(file, pa.table(columns), source_hash, vars(summary))
     return summary
-
-
-def _values(source: Source, shard: int, rows: NDArray[np.int32], names: Sequence[str]) -> pa.Table:
-    """Read the user's own columns for each text."""
-    if not len(rows):  # perhaps of a shard that cannot be read
-        return pa.table({name: pa.nulls(0) for name in names})
-    reader = source.index.open(shard)
-    if (rows[1:] > rows[:-1]).all():
-        return reader.values(rows.astype(np.int64), names)
-    distinct, at = np.unique(rows, return_inverse=True)
-    return reader.values(distinct.astype(np.int64), names).take(at)
 
 
 def digest(value: bytes) -> bytes:

@@ -25,7 +25,7 @@ from vfm.data.samples import captions
 from vfm.data.samples.caption_templates import columns_of
 from vfm.data.samples.columns import read_columns
 from vfm.data.samples.images import IMAGE_EXTENSIONS
-from vfm.data.samples.sample import UNREACHABLE, BadSample, Sample, uid_from
+from vfm.data.samples.sample import UNREACHABLE, BadSample, Sample, raise_if_unreachable, uid_from
 from vfm.data.samples.shards import Opening, Shard, ShardReader
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import OnBad, Rows, texts_by_sample, texts_schema
@@ -35,7 +35,7 @@ from vfm.data.tar.sidecar import ends_with_mark, sidecar_count
 from vfm.storage import files
 from vfm.storage.remote_spans import RemoteError, Span
 
-TEXTS_TOGETHER = 1024  # samples of a remote tar whose texts are read with few requests
+ROWS_TOGETHER = 1024  # samples of a remote tar whose texts, or records, are read with few requests
 
 
 class TarShard(ShardReader):
@@ -178,33 +178,42 @@ class TarShard(ShardReader):
         """Yield the whole `json` member of each row.
 
         A broken one is None, and a row without a `json` has an empty record.
+
+        Raises:
+            UserError: If a part of a remote tar cannot be reached.
         """
-        slot = self.slots.index("json")
-        for row in rows:
-            if row >= len(self):  # the tar is shorter than its known count
-                yield None
-                continue
-            offset, size = self.places(row)[slot]
-            try:
-                data = files.read_bytes(self.path, offset, offset + size) if size > 0 else b"{}"
-                yield captions.decode_json(data, self.where(row))
-            except BadSample:
-                yield None
+        for group in self._in_groups(np.asarray(rows, dtype=np.int64)):
+            yield from map(self._record, group.tolist())
+
+    def _record(self, row: int) -> dict[str, Any] | None:
+        if row >= len(self):  # the tar is shorter than its known count
+            return None
+        ranges = self._ranges(self.places(row), with_image=False)
+        try:
+            members = self._members([each for each in ranges if each[0] == "json"], self.where(row))
+            return captions.decode_json(members.get("json") or b"{}", self.where(row))
+        except BadSample as bad:
+            raise_if_unreachable(bad)
+            return None
 
     def texts(self, rows: Rows, on_bad: OnBad) -> Any:
         """Read the texts of ascending rows in the schema `texts_schema`."""
         read = partial(self.read, with_image=False)
+        parts = [texts_by_sample(read, group, on_bad) for group in self._in_groups(rows)]
+        return pa.concat_tables(parts) if parts else texts_schema().empty_table()
+
+    def _in_groups(self, rows: Rows) -> Iterator[Rows]:
+        """Yield groups of rows. The members of a remote tar, except images, are read ahead with few requests each."""
         if self._ahead is None:
-            return texts_by_sample(read, rows, on_bad)
-        parts = [texts_schema().empty_table()]
-        for start in range(0, len(rows), TEXTS_TOGETHER):
-            group = rows[start : start + TEXTS_TOGETHER]
+            yield rows
+            return
+        for start in range(0, len(rows), ROWS_TOGETHER):
+            group = rows[start : start + ROWS_TOGETHER]
             spans: list[Span] = []
             for row in group.tolist():
                 spans += self.spans(row, with_image=False)
             self._ahead.hold(read_together(spans))
-            parts.append(texts_by_sample(read, group, on_bad))
-        return pa.concat_tables(parts)
+            yield group
 
     def _ranges(self, places: list[tuple[int, int]], with_image: bool) -> list[tuple[str, int, int]]:
         """List name, start and stop of each member of a row to read."""
