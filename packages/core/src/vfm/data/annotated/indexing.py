@@ -21,11 +21,11 @@ from vfm.data.annotated.stages import Annotated
 from vfm.data.annotated.tables import ImageRow, ObjectTable, write_images
 from vfm.data.index.index import BadRow, write_index
 from vfm.data.index.source import Source
-from vfm.data.indexing.indexing import Indexing
+from vfm.data.indexing.indexing import Indexing, warn_of_unreachable
 from vfm.data.ledger.account import USED, Account
 from vfm.data.ledger.ledger import ANNOTATED_LEDGER, LedgerWriter
 from vfm.data.samples.images import open_image
-from vfm.data.samples.sample import BadSample, count_reasons
+from vfm.data.samples.sample import UNREACHABLE, BadSample, count_reasons
 from vfm.interfaces import AnnotatedImages, Context, Preflight
 
 ORIENTATION = 0x0112  # EXIF tag
@@ -227,7 +227,7 @@ def _check_images(reader: AnnotationReader, ctx: Context, wanted: Wanted) -> tup
             size, upright = _check_image(reader, image, source, number)
         except BadSample as bad:
             checked.problems[number] = bad
-            ctx.skip(bad.reason, bad.where)
+            ctx.skip(bad.reason, bad.where, lacks_data=bad.reason == UNREACHABLE)
             # A row is written for an unusable image too, so that numbers of images stay as listed.
             size, upright = image.size or (1, 1), False
         checked.sizes.append(size)
@@ -242,6 +242,7 @@ def _check_images(reader: AnnotationReader, ctx: Context, wanted: Wanted) -> tup
             f"{ctx.stage}: {len(checked.problems)} of {len(images)} images cannot be used ({limit}):"
             f" {_in_words(checked.counts())}; the first is {first}"
         )
+    warn_of_unreachable(ctx, checked.problems.values(), len(images))
     return images, checked
 
 

@@ -23,7 +23,7 @@ from vfm.data.layouts.layout import Layout
 from vfm.data.ledger.account import Account
 from vfm.data.ledger.ledger import LEDGER_FILE, LedgerWriter
 from vfm.data.samples.images import decode_image
-from vfm.data.samples.sample import CURES, BadSample, Sample, count_reasons
+from vfm.data.samples.sample import CURES, UNREACHABLE, BadSample, Sample, count_reasons
 from vfm.data.samples.shards import Found, Opening, Shard, shard_format
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tar.packed_offsets import PACKED_FILE, OffsetsWriter
@@ -118,6 +118,7 @@ class Indexing:
         self._check_bad(1)
         if not self.good:
             raise UserError(f"{self.ctx.stage}: no samples found in {self._searched(directory)}")
+        warn_of_unreachable(self.ctx, self.bad, self.good + len(self.bad))
         # Repeated keys are made unique by the names of their shards.
         if self.repeated.example:
             key, first, second = self.repeated.example
@@ -182,7 +183,7 @@ class Indexing:
             shard, bad = _cut(shard, bad, self.num_samples - self.good)
         problems = {}
         for row in bad:
-            self.ctx.skip(row.reason, row.where)
+            self.ctx.skip(row.reason, row.where, lacks_data=row.reason == UNREACHABLE)
             if row.row >= 0:
                 problems[row.row] = row.reason
         self.shards.append(shard)
@@ -233,6 +234,23 @@ def check_bad(stage: str, bad: Counter[str], seen: int, max_bad_fraction: float,
         raise UserError(
             f"{stage}: {bad.total()} of {seen} samples are bad: {most_common(bad)}; more than max_bad_fraction:"
             f" {max_bad_fraction}{more}"
+        )
+
+
+def warn_of_unreachable(ctx: Context, bad: Iterable[BadRow | BadSample], seen: int) -> None:
+    """Warn of remote samples whose bytes did not come, if there are any. They may come when the index is made again.
+
+    Args:
+        ctx: Context of the stage.
+        bad: The bad samples.
+        seen: Number of samples, good and bad.
+    """
+    unreachable = [sample.where for sample in bad if sample.reason == UNREACHABLE]
+    if unreachable:
+        ctx.warn(
+            f"{len(unreachable):,} of {seen:,} samples are left out: they could not be reached, such as"
+            f" {unreachable[0]}",
+            lacks_data=True,
         )
 
 

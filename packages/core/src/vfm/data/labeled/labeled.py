@@ -26,7 +26,7 @@ from vfm.data.layouts.torchvision_sets import (
 from vfm.data.ledger.account import Account
 from vfm.data.prompts.clip_benchmark import TEMPLATES_FILE, lines_beside, names_and_templates
 from vfm.data.prompts.templates import check_templates
-from vfm.data.samples.sample import BadSample, count_reasons
+from vfm.data.samples.sample import BadSample, count_reasons, raise_if_unreachable
 from vfm.data.samples.shards import counted
 from vfm.data.samples.spec import DatasetSpec
 from vfm.interfaces import Context, ImageDataset, LabeledDataset, Preflight, TaggedImages
@@ -113,6 +113,7 @@ def _tags(source: Source, indexing: Indexing) -> list[tuple[int, ...]]:
         try:
             tags.append(source.facts(number).labels or ())
         except BadSample as problem:
+            raise_if_unreachable(problem)  # the sample would be one without labels when it is back
             indexing.ctx.skip(problem.reason, problem.where)
             bad.append(BadRow(*source.locate(number), problem.reason, problem.where))
             tags.append(())

@@ -21,12 +21,13 @@ from vfm.base import redacted
 from vfm.data.samples.arrays import one_array
 from vfm.data.samples.captions import captions_at, captions_of, field_of, is_unicode, require_captions
 from vfm.data.samples.columns import column_name, read_columns, require_column
-from vfm.data.samples.sample import BadSample, Sample, uid_of
+from vfm.data.samples.sample import UNREACHABLE, BadSample, Sample, uid_of
 from vfm.data.samples.shards import Shard, ShardReader
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.samples.texts import OnBad, Rows, texts_by_column, texts_by_sample, uids_of
 from vfm.storage import files
 from vfm.storage.credentials import check_addresses
+from vfm.storage.remote_spans import RemoteError
 from vfm.storage.store_files import read_parquet
 
 ROWS_PER_SHARD = 10_000  # images are read one by one, so shards only serve their shuffling
@@ -267,6 +268,8 @@ def read_image_file(path: str) -> bytes:
     """
     try:
         return files.read_bytes(path)
+    except RemoteError as error:
+        raise BadSample("missing_image" if error.final else UNREACHABLE, path) from error
     except (OSError, ValueError):  # ValueError: a character that no path can have
         raise BadSample("missing_image", path) from None
     except Exception:
