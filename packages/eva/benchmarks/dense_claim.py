@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from mask_claim import Floats, interval, read_scores
+from mask_claim import interval
+from mask_scores import Floats, read_scores
 
 from vfm.statistics import holm, paired_t, t_interval
 
@@ -34,7 +35,7 @@ def decide(scenes: Floats, pool: Floats, untrained: Floats) -> str:
 
 def main(run: Path) -> None:
     """Print the scores, the decision of each end point, and all differences with p-values by Holm."""
-    values = read_scores(run, stages=["frozen", "tuned_miou"])
+    values = read_scores([run], stages=["frozen", "tuned_miou"])
     rows = []
     for way, keys in WAYS.items():
         scores = {name: values[key] for name, key in keys.items()}

@@ -12,54 +12,30 @@ Of a run of `mask_claim_controls` or `mask_images_controls`, only the scores of 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import scipy.stats
+from mask_scores import (
+    ENCODERS,
+    END_POINT,
+    LAST,
+    LONG,
+    PROBES,
+    STUDENTS,
+    Floats,
+    Scores,
+    is_control,
+    problem_of,
+    read_scores,
+    run_probes,
+    seeds_of,
+)
 from matplotlib.figure import Figure
 
-from vfm.interfaces import Report
 from vfm.statistics import holm, paired_t, t_interval
 
-Floats = npt.NDArray[np.float64]
-Scores = dict[tuple[str, str], Floats]  # (stage/metric, model) -> a value in percent for each seed
-
-STUDENTS = [
-    "scratch", "from_blank", "from_blank_unmasked", "from_unmasked", "from_masked_25", "from_eva", "from_masked_75",
-]  # fmt: skip
-ENCODERS = ["untrained", "of_blank", "of_blank_unmasked", "unmasked", "masked_25", "eva", "masked_75", "teacher"]
 MASKED = {"unmasked": 0, "masked_25": 25, "eva": 44, "masked_75": 75}  # percent of the patches, 0, 4, 7 and 12 of 16
-END_POINT = "curves/mean_over_log_samples"
-PROBES = ["probe/lp_acc1", "dense/dense_miou"]
-LONG = "zero_shot_long/acc1"
-STAGES = ("curves", "probe", "dense", "zero_shot", "zero_shot_long")
-
-
-def read_scores(*runs: Path, stages: Sequence[str] = STAGES) -> Scores:
-    """Read the metrics of the runs' evaluations in percent, by stage without `_blank`, name and model."""
-    values: dict[tuple[str, str], dict[int, float]] = {}
-    for folder in [folder for run in runs for folder in (run / "artifacts").glob("*@*")]:
-        stage, _, seed = folder.name.partition("@")
-        stage = stage.removesuffix("_blank")
-        if stage.removesuffix("_controls") not in stages or not folder.exists():
-            continue  # a run that stopped before has links to nothing
-        for metric in Report.load(folder).metrics:
-            key = (f"{stage}/{metric.name}", metric.model.partition("@")[0])
-            values.setdefault(key, {})[int(seed)] = 100 * metric.value
-    scores: Scores = {}
-    for key, by_seed in values.items():
-        scores[key] = np.array([by_seed[seed] for seed in sorted(by_seed)])
-    if (PROBES[0], "brief") in scores:  # a run with the weaker teacher
-        scores[PROBES[0], "teacher"] = scores[PROBES[0], "brief"]
-    return scores
-
-
-def seeds_of(runs: Sequence[Path]) -> list[str]:
-    """List the seeds of the runs' students."""
-    folders = (folder for run in runs for folder in (run / "artifacts").glob("curves@*"))
-    return sorted({folder.name.partition("@")[2] for folder in folders if folder.exists()})
 
 
 def interval(values: Floats, signed: bool = False) -> str:
@@ -73,7 +49,7 @@ def print_models(scores: Scores) -> None:
     print("| student | mean over log samples, % | after the last step, % |\n|---|---|---|")
     for student in STUDENTS:
         if (END_POINT, student) in scores:
-            cells = [interval(scores[metric, student]) for metric in (END_POINT, "zero_shot/acc1")]
+            cells = [interval(scores[metric, student]) for metric in (END_POINT, LAST)]
             print(f"| `{student}` | {' | '.join(cells)} |")
     probes = run_probes(scores)
     print(f"\n| encoder | {' | '.join(probes)} |\n|---{'|---' * len(probes)}|")
@@ -81,11 +57,6 @@ def print_models(scores: Scores) -> None:
         if (probes[0], encoder) in scores:
             cells = [interval(scores[probe, encoder]) for probe in probes]
             print(f"| `{encoder}` | {' | '.join(cells)} |")
-
-
-def run_probes(scores: Scores) -> list[str]:
-    """List the probes of unseen classes that the recipe has."""
-    return [probe for probe in PROBES if (probe, "eva") in scores]
 
 
 def print_end_point(difference: Floats, margin: float) -> None:
@@ -223,15 +194,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--image", type=Path)
     parser.add_argument("--weaker", type=Path, nargs="+", metavar="RUN", default=[])
     arguments = parser.parse_args(argv)
-    scores = read_scores(*arguments.runs)
-    if not scores:
-        parser.error(f"expected runs with evaluations, got none in {', '.join(map(str, arguments.runs))}")
-    if any(metric.startswith("curves_controls/") for metric, _ in scores):
+    if problem := problem_of(arguments.runs):
+        parser.error(problem)
+    scores = read_scores(arguments.runs)
+    if is_control(scores):
         print_controls(scores)
         return
-    seeds, weaker_seeds = seeds_of(arguments.runs), seeds_of(arguments.weaker)
-    if weaker_seeds not in ([], seeds):
-        parser.error(f"--weaker: expected the seeds {', '.join(seeds)}, got {', '.join(weaker_seeds)}")
+    if arguments.weaker:
+        seeds, weaker_seeds = seeds_of(arguments.runs), seeds_of(arguments.weaker)
+        if weaker_seeds != seeds:
+            parser.error(f"--weaker: expected the seeds {seeds}, got {weaker_seeds}")
+        if problem := problem_of(arguments.weaker):
+            parser.error(f"--weaker: {problem}")
     print_models(scores)
     if (END_POINT, "from_blank_unmasked") in scores:
         print_blank_tests(scores)
@@ -240,7 +214,7 @@ def main(argv: list[str] | None = None) -> None:
         print_long_tests(scores)
         return
     print_tests(scores)
-    weaker = read_scores(*arguments.weaker)
+    weaker = read_scores(arguments.weaker)
     if weaker:
         print_change(scores, weaker)
     if arguments.image and (END_POINT, "from_masked_25") in scores:

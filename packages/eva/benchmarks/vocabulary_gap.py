@@ -18,7 +18,8 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-from mask_claim import Floats, interval
+from mask_claim import interval
+from mask_scores import Floats
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -121,6 +122,70 @@ def test_the_gain_of_eva_is_divided_by_the_rule_of_the_recipe(tmp_path):
     assert "frozen: margin 1.02, most of the gain is from the scenes" in done.stdout
     assert "tuned: margin -0.08, no gain to divide" in done.stdout
     assert "| frozen, `eva` - `eva_of_pool` | +1.8 (1.7 to 2.0) | 0.06 |" in done.stdout
+
+
+STUDENTS = {"scratch": [3.1, 3.9], "from_eva": [5.0, 6.2], "from_unmasked": [8.0, 9.4]}
+ENCODERS = {"untrained": [5.8, 5.5], "eva": [13.3, 13.9], "unmasked": [20.6, 19.1], "teacher": [24.5, 22.1]}
+MASKS = {
+    "curves": ("mean_over_log_samples", STUDENTS),
+    "zero_shot": ("acc1", STUDENTS),
+    "probe": ("lp_acc1", ENCODERS),
+}
+
+
+def write_masks(run: Path, num_seeds: int = 2, suffix: str = "", without: str = "") -> None:
+    """Write the evaluations of `mask_images`, of all models but one."""
+    for stage, (metric, scores) in MASKS.items():
+        kept = {model: values[:num_seeds] for model, values in scores.items() if model != without}
+        write_reports(run, f"{stage}{suffix}", metric, kept)
+
+
+def compare_masks(*runs: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(BENCHMARKS / "mask_claim.py"), *map(str, runs)], capture_output=True, text=True
+    )
+
+
+def test_masks_are_compared_if_nothing_is_missing_and_controls_are_printed(tmp_path):
+    write_masks(tmp_path / "run")
+    stopped = tmp_path / "stopped/artifacts/curves@1"  # the other run has finished this one
+    stopped.parent.mkdir(parents=True)
+    stopped.symlink_to(tmp_path / "nowhere")
+    done = compare_masks(tmp_path / "run", tmp_path / "stopped")
+    assert done.returncode == 0, done.stderr
+    assert "end point: +3.0, +3.2; +3.1 (1.8 to 4.4)" in done.stdout
+    assert "gate, teacher minus random weights: +18.7, +16.6" in done.stdout
+    write_masks(tmp_path / "controls", num_seeds=1, suffix="_controls")
+    done = compare_masks(tmp_path / "controls")
+    assert done.returncode == 0, done.stderr
+    assert "| `from_eva` | 5.0 | 5.0 |" in done.stdout
+
+
+def test_masks_of_one_seed_or_without_some_scores_are_one_line(tmp_path):
+    write_masks(tmp_path / "one", num_seeds=1)
+    write_masks(tmp_path / "no_teacher", without="teacher")
+    write_masks(tmp_path / "no_probe")
+    for seed in (0, 1):
+        shutil.rmtree(tmp_path / f"no_probe/artifacts/probe@{seed}")
+    write_masks(tmp_path / "gap")
+    shutil.rmtree(tmp_path / "gap/artifacts/zero_shot@1")
+    write_masks(tmp_path / "unfinished")
+    (tmp_path / "unfinished/artifacts/probe@2").symlink_to(tmp_path / "nowhere")
+    write_masks(tmp_path / "controls", suffix="_controls")
+    encoders = "; ".join(f"probe/lp_acc1 of {model} for 0, 1" for model in sorted(ENCODERS))
+    students = "; ".join(f"zero_shot/acc1 of {model} for 1" for model in sorted(STUDENTS))
+    for name, line in {
+        "one": "expected two or more seeds, got 0",
+        "no_teacher": "expected scores of the seeds 0, 1, missing probe/lp_acc1 of teacher for 0, 1",
+        "no_probe": f"expected scores of the seeds 0, 1, missing {encoders}",
+        "gap": f"expected scores of the seeds 0, 1, missing {students}",
+        "unfinished": "expected runs that have finished, missing probe@2",
+        "controls": "expected one seed of controls, got 0, 1",
+        "none": f"expected runs with evaluations, got none in {tmp_path / 'none'}",
+    }.items():
+        done = compare_masks(tmp_path / name)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.endswith(f"mask_claim.py: error: {line}\n")
 
 
 def write_curve(training: Path, objects: list[float], rare: float) -> None:
