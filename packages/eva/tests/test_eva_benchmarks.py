@@ -140,9 +140,9 @@ def write_masks(run: Path, num_seeds: int = 2, suffix: str = "", without: str = 
         write_reports(run, f"{stage}{suffix}", metric, kept)
 
 
-def compare_masks(*runs: Path) -> subprocess.CompletedProcess[str]:
+def compare_masks(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(BENCHMARKS / "mask_claim.py"), *map(str, runs)], capture_output=True, text=True
+        [sys.executable, str(BENCHMARKS / "mask_claim.py"), *map(str, words)], capture_output=True, text=True
     )
 
 
@@ -186,6 +186,20 @@ def test_masks_of_one_seed_or_without_some_scores_are_one_line(tmp_path):
         done = compare_masks(tmp_path / name)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.endswith(f"mask_claim.py: error: {line}\n")
+
+
+def test_weaker_teachers_are_of_the_same_seeds(tmp_path):
+    write_masks(tmp_path / "run")
+    write_masks(tmp_path / "weaker", without="teacher")
+    done = compare_masks(tmp_path / "run", "--weaker", tmp_path / "weaker")
+    line = "--weaker: expected scores of the seeds 0, 1, missing probe/lp_acc1 of teacher for 0, 1"
+    assert done.stderr.endswith(f"error: {line}\n")
+    write_reports(tmp_path / "weaker", "probe_blank", "lp_acc1", {"brief": [17.3, 16.9]})
+    done = compare_masks(tmp_path / "run", "--weaker", tmp_path / "weaker")
+    assert "end point, change from the weaker teacher: +0.0 (" in done.stdout
+    shutil.rmtree(tmp_path / "weaker/artifacts/curves@1")
+    done = compare_masks(tmp_path / "run", "--weaker", tmp_path / "weaker")
+    assert done.stderr.endswith("error: --weaker: expected the seeds 0, 1, got 0\n")
 
 
 def write_curve(training: Path, objects: list[float], rare: float) -> None:
