@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import resource
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from vfm.data import DatasetSpec, Shard, write_index, write_tar
+from vfm.data.index.mixture import Mixture
 from vfm.data.index.source import Source
 from vfm.data.reading.open_files import MOST, max_open_shards
 
@@ -23,6 +25,16 @@ def limits() -> Iterator[tuple[int, int]]:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     yield before
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def written(folder: Path, num_shards: int) -> Source:
+    shards = []
+    for shard in range(num_shards):
+        path = folder / f"{shard:03d}.tar"
+        write_tar(path, [(f"{shard}-{row}", {"jpg": b"image", "txt": b"a caption"}) for row in range(PER_SHARD)])
+        shards.append(Shard.of(path, PER_SHARD))
+    write_index(folder, shards, DatasetSpec(texts={"en": "txt"}))
+    return Source(folder)
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(256, 128), (1024, 512), (3000, 750), (16_384, MOST)])
@@ -39,16 +51,25 @@ def test_the_shards_of_a_window_are_opened_once(tmp_path: Path, limits: tuple[in
     if limits[1] != resource.RLIM_INFINITY and limits[1] < 4096:
         pytest.skip(f"the system allows {limits[1]} files")
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, limits[1]))
-    shards = []
-    for shard in range(NUM_SHARDS):
-        path = tmp_path / f"{shard:03d}.tar"
-        write_tar(path, [(f"{shard}-{row}", {"jpg": b"image", "txt": b"a caption"}) for row in range(PER_SHARD)])
-        shards.append(Shard.of(path, PER_SHARD))
-    write_index(tmp_path, shards, DatasetSpec(texts={"en": "txt"}))
-    source = Source(tmp_path)
+    source = written(tmp_path, NUM_SHARDS)
     for epoch, number in source.order(seed=0, shuffle_shards=1000).of_epochs(0, NUM_SHARDS * PER_SHARD):
         assert source.sample(number, epoch).image == b"image"
     assert source._open.cache_info().misses == NUM_SHARDS
+
+
+def test_the_shards_of_a_mixture_fit_the_limit_of_open_files_together(tmp_path: Path, limits: tuple[int, int]) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+    sources = []
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        sources.append(written(tmp_path / name, 150))
+    mixture = Mixture(sources, [1, 1, 1])
+    for number in range(0, len(mixture), PER_SHARD):
+        assert mixture[number].image == b"image"
+    in_worker = pickle.loads(pickle.dumps(mixture))
+    del mixture, sources
+    for number in range(0, len(in_worker), PER_SHARD):
+        assert in_worker[number].image == b"image"
 
 
 def test_the_command_raises_the_limit_of_open_files_and_an_import_does_not() -> None:

@@ -63,12 +63,12 @@ def sample_by_column(samples: Samples, sampler: ColumnSampler, seed: int) -> Sam
     Raises:
         UserError: If the samples do not have the column, or a weight is not a number of at least 0.
     """
-    sampled: Any = copy.copy(samples)
     if isinstance(samples, Mixture):
-        sampled.sources = [sample_by_column(source, sampler, seed) for source in samples.sources]
-    else:
-        factors = factors_of(column_values(samples, sampler.column), sampler, str(samples.directory))
-        sampled.epochs = RepeatedEpochs(sampled.shard_sizes, factors, seed)
+        sources: Any = [sample_by_column(source, sampler, seed) for source in samples.sources]
+        return Mixture(sources, samples.turns.tolist())
+    sampled: Any = copy.copy(samples)
+    factors = factors_of(column_values(samples, sampler.column), sampler, str(samples.directory))
+    sampled.epochs = RepeatedEpochs(sampled.shard_sizes, factors, seed)
     return sampled  # type: ignore[no-any-return]
 
 

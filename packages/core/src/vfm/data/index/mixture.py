@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from vfm.base import UserError
 from vfm.data.index.source import Source
 from vfm.data.reading.byte_ranges import read_together
+from vfm.data.reading.open_files import max_open_shards
 from vfm.data.reading.shard_cache import ShardCache
 from vfm.data.samples.order import Order
 from vfm.data.samples.sample import Sample, uid_of
@@ -30,7 +32,7 @@ class Mixture:
     """The samples of several sources, numbered one source after the other. Replaces a `Source` in training."""
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float]) -> None:
-        """Join the sources.
+        """Join the sources. The shards that they keep open fit the limit of open files together.
 
         Raises:
             UserError: If a source is empty, or its weight is less than one in `BLOCK` of the sum.
@@ -41,7 +43,11 @@ class Mixture:
                 raise UserError(f"{source.directory}: the dataset has no samples to train on")
             if not turns:
                 raise UserError(f"{source.directory}: its weight must be at least 1/{BLOCK} of the sum of weights")
+            source.keep_open(max_open_shards(len(self.sources)))
         self.starts = np.cumsum([0, *map(len, self.sources)])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Mixture, (self.sources, self.turns.tolist())  # a process may have another limit of open files
 
     @property
     def directory(self) -> Path:

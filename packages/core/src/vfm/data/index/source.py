@@ -149,15 +149,19 @@ class Source:
         self._ends = np.cumsum(self.shard_sizes)
         self._len = int(self.shard_sizes.sum())
         self._ahead = ReadAhead()
-        kept = lru_cache(max_open_shards())
-        self._open = kept(partial(self.index.open, ahead=self._ahead, groups=RecentGroups()))
-        self._rows_shown = kept(self.view.rows) if self.view else None
         self._remote = self.index.shards.remote
         self._any_remote = bool(self._remote.any())
+        self.keep_open(max_open_shards())
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {"epochs": self.epochs} if isinstance(self.epochs, RepeatedEpochs) else None
         return Source, (self.directory, self.subset, self.draw), state
+
+    def keep_open(self, num_shards: int) -> None:
+        """Keep the shards open that were read last, up to a number."""
+        kept = lru_cache(num_shards)
+        self._open = kept(partial(self.index.open, ahead=self._ahead, groups=RecentGroups()))
+        self._rows_shown = kept(self.view.rows) if self.view else None
 
     def __len__(self) -> int:
         return self._len
