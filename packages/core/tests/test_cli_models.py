@@ -81,6 +81,21 @@ def test_folders_and_tars_need_no_captions(world: Path, tmp_path: Path) -> None:
     assert pq.read_table(captions)["text"][2].as_py().startswith("blue number")
 
 
+def test_a_file_of_a_folder_that_is_no_image_is_left_out_of_predictions(world: Path, tmp_path: Path) -> None:
+    for name in ("red", "blue"):
+        (tmp_path / f"{name}.png").write_bytes(png(name))
+    (tmp_path / "cut.png").write_bytes(png("red")[:40])
+    done = run_here("predict", world / "classifier", tmp_path)
+    assert done.code == 0, done.err
+    assert [line for line in done.out.splitlines() if line.endswith(".png")] == [
+        str(tmp_path / "blue.png"),
+        str(tmp_path / "red.png"),
+    ]
+    assert f"skipped: 1 of 3 images; the first is {tmp_path / 'cut.png'}: unreadable image" in done.err
+    named = run_here("predict", world / "classifier", tmp_path / "red.png", tmp_path / "cut.png")
+    assert (named.code, named.err) == (2, f"error: {tmp_path / 'cut.png'}: unreadable image\n")
+
+
 def pictures_with_captions(folder: Path) -> None:
     """Write pictures in each format: one has a caption, one has none, and one has a caption that is not UTF-8."""
     captions = {"a": b"a red boat", "b": None, "c": b"gr\xf6\xdfer"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -189,6 +189,37 @@ def read_images(images: Sequence[AnyImage]) -> list[Image.Image]:
         except BadSample as bad:
             raise UserError(f"{file}: {bad.reason.replace('_', ' ')}") from None
     return loaded
+
+
+def readable_images(
+    images: Sequence[AnyImage], warn: Callable[[str], None]
+) -> tuple[list[AnyImage], list[Image.Image]]:
+    """Load images, and the images in folders. A file in a folder that is not an image is left out with a warning.
+
+    Returns:
+        The images and the paths of files, and the loaded images.
+
+    Raises:
+        UserError: If a file that was named does not exist or is not an image, or all files of the folders are not.
+    """
+    listed: list[AnyImage] = []
+    loaded: list[Image.Image] = []
+    skipped: list[str] = []
+    for image in images:
+        for one in with_folders([image]):
+            try:
+                loaded += read_images([one])
+            except UserError as error:
+                if one is image:
+                    raise
+                skipped.append(str(error))
+            else:
+                listed.append(one)
+    if skipped and not loaded:
+        raise UserError(skipped[0])
+    if skipped:
+        warn(f"skipped: {len(skipped)} of {len(skipped) + len(loaded)} images; the first is {skipped[0]}")
+    return listed, loaded
 
 
 def image_names(images: Sequence[AnyImage], start: int = 0) -> list[str]:

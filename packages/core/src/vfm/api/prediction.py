@@ -28,8 +28,7 @@ from vfm.api.inputs import (
     open_device,
     open_encoder,
     read_classes,
-    read_images,
-    with_folders,
+    readable_images,
 )
 from vfm.api.paths import PATHS, AnyPath, as_place
 from vfm.api.results import Results, as_table
@@ -152,7 +151,7 @@ def predict(
         min_score: Smallest score of a detected object.
         pretrained: Tag of an open_clip name, or a file of weights.
         device: auto, cpu, cuda, cuda:1 or mps.
-        warn: Called with a line if the index was made with another model.
+        warn: Called with a line if the index was made with another model, or a file of a folder cannot be read.
 
     Returns:
         `Predictions`, or `Regions` if the model has a dense head.
@@ -181,7 +180,6 @@ def predict(
             predict_videos = load_function("vfm.api.videos:predict")
         labels, scores = predict_videos(classifier, listed, device)
         return Predictions(image_names(listed), labels, scores, top)
-    listed = with_folders(listed)
     dense = artifact_of(model, DenseCheckpoint)
     if dense:
         if any(choices) or pretrained:
@@ -189,7 +187,8 @@ def predict(
             raise UserError(f"{where}: it has a dense head: no classes, template, prompts, index or pretrained tag")
         with naming_extras("a model with a dense head"):
             find_regions = load_function("vfm.api.dense:find_regions")
-        regions: Regions = find_regions(dense, read_images(listed), image_names(listed), open_device(device), min_score)
+        listed, opened = readable_images(listed, warn)
+        regions: Regions = find_regions(dense, opened, image_names(listed), open_device(device), min_score)
         return regions
     # All other models compare an image with texts, with the outputs of a head, or with an index.
     chosen = read_classes(classes) if classes is not None else []
@@ -197,7 +196,7 @@ def predict(
     if prompts is not None:
         chosen = chosen or list(read_sentences(as_place(prompts)))
         sentences = sentences_of(as_place(prompts), chosen, others=True)
-    opened = read_images(listed)
+    listed, opened = readable_images(listed, warn)
     names = image_names(listed)
     encoder = open_encoder(model, pretrained, open_device(device))
     name = full_name(model, pretrained)

@@ -6,12 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from vfm.api.dense import find
-from vfm.api.inputs import open_device, read_images
+from vfm.api.inputs import open_device, readable_images
 from vfm.base import UserError
-from vfm.cli.command import show
+from vfm.cli.command import note, show
 from vfm.data.annotated import as_rle, encode_mask
 from vfm.eval.dense.predictor import Instances
 from vfm.interfaces import DenseCheckpoint
@@ -20,13 +20,13 @@ RESULTS_FILE = "results.json"
 
 
 def predict_dense(
-    checkpoint: DenseCheckpoint, files: Sequence[Path], device: str, *, out: Path | None, min_score: float
+    checkpoint: DenseCheckpoint, paths: Sequence[Path], device: str, *, out: Path | None, min_score: float
 ) -> None:
     """List the predictions of a model for images, one after another, and draw them.
 
     Args:
         checkpoint: The model.
-        files: The image files.
+        paths: Image files, or folders of them.
         device: Device of the model.
         out: Folder for a drawing of each image and the json of all objects. None: only list.
         min_score: Smallest score of an object to list and draw. The json has all objects.
@@ -34,7 +34,8 @@ def predict_dense(
     Raises:
         UserError: If `out` is a file, an image cannot be read, or the model fails to load.
     """
-    images = read_images(files)
+    listed, images = readable_images(paths, note)
+    files = cast("list[Path]", listed)
     if out and out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: expected a folder, got a file")
     ids = image_ids(files)

@@ -125,7 +125,7 @@ def predict(
     number. If names are not unique numbers, images are numbered in the order given.
     """
     check_images_exist(images)
-    from vfm.api.inputs import artifact_of, local_file, with_folders
+    from vfm.api.inputs import artifact_of, local_file
     from vfm.api.prediction import TEMPLATE, Predictions, predict as predict_images
 
     paths = list(map(local_file, images))
@@ -141,7 +141,7 @@ def predict(
         )
     if dense and not (classes or prompts or index or pretrained or template != TEMPLATE):
         predict_dense = load_function("vfm.cli.dense_prediction:predict_dense")  # needs vfm-core[dense]
-        predict_dense(dense, with_folders(paths), device, out=out if draw else None, min_score=min_score)
+        predict_dense(dense, paths, device, out=out if draw else None, min_score=min_score)
         return
     predictions = predict_images(
         model,
