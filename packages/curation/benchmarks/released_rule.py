@@ -104,6 +104,29 @@ def matches_of(released: ModuleType, entries: Sequence[str], texts: Sequence[str
     return found
 
 
+def languages_row(released: ModuleType, rng: random.Random) -> tuple[str, tuple[int, int]]:
+    """Match texts of all languages of CLDR by both rules.
+
+    Returns:
+        What was compared, and the number of texts and of texts with other matches.
+    """
+    languages = sorted({name for name in localedata.locale_identifiers() if "_" not in name and name != "root"})
+    num_texts = num_matches = num_different = num_languages = 0
+    for language in languages:
+        locale = babel.Locale.parse(language)
+        names = sorted({*locale.territories.values(), *locale.languages.values(), *locale.scripts.values()})
+        if len(names) < 5:
+            continue
+        num_languages += 1
+        texts = texts_of(locale, names, rng)
+        ours = Automaton.build(names, semantics=RULE).match(pa.array(texts)).to_pylist()
+        theirs = matches_of(released, names, texts)
+        num_texts += len(texts)
+        num_matches += sum(map(len, theirs))
+        num_different += sum(one != other for one, other in zip(ours, theirs, strict=True))
+    return f"texts in {num_languages} languages, with {num_matches:,} matches of names", (num_texts, num_different)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--metaclip", type=Path, required=True, help="checkout of github.com/facebookresearch/MetaCLIP")
@@ -128,21 +151,8 @@ def main() -> None:
         counts, share = random_counts(draws), draws.uniform(0, 0.5)
         num_different += max(1, their_t(counts, share)) != nearest_t_for_tail_share(counts, share)
     rows["t of a tail share by `tail_rule: nearest`, at least 1, of random counts"] = NUM_COUNTS, num_different
-    languages = sorted({name for name in localedata.locale_identifiers() if "_" not in name and name != "root"})
-    num_texts = num_matches = num_different = num_languages = 0
-    for language in languages:
-        locale = babel.Locale.parse(language)
-        names = sorted({*locale.territories.values(), *locale.languages.values(), *locale.scripts.values()})
-        if len(names) < 5:
-            continue
-        num_languages += 1
-        texts = texts_of(locale, names, rng)
-        ours = Automaton.build(names, semantics=RULE).match(pa.array(texts)).to_pylist()
-        theirs = matches_of(released, names, texts)
-        num_texts += len(texts)
-        num_matches += sum(map(len, theirs))
-        num_different += sum(one != other for one, other in zip(ours, theirs, strict=True))
-    rows[f"texts in {num_languages} languages, with {num_matches:,} matches of names"] = num_texts, num_different
+    what, compared = languages_row(released, rng)
+    rows[what] = compared
     lines = [
         "`packages/curation/benchmarks/released_rule.py`: `semantics: metaclip2` and `tail_rule: nearest` beside the",
         "released code of MetaCLIP 2, both run on the same entries, texts and counts. Names are from CLDR (babel",
