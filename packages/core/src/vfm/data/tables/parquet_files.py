@@ -20,7 +20,10 @@ DAMAGE = (OSError, pa.ArrowException)  # raised by a row group that is damaged
 
 
 class _RemoteTable(RangeFile):
-    """A remote file whose missing bytes are not taken for damage, which readers of all rows pass over."""
+    """A remote file that raises `UserError` if its bytes cannot be read.
+
+    A `RemoteError` is an `OSError`, which readers of row groups would count as damage of the file (`DAMAGE`).
+    """
 
     def read(self, size: int = -1) -> bytes:
         """Read the next bytes.
