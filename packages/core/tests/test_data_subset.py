@@ -152,18 +152,19 @@ def test_uids_of_32_digits_take_16_bytes_and_all_uids_come_back(uids, start):
     column = pa.array(uids, pa.string())[start:]
     packed = packed_uids(column)
     assert unpacked_uids(packed).to_pylist() == uids[start:]
-    is_packed = len(column) > 0 and all(len(uid) == 32 and set(uid) <= set(HEX) for uid in uids[start:])
+    is_packed = all(len(uid) == 32 and set(uid) <= set(HEX) for uid in uids[start:])
     assert (packed.type == pa.binary(16)) == is_packed
     middle = packed[1:-1]
     assert unpacked_uids(middle).to_pylist() == uids[start:][1:-1]
 
 
-def test_uids_of_a_shard_are_read_as_they_are_stored(tmp_path):
-    uids = {0: [HEX + HEX[::-1], 2 * HEX], 1: ["other", 2 * HEX]}
+@pytest.mark.parametrize(("first", "kind"), [(HEX[::-1] + HEX, pa.binary(16)), ("other", pa.string())])
+def test_uids_of_all_shards_have_one_type_and_are_read_as_they_are_stored(tmp_path, first, kind):
+    uids = {0: [HEX + HEX[::-1], 2 * HEX], 1: [first, 2 * HEX]}
     rows = [(shard, row, uid, "en", 0, 1.0, True) for shard in uids for row, uid in enumerate(uids[shard])]
     write_subset(tmp_path, pa.table(list(map(pa.array, zip(*rows, strict=True))), subset_schema().names))
     stored = [read_subset_shard(tmp_path, shard, ["uid"], unpack_uids=False)["uid"] for shard in uids]
-    assert [column.type for column in stored] == [pa.binary(16), pa.string()]
+    assert [column.type for column in stored] == [kind, kind]
     for shard, column in enumerate(stored):
         assert unpacked_uids(column).to_pylist() == uids[shard]
         assert read_subset_shard(tmp_path, shard, ["uid"])["uid"].to_pylist() == uids[shard]

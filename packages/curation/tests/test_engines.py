@@ -238,7 +238,12 @@ def samples(number: int = 400) -> list[tuple[str, dict[str, list[str]]]]:
     rng = random.Random(0)
     weights = [1 / rank for rank in range(1, len(WORDS) + 1)]
     drawn = [rng.choices(WORDS, weights, k=rng.randint(1, 2)) for _ in range(number)]
-    return [(f"uid{i}", {"en": [f"a {word} and {i}" for word in words]}) for i, words in enumerate(drawn)]
+    # Uids of the first shard could take 16 bytes, those of the others cannot.
+    uids = [f"{i:032x}" if i < 30 else f"uid{i}" for i in range(number)]
+    return [
+        (uid, {"en": [f"a {word} and {i}" for word in words]})
+        for i, (uid, words) in enumerate(zip(uids, drawn, strict=True))
+    ]
 
 
 @pytest.fixture
@@ -275,6 +280,7 @@ def test_kept_set_is_the_same_by_every_engine_and_after_a_kill(
     kept, *made = curate("local", LOCAL, pool)
     expected = files_of(*made)
     assert len(expected) == 14 + 2 + 14
+    assert {pq.read_schema(file).field("uid").type for file in made[1].path.glob("subset/*")} == {pa.string()}
     for name, runtime in (("processes", PROCESSES), ("ray", RAY)):
         again, *made = curate(name, runtime, pool)
         assert again == kept

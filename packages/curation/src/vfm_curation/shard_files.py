@@ -194,6 +194,16 @@ def hash_of_source(file: Path) -> str:
         return _stored_facts(file)[MADE_FROM_KEY].decode()
 
 
+def all_uids_packed(files: Iterable[Path]) -> bool:
+    """Check whether the uids of all Arrow files take 16 bytes, so that those of a subset made from them can too."""
+    return all(pa.types.is_fixed_size_binary(_schema_of(file).field("uid").type) for file in files)
+
+
+def _schema_of(file: Path) -> pa.Schema:
+    with store_files.reading(file, "a shard's file"), pa.OSFile(str(file)) as opened:
+        return pa.ipc.open_file(opened).schema
+
+
 def _stored_facts(file: Path) -> dict[bytes, bytes]:
     """Read the metadata of a file."""
     if file.suffix != ARROW:

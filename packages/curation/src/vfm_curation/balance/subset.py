@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,14 @@ from vfm_curation.counts.probabilities import Floats, Integers, in_units, text_p
 from vfm_curation.counts.sampled_texts import siblings_of
 from vfm_curation.engine import run_shards
 from vfm_curation.runtime import CurationRuntime, TextsOfImage
-from vfm_curation.shard_files import finished_summary, hash_of_source, link_files, made_from, write_shard_file
+from vfm_curation.shard_files import (
+    all_uids_packed,
+    finished_summary,
+    hash_of_source,
+    link_files,
+    made_from,
+    write_shard_file,
+)
 from vfm_curation.summaries import TaskSummary, with_progress
 
 UNIT = 2.0**32  # sums of probabilities are in units of 2^-32
@@ -53,9 +60,8 @@ class BalancedShard:
         table = table.append_column("shard", pa.array(np.full(len(self.kept), shard, np.int32)))
         table = table.append_column("probability", pa.array(self.probability.astype(np.float32)))
         table = table.append_column("kept", pa.array(self.kept))
-        # Uids stay in the form of the file of matches, which is the form of the subset's file too.
         at = subset_schema().get_field_index("uid")
-        schema = subset_schema().set(at, pa.field("uid", table["uid"].type))
+        schema = subset_schema().set(at, pa.field("uid", table["uid"].type))  # as in the file of matches
         table = table.select(schema.names).cast(schema)
         if len(self.matches.table["language"].unique()) < 2:
             return table  # matching wrote it in order of row and text
@@ -92,6 +98,7 @@ class BalanceJob:
     sha256: str
     seed: int = 0
     texts: TextsOfImage = "every"
+    packed: bool = True  # uids of the subset take 16 bytes
 
     @classmethod
     def of(
@@ -178,7 +185,7 @@ def write_balanced(job: BalanceJob, shard: int) -> BalanceSummary:
     """Write the shard's file of the subset, and the counts of entries among its kept texts."""
     source = matches_file(job.matches, shard)
     file = job.files / f"{shard:08d}.parquet"
-    source_hash = made_from(hash_of_source(source), job.sha256, job.seed, job.texts, VERSION)
+    source_hash = made_from(hash_of_source(source), job.sha256, job.seed, job.texts, job.packed, VERSION)
     record = finished_summary(file, source_hash)
     if record:
         return BalanceSummary.of(record)
@@ -196,7 +203,8 @@ def write_balanced(job: BalanceJob, shard: int) -> BalanceSummary:
         kept=count_of_each(languages.filter(pa.array(kept))),
     )
     write_counts(job.kept_counts, shard, matches.ids[np.repeat(kept, np.diff(matches.offsets))])
-    write_shard_file(file, stored_subset(table), source_hash, vars(summary))  # last: it marks both as whole
+    stored = stored_subset(table, packed=job.packed)
+    write_shard_file(file, stored, source_hash, vars(summary))  # last: it marks both as whole
     return summary
 
 
@@ -232,6 +240,7 @@ def write_subset_files(ctx: Context, job: BalanceJob, runtime: CurationRuntime) 
     for folder in (job.files, job.kept_counts):
         folder.mkdir(exist_ok=True)
     total = num_shards(job.matches)
+    job = replace(job, packed=all_uids_packed(matches_file(job.matches, shard) for shard in range(total)))
     totals = SubsetTotals(np.zeros(0, np.int64))
     index = []
     summaries = run_shards(write_balanced, job, range(total), runtime)

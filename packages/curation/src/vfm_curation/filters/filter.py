@@ -30,7 +30,7 @@ from vfm_curation.filters.stages import Filter, FilterPool
 from vfm_curation.filters.survivors import VERDICTS_FOLDER
 from vfm_curation.filters.texts import opened
 from vfm_curation.pool_texts import shortened, texts_of_rows
-from vfm_curation.shard_files import link_files
+from vfm_curation.shard_files import all_uids_packed, link_files
 from vfm_curation.summaries import with_progress
 
 MAX_UNREADABLE = 10  # shards that are passed over to find one whose columns can be checked
@@ -126,7 +126,8 @@ def filter_pool(config: FilterPool, ctx: Context) -> CuratedSubset:
 
 def _write_outcome(run: FilterRun, ctx: Context) -> Outcome:
     """Write the subset and the verdicts by tasks, and the index of the subset."""
-    job = OutcomeJob(run.survivors, run.reasons, ctx.work)
+    packed = all_uids_packed(map(run.survivors.file, range(run.num_shards)))
+    job = OutcomeJob(run.survivors, run.reasons, ctx.work, packed)
     outcome = Outcome()
     for folder in (SUBSET_FOLDER, VERDICTS_FOLDER):
         (ctx.work / folder).mkdir(exist_ok=True)

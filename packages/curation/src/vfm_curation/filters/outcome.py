@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vfm.data import SUBSET_FOLDER, stored_subset, subset_index_rows
+from vfm.data import SUBSET_FOLDER, stored_subset, subset_index_rows, unpacked_uids
 from vfm_curation.balance.subset import kept_languages, kept_samples
 from vfm_curation.filters.survivors import VERDICTS_FOLDER, Survivors, shard_file
 from vfm_curation.filters.texts import IDENTITY, digest
@@ -25,11 +25,15 @@ Place = tuple[int, int, str, int]  # shard, row, language, text_index
 
 @dataclass(frozen=True)
 class OutcomeJob:
-    """Settings that the tasks share. A code is an index into `reasons`, and the results go to `folder`."""
+    """Settings that the tasks share. A code is an index into `reasons`, and the results go to `folder`.
+
+    `packed` says whether uids take 16 bytes in the subset and the verdicts.
+    """
 
     survivors: Survivors
     reasons: tuple[str, ...]
     folder: Path
+    packed: bool
 
 
 @dataclass
@@ -55,12 +59,14 @@ def write_outcome(job: OutcomeJob, shard: int) -> OutcomeSummary:
     file = shard_file(job.folder / SUBSET_FOLDER, shard)
     codes = job.survivors.codes_of(shard)
     source_hash = made_from(
-        hash_of_source(job.survivors.file(shard)), digest(codes.tobytes()).hex(), job.reasons, VERSION
+        hash_of_source(job.survivors.file(shard)), digest(codes.tobytes()).hex(), job.reasons, job.packed, VERSION
     )
     finished = finished_summary(file, source_hash)
     if finished:
         return OutcomeSummary.of(finished)
     table = job.survivors.measured(shard, IDENTITY)
+    if not job.packed:
+        table = table.set_column(IDENTITY.index("uid"), "uid", unpacked_uids(table["uid"]))
     # Parquet needs a tenth less time for columns that are never missing.
     table = table.cast(pa.schema([field.with_nullable(False) for field in table.schema]))
     reasons = pa.DictionaryArray.from_arrays(codes.astype(np.int32), pa.array(job.reasons, pa.string()))
@@ -77,7 +83,8 @@ def write_outcome(job: OutcomeJob, shard: int) -> OutcomeSummary:
             places = [rows[name].to_pylist() for name in ("shard", "row", "language", "text_index")]
             summary.examples[reason] = list(zip(*places, strict=True))
     write_shard_file(shard_file(job.folder / VERDICTS_FOLDER, shard), verdicts, source_hash, {})
-    write_shard_file(file, stored_subset(passed), source_hash, vars(summary))  # last: it marks both as whole
+    stored = stored_subset(passed, packed=job.packed)
+    write_shard_file(file, stored, source_hash, vars(summary))  # last: it marks both as whole
     return summary
 
 

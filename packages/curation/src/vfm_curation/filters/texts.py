@@ -23,7 +23,7 @@ from vfm_curation.uids import bytes_of_uids
 
 OPTIONAL_COLUMNS = frozenset({"caption", "text", "detected"})  # measured only if a filter reads them
 IDENTITY = ["shard", "row", "uid", "language", "text_index"]
-VERSION = 5  # increase when the same shard gives other measurements
+VERSION = 6  # increase when the same shard gives other measurements
 
 
 @dataclass(frozen=True)

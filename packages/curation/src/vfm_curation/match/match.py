@@ -47,7 +47,7 @@ from vfm_curation.shard_files import ARROW, finished_summary, link_files, made_f
 from vfm_curation.summaries import Lost, TaskSummary, with_progress
 from vfm_curation.uids import bytes_of_uids
 
-RULES_VERSION = 7  # increase when the same text and entries give other matches, or another file
+RULES_VERSION = 8  # increase when the same text and entries give other matches, or another file
 
 
 def check_match(config: MatchTexts, ctx: Preflight) -> None:

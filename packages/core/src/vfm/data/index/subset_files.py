@@ -6,7 +6,8 @@
 For each shard with a text, the index has a row with a null language, and a row for each language of its texts. With the
 index, a reader opens only the shards that it needs.
 
-If all uids of a file have 32 hexadecimal digits, they are stored as 16 bytes. Otherwise, uids are stored as text.
+If all uids of a subset have 32 hexadecimal digits, they are stored as 16 bytes. Otherwise, uids are stored as text. All
+files of a subset have the same columns and types, so that other programs can read the folder as one table.
 """
 
 from __future__ import annotations
@@ -58,13 +59,16 @@ def index_schema() -> Any:
     return pa.schema({"shard": pa.int32(), "language": pa.string(), **counts})
 
 
-def stored_subset(table: Any) -> Any:
-    """Convert the rows of a shard to the form of its file.
+def stored_subset(table: Any, *, packed: bool) -> Any:
+    """Convert the rows of a shard to the form of its file, which has no column `shard`.
 
-    The file has no column `shard`, and its uids are packed.
+    Args:
+        table: Rows in `subset_schema`. Uids may be packed.
+        packed: Whether uids are stored as 16 bytes. It must be the same for all shards of a subset.
     """
     table = table.select(subset_schema().names[1:])
-    return table.set_column(table.schema.get_field_index("uid"), "uid", packed_uids(table["uid"]))
+    uids = packed_uids(table["uid"]) if packed else unpacked_uids(table["uid"])
+    return table.set_column(table.schema.get_field_index("uid"), "uid", uids)
 
 
 def subset_index_rows(shard: int, table: Any) -> list[dict[str, Any]]:
@@ -112,12 +116,13 @@ def write_subset_index(directory: Path, rows: Iterable[dict[str, Any]]) -> None:
 def write_subset(directory: Path, table: Any) -> None:
     """Write a subset from a table in `subset_schema`, sorted by shard."""
     (directory / SUBSET_FOLDER).mkdir(parents=True, exist_ok=True)
+    packed = pa.types.is_fixed_size_binary(packed_uids(table["uid"]).type)
     rows: list[dict[str, Any]] = []
     for shard in table["shard"].unique().to_pylist():
         part = table.filter(pc.equal(table["shard"], shard))
         rows += subset_index_rows(shard, part)
         pq.write_table(
-            stored_subset(part),
+            stored_subset(part, packed=packed),
             subset_file(directory, shard),
             compression="zstd",
             use_dictionary=FEW_VALUES,
@@ -193,10 +198,15 @@ def read_subset(directory: Path, columns: Sequence[str] | None = None) -> Any:
 
 
 def packed_uids(uids: Any) -> Any:
-    """Pack uids into 16 bytes each if all are 32 lower-case hexadecimal digits, otherwise keep the strings."""
+    """Pack uids into 16 bytes each if all are 32 lower-case hexadecimal digits, otherwise keep the strings.
+
+    No uids are packed too, so that a shard without texts does not differ from the other shards.
+    """
     uids = one_array(uids)
     if uids.type != pa.string() or uids.null_count:
         return uids
+    if not len(uids):
+        return pa.array([], pa.binary(_UID_BYTES))
     if set(pc.min_max(pc.binary_length(uids)).as_py().values()) != {2 * _UID_BYTES}:
         return uids
     _, offsets, data = uids.buffers()
