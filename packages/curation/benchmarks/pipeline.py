@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -37,6 +36,7 @@ from typing import Any
 
 import numpy as np
 from pools import run_stage, write_entries, write_pool
+from process_usage import bytes_written, cpu_seconds, peak_mib, system_seconds
 from repeats import NUM_RUNS, described, machine, read_captions, spread
 
 from vfm_curation.balance.stages import MetaclipBalance
@@ -58,13 +58,13 @@ Run = dict[str, float]
 def measure(store: Path, pool: Path, workers: int) -> Run:
     """Measure both passes over a pool with the entries of `store/entries`; this runs in a process of its own."""
     runtime = CurationRuntime(workers=workers)
-    begun, cpu, written = time.monotonic(), cpu_seconds(), bytes_written()
+    begun, cpu, system, written = time.monotonic(), cpu_seconds(), system_seconds(), bytes_written()
     stage = MatchTexts(name="matches", pool="p", metadata="m", runtime=runtime)
     matches = run_stage(stage, store, p=pool, m=store / "entries")
     cpu_middle, written_middle = cpu_seconds(), bytes_written()
     t = max(20, matches.num_texts // 10_000)
     subset = run_stage(MetaclipBalance(name="curated", matches="x", t=t, runtime=runtime), store, x=matches.path)
-    end, cpu_end, written_end = time.monotonic(), cpu_seconds(), bytes_written()
+    end, cpu_end, system_end, written_end = time.monotonic(), cpu_seconds(), system_seconds(), bytes_written()
     probability = keep_probability(np.load(matches.path / COUNTS_FILE), t)
     shards = [read_matches(matches_file(matches.path, shard)) for shard in range(min(8, num_shards(matches.path)))]
     drawing = time.process_time()
@@ -76,6 +76,7 @@ def measure(store: Path, pool: Path, workers: int) -> Run:
         "match_cpu": cpu_middle - cpu,
         "balance_cpu": cpu_end - cpu_middle,
         "both_cpu": cpu_end - cpu,
+        "system_cpu": system_end - system,
         "both_wall": end - begun,
         "match_bytes": written_middle - written,
         "balance_bytes": written_end - written_middle,
@@ -86,27 +87,9 @@ def measure(store: Path, pool: Path, workers: int) -> Run:
     }
 
 
-def cpu_seconds() -> float:
-    """Return the CPU seconds of this process and of its processes that have ended."""
-    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(one.ru_utime + one.ru_stime for one in used)
-
-
-def bytes_written() -> int:
-    """Return the bytes that this process and its processes that have ended passed to the system to be written."""
-    return int(Path("/proc/self/io").read_text(encoding="utf-8").partition("wchar:")[2].split()[0])
-
-
 def files_of(folder: Path) -> Iterator[Path]:
     """Yield the files in a folder and below it."""
     return (file for file in folder.rglob("*") if file.is_file())
-
-
-def peak_mib() -> float:
-    """Return the peak memory of this process or of the largest of its processes, whichever is larger."""
-    # Not RUSAGE_SELF: it starts with the peak of the process that started this one.
-    own = int(Path("/proc/self/status").read_text(encoding="utf-8").partition("VmHWM:")[2].split()[0])
-    return max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
 
 
 def measure_apart(store: Path, pool: Path, workers: int) -> Run:
@@ -184,8 +167,10 @@ class Measured:
         rates = map(self.rates, ("match_cpu", "balance_cpu", "both_cpu"))
         clock = [run["captions"] / run["both_wall"] for run in self.runs]
         written = [median(self.runs, what) / 1e9 for what in ("match_bytes", "balance_bytes", "kept_bytes")]
+        # Runs of earlier commands, which --work keeps, lack the seconds in system mode.
+        system = f"{median(self.runs, 'system_cpu'):,.1f}" if all("system_cpu" in run for run in self.runs) else ""
         return [
-            *(f"{self.captions:,}", str(self.workers), str(len(self.runs)), f"{cpu:,.1f}", *modelled),
+            *(f"{self.captions:,}", str(self.workers), str(len(self.runs)), f"{cpu:,.1f}", system, *modelled),
             *(spread(each, 1000) if each else "" for each in rates),
             *(spread(clock, 1000), f"{max(run['peak_mib'] for run in self.runs):,.0f}"),
             *(" + ".join(f"{each:,.2f}" for each in written[:2]), f"{written[2]:,.2f}"),
@@ -198,8 +183,9 @@ def median(runs: Sequence[Run], what: str) -> float:
     return statistics.median(run[what] for run in runs)
 
 
-HEAD = ["captions", "processes", "runs", "CPU s", "model, CPU s", "error", "pass 1, k/s", "pass 2, k/s", "both, k/s",
-        "both by the clock, k/s", "peak, MiB", "written, GB", "kept, GB", "load"]  # fmt: skip
+HEAD = ["captions", "processes", "runs", "CPU s", "system, CPU s", "model, CPU s", "error", "pass 1, k/s",
+        "pass 2, k/s", "both, k/s", "both by the clock, k/s", "peak, MiB", "written, GB", "kept, GB",
+        "load"]  # fmt: skip
 
 
 def markdown(measured: Sequence[Measured], where: dict[str, object]) -> str:
@@ -215,7 +201,8 @@ def markdown(measured: Sequence[Measured], where: dict[str, object]) -> str:
         [
             *lines,
             "",
-            f"CPU seconds are of all processes together, set-up included. The model is the line through the small pool"
+            f"CPU seconds are of all processes together, set-up included; system: those of them in system mode, such as"
+            f" for reading and writing files. The model is the line through the small pool"
             f" ({measured[0].small[0]['captions']:,.0f} captions) and the first size. k/s: thousands of captions a CPU"
             f" second without the set-up, the small pool's ({setup}); by the clock with it. Medians"
             f" (smallest to largest). Peak: of the largest process. Written: by pass 1 + by pass 2, of which the"

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import tempfile
 import threading
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from pools import run_stage, write_entries, write_pool
+from process_usage import cpu_seconds
 from repeats import described, machine, read_captions
 
 from vfm.data import open_dataset
@@ -60,12 +60,6 @@ class Steps:
                "megabytes": sum(file.stat().st_size for file in files) / 1e6}  # fmt: skip
         self.rows.append(row)
         print({key: round(value, 1) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
-
-
-def cpu_seconds() -> float:
-    """Return the CPU seconds of this process and of its processes that have ended."""
-    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def memory_mib(process: int) -> float:

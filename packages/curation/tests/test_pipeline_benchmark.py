@@ -28,6 +28,7 @@ def test_benchmark_writes_rates_and_memory(tmp_path: Path) -> None:
     for one in (run for result in results for run in result["runs"]):
         assert one["captions"] >= one["matched"] >= one["kept_images"] > 0
         assert min(one["match_cpu"], one["balance_cpu"], one["both_wall"]) > 0
+        assert 0 < one["system_cpu"] < one["both_cpu"]
         assert min(one["match_bytes"], one["balance_bytes"], one["kept_bytes"]) > 10_000
         assert 20 < one["peak_mib"] < 2000
     assert len({run["kept_images"] for result in results[2:] for run in result["runs"]}) == 1
