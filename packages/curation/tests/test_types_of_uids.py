@@ -1,4 +1,4 @@
-"""All files of a subset have uids of one type, so that other programs can read its folder as one table."""
+"""All files of a subset have the same type of uids, so that other programs can read its folder as one table."""
 
 from collections.abc import Callable
 from pathlib import Path
