@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from functools import partial
 from importlib.metadata import version
@@ -40,7 +41,7 @@ def test_every_command_has_a_short_option_for_its_help() -> None:
     assert "Curate, train and evaluate" in typed("-h").output
 
 
-@pytest.mark.parametrize("data", ["pairs.tar", "shards/{000..099}.tar", "table.csv", "photos"])
+@pytest.mark.parametrize("data", ["pairs.tar", "shards/{000..099}.tar", "table.csv", "photos", "."])
 def test_data_in_place_of_a_recipe_are_answered_with_the_commands_for_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str
 ) -> None:
@@ -49,7 +50,8 @@ def test_data_in_place_of_a_recipe_are_answered_with_the_commands_for_data(
     Path("pairs.tar").touch()
     done = typed("run", data)
     assert done.exit_code == 2
-    assert done.output.startswith(f"error: {data}: expected a recipe, got data. Look at them: vfm data ")
+    assert done.output.startswith(f"error: {data}: expected a recipe, got data; to look at them: vfm data ")
+    assert f"vfm data {shlex.quote(data)}; to train on them: vfm run pairs --set " in done.output
     assert len(done.output.splitlines()) == 1
 
 

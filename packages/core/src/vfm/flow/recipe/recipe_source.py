@@ -65,7 +65,7 @@ def find_recipe(source: str) -> Path:
     if is_data or os.path.isdir(source):
         pool = shlex.quote(f"pool.path={source}")
         raise UserError(
-            f"{source}: expected a recipe, got data. Look at them: vfm data {shlex.quote(source)}. Train on them:"
+            f"{source}: expected a recipe, got data; to look at them: vfm data {shlex.quote(source)}; to train on them:"
             f" vfm run pairs --set {pool}"
         )
     raise UserError(f"no recipe {source!r}: neither a file nor a shipped recipe{did_you_mean(source, shipped)}")
