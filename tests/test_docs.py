@@ -221,6 +221,8 @@ COMMANDS = {
     "uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_images@*": NOT_HERE,
     "uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_images_blank@*": NOT_HERE,
     "uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_images_controls": NOT_HERE,
+    "uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_images_permuted": NOT_HERE,
+    "uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_images_long@*": NOT_HERE,
     # They read the results of five seeds, two hours.
     "uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_claim --image mask_claim.png": NOT_HERE,
     "uv run --dev python packages/eva/benchmarks/mask_claim.py store/runs/mask_claim_controls": NOT_HERE,
