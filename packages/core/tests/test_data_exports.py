@@ -178,6 +178,14 @@ def test_stray_quotation_marks_between_tabs_join_no_rows(tmp_path, names, first)
     assert [source[n].texts["en"] for n in range(len(source))] == [[caption] for caption in captions]
 
 
+def test_a_row_without_its_last_value_is_not_joined_to_the_next_row_between_tabs(tmp_path):
+    (tmp_path / "t.tsv").write_text('image\tcaption\tsite\n0.png\t"so\n1.png\tend"\twest\n')
+    for n in range(2):
+        (tmp_path / f"{n}.png").write_bytes(encoded(n))
+    source = index(tmp_path / "t.tsv")
+    assert [source[n].texts["en"] for n in range(len(source))] == [['"so'], ['end"']]
+
+
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 @pytest.mark.parametrize(
     ("first", "mark"), [*product(["", "blank"], ";,\t"), *product(["sep", '"sep'], ";,|\t")]

@@ -163,8 +163,11 @@ def _quoted_values(supply: _Lines, raw: list[str], num_columns: int, image: int 
     Returns:
         The values, or None if the first line is a raw row. The lines after it are then still to be read.
     """
+    num_marks = supply.taken[0].count('"')
+    if not num_marks:  # most lines
+        return None
     complete = len(raw) == num_columns
-    is_open = sum(value.count('"') for value in raw) % 2 == 1
+    is_open = num_marks % 2 == 1
     if (complete and not is_open) or not any(value[:1] == '"' and unquoted(value) == value for value in raw):
         return None
     shows_paths = image is not None and image < len(raw) and is_image(unquoted(raw[image]))
@@ -172,7 +175,7 @@ def _quoted_values(supply: _Lines, raw: list[str], num_columns: int, image: int 
         closes = line.count('"') % 2 == 1
         values = line.rstrip("\r\n").split("\t")
         is_row = len(values) == num_columns and not (shows_paths and not is_image(unquoted(values[image or 0])))
-        if is_row and (complete or not closes):
+        if is_row and (complete or shows_paths or not closes):
             break
         is_open = not closes
     rows = []
