@@ -10,8 +10,10 @@ from vfm.base import UserError
 from vfm.storage import files
 
 EXTENSION = ".parquet"
-FILE = re.compile(r"/(train|test|val|validation|valid)-[^/]*$")
+USUAL = ("train", "test", "val", "validation", "valid")
+FILE = re.compile(rf"/(?:({'|'.join(USUAL)})-|([\w.]+)-\d{{5}}-of-\d{{5}})[^/]*$")
 SUBFOLDER = "data"  # of the files, in a downloaded repository
+DEFAULT = "test"  # split of a stage for labelled images whose user chose none
 
 
 def hub_files(folder: str, names: Sequence[str], split: str | None = None) -> list[str]:
@@ -26,30 +28,43 @@ def hub_files(folder: str, names: Sequence[str], split: str | None = None) -> li
         The files. The list is empty if there are none.
 
     Raises:
-        UserError: If the files are of several splits, and none of them was chosen.
+        UserError: If the files are of several splits, and none of them was chosen, or of another split only.
     """
-    splits = hub_splits(folder, names)
-    if len(splits) < 2:
-        return _tables(folder, names)
+    tables = _tables(folder, names)
+    splits = _by_split(tables)
+    if len(splits) < 2 and (not splits or split in (None, DEFAULT, *splits)):
+        return tables
     if split in splits:
         return splits[split]
+    problem = f"of {len(splits)} splits" if split in (None, DEFAULT) else f"without a split {split!r}"
     patterns = [f"'{paths[0].rpartition('/')[0]}/{name}-*.parquet'" for name, paths in splits.items()]
-    raise UserError(f"{folder}: Parquet of {len(splits)} splits; give the files of one, {' or '.join(patterns)}")
+    raise UserError(f"{folder}: Parquet {problem}; give the files of one, {' or '.join(patterns)}")
 
 
 def hub_splits(folder: str, names: Sequence[str]) -> dict[str, list[str]]:
     """Map each split to its Parquet files in a folder, or else in its subfolder `data`."""
+    return _by_split(_tables(folder, names))
+
+
+def _by_split(tables: Sequence[str]) -> dict[str, list[str]]:
+    """Map each split to its files. Unusual names, such as `part`, are splits only beside a usual one."""
     splits: defaultdict[str, list[str]] = defaultdict(list)
-    for path in _tables(folder, names):
+    for path in tables:
         found = FILE.search(path)
         if found:
-            splits[found[1]].append(path)
-    return dict(splits)
+            splits[found[1] or found[2]].append(path)
+    return {} if splits.keys().isdisjoint(USUAL) else dict(splits)
 
 
 def _tables(folder: str, names: Sequence[str]) -> list[str]:
+    """List the Parquet files in a folder, or else those of splits in its subfolder `data`.
+
+    A subfolder with other Parquet files may be a part of a folder of images.
+    """
     root = folder.rstrip("/")
-    if not any(name.endswith(EXTENSION) for name in names) and files.is_directory(f"{root}/{SUBFOLDER}"):
-        root = f"{root}/{SUBFOLDER}"
-        names = files.names_in(root)
-    return [f"{root}/{name}" for name in sorted(names) if name.endswith(EXTENSION)]
+    tables = [f"{root}/{name}" for name in sorted(names) if name.endswith(EXTENSION)]
+    if tables or not files.is_directory(f"{root}/{SUBFOLDER}"):
+        return tables
+    root = f"{root}/{SUBFOLDER}"
+    tables = [f"{root}/{name}" for name in sorted(files.names_in(root)) if name.endswith(EXTENSION)]
+    return tables if all(map(FILE.search, tables)) else []
