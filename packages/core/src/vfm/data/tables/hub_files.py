@@ -47,7 +47,7 @@ def hub_splits(folder: str, names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _by_split(tables: Sequence[str]) -> dict[str, list[str]]:
-    """Map each split to its files. Unusual names, such as `part`, are splits only beside a usual one."""
+    """Map each split to its files. Unusual names, such as `part`, count as splits only if there is a usual one."""
     splits: defaultdict[str, list[str]] = defaultdict(list)
     for path in tables:
         found = FILE.search(path)
@@ -57,7 +57,7 @@ def _by_split(tables: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _tables(folder: str, names: Sequence[str]) -> list[str]:
-    """List the Parquet files in a folder, or else those of splits in its subfolder `data`.
+    """List the Parquet files in a folder, or else the files of splits in its subfolder `data`.
 
     A subfolder with other Parquet files may be a part of a folder of images.
     """
