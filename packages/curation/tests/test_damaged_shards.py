@@ -13,10 +13,10 @@ import pytest
 import vfm
 from filter_runs import jpeg, run, verdicts
 from shard_tasks import KilledError
-from vfm.data import open_dataset, read_subset
+from vfm.data import DatasetSpec, Shard, open_dataset, read_subset, write_index
 from vfm.data.pairs.stages import Pairs
 from vfm.interfaces import load_panels
-from vfm.plugin import Event, Preflight, UserError
+from vfm.plugin import Event, Pool, Preflight, UserError
 from vfm_curation.balance.stages import MetaclipBalance
 from vfm_curation.export.stages import ExportSubset
 from vfm_curation.filters.stages import FilterPool
@@ -72,6 +72,26 @@ def test_a_damaged_shard_is_skipped_counted_and_named(run_stage: Any, pool: Any,
     assert len(open_dataset(filtered)) == (NUM_SHARDS - 1) * SIZE
     for source in (subset, filtered):
         assert run_stage(ExportSubset(name="out", subset="s"), s=source).num_samples == 0
+
+
+def test_bad_samples_of_a_lost_shard_are_not_counted_again(run_stage: Any, tmp_path: Path) -> None:
+    rows = [{"en": "a dog", "weight": 1}, {"en": None, "weight": 2}]
+    tables = [pa.Table.from_pylist(rows), pa.Table.from_pylist(rows).drop("weight")]
+    shards = []
+    for number, table in enumerate(tables):
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+        shards.append(Shard.of(tmp_path / f"{number}.parquet", 2, format="parquet"))
+    folder = tmp_path / "store" / "texts"
+    folder.mkdir(parents=True)
+    pool = Pool.create(
+        folder,
+        num_samples=write_index(folder, shards, DatasetSpec(images=False, texts={"en": "en"})),
+        languages=["en"],
+    )
+    events: list[Event] = []
+    run(run_stage, pool, [{"type": "where", "keep": "weight > 0"}], max_bad_fraction=0.5, send=events.append)
+    bad = {event.data["where"]: event.data["reason"] for event in events if event.type == "bad_sample"}
+    assert list(bad.values()) == ["missing_caption", "damaged_shard"], bad
 
 
 def test_more_than_the_allowed_fraction_stops_and_names_the_shard(run_stage: Any, pool: Any, matching: Any) -> None:

@@ -65,11 +65,16 @@ def texts_or_lost(source: Source, shard: int, summary: TaskSummary, values: Sequ
     """
     num_samples = int(source.shard_sizes[shard])
     if num_samples:  # a shard without samples, perhaps of a subset, need not exist
+        bad: list[tuple[str, str]] = []  # not counted if the shard is lost
         try:
-            texts = texts_of(source, shard, on_bad=summary.skip)
-            return _with_values(texts, source, shard, values)
+            texts = texts_of(source, shard, on_bad=lambda reason, where: bad.append((reason, where)))
+            texts = _with_values(texts, source, shard, values)
         except UserError as error:
             summary.lose(shard, num_samples, str(error))
+        else:
+            for reason, where in bad:
+                summary.skip(reason, where)
+            return texts
     return _with_values(texts_schema().empty_table(), source, shard, values)
 
 
@@ -89,7 +94,7 @@ def _with_values(texts: pa.Table, source: Source, shard: int, names: Sequence[st
 
 
 def _values(source: Source, shard: int, rows: NDArray[np.int64], names: Sequence[str]) -> pa.Table:
-    """Read the user's own columns for each row of a text, ascending. A row may repeat."""
+    """Read the user's own columns for the row of each text. A row may repeat."""
     reader = source.index.open(shard)
     if (rows[1:] > rows[:-1]).all():
         return reader.values(rows, names)
