@@ -15,6 +15,7 @@ from vfm_curation.balance.stages import MetaclipBalance, RandomSubset
 from vfm_curation.filters.stages import FilterPool
 from vfm_curation.match.stages import MatchTexts
 from vfm_curation.metadata.stages import BuildMetadata
+from vfm_curation.shard_files import all_uids_packed, write_shard_file
 
 Rows = list[tuple[str, str]]  # uid, caption
 BYTES, TEXT = pa.binary(16), pa.string()
@@ -115,3 +116,13 @@ def test_a_shard_with_other_uids_that_is_back_changes_the_files_of_the_others(
     check(made_from(pool)[stage], BYTES)
     (tmp_path / "away").rename(tmp_path / "1.parquet")
     check(made_from(pool)[stage], TEXT)  # with the files of the first attempt in the work folder
+
+
+def test_files_without_rows_of_older_matches_leave_the_uids_packed(tmp_path: Path) -> None:
+    packed = pa.table({"uid": pa.array([bytes(16)], BYTES)})
+    files = []
+    for number, uids in enumerate((packed, pa.table({"uid": pa.array([], TEXT)}), pa.table({"uid": ["id-1"]}))):
+        files.append(tmp_path / f"{number}.arrow")
+        write_shard_file(files[-1], uids, "", {})
+    assert all_uids_packed(files[:2])
+    assert not all_uids_packed(files)
