@@ -8,6 +8,7 @@ from data_samples import context, encoded
 from vfm.base import UserError
 from vfm.data import open_dataset
 from vfm.data.labeled.stages import Labeled
+from vfm.data.layouts.layout import find_layout
 from vfm.data.pairs.stages import Pairs
 from vfm.flow.requests.datasets import import_fields
 
@@ -73,6 +74,12 @@ def test_the_folder_of_the_release_with_one_or_both_of_its_splits(tmp_path):
     train = coco(tmp_path / "coco", file="annotations/captions_train2017.json", folder="train2017")
     of_val, of_train = ({"kind": "data.pairs", "path": str(path)} for path in (val, train))
     assert import_fields(folder) == (of_val, of_train)
+
+
+def test_images_of_a_folder_with_several_captions_are_read_without_them(tmp_path):
+    coco(tmp_path / "coco")
+    (tmp_path / "coco/annotations/captions_train2017.json").write_text('{"info": {}, "images": [')
+    assert find_layout(str(tmp_path / "coco"), "auto", None).kind == "folder"
 
 
 def test_numbers_of_images_may_be_texts_in_one_of_the_lists(tmp_path):

@@ -45,18 +45,22 @@ def captions_in_folder(folder: str, names: list[str]) -> list[str]:
 
     The list is empty if there are several such files.
     """
-    candidates = caption_files(folder, names)
-    return candidates if len(candidates) == 1 else []
+    paths = _named_captions(folder, names)
+    return paths if len(paths) == 1 and is_coco_captions(paths[0]) else []
 
 
 def caption_files(folder: str, names: list[str]) -> list[str]:
     """List the files with COCO's captions in a folder, or else in its subfolder `annotations`."""
+    return list(filter(is_coco_captions, _named_captions(folder, names)))
+
+
+def _named_captions(folder: str, names: list[str]) -> list[str]:
     root = folder.rstrip("/")
     candidates = fnmatch.filter(names, f"{PREFIX}*.json")
     if not candidates and files.is_directory(f"{root}/{SUBFOLDER}"):
         root = f"{root}/{SUBFOLDER}"
         candidates = fnmatch.filter(files.names_in(root), f"{PREFIX}*.json")
-    return list(filter(is_coco_captions, (f"{root}/{name}" for name in candidates)))
+    return [f"{root}/{name}" for name in candidates]
 
 
 def coco_entries(path: str, image_root: str, spec: DatasetSpec, account: Account | None = None) -> Iterator[ImageEntry]:
