@@ -130,6 +130,14 @@ def test_columns_with_unusual_names_are_recognised(here: Path) -> None:
     assert images == {"kind": "data.images", "name": "images", "path": "table.csv", "image_key": "Bild"}
 
 
+def test_the_folder_of_a_table_s_images_is_found(here: Path) -> None:
+    (here / "table.csv").write_text("image,caption\n" + "".join(f"{number}.png,ein Hund\n" for number in range(200)))
+    done = distill("table.csv", "--teacher", "teacher", "--student", STUDENT, "--dry-run", *SMALL)
+    assert done.exit_code == 0, done.output
+    images = yaml.safe_load((here / "distill.yaml").read_text())["stages"][0]
+    assert images == {"kind": "data.images", "name": "images", "path": "table.csv", "image_root": "pictures"}
+
+
 @pytest.mark.skipif(not PHOTOGRAPHS.is_file(), reason="needs the shared photographs")
 def test_200_real_photographs_in_a_flat_folder_become_an_encoder_and_a_probe(here: Path) -> None:
     with tarfile.open(PHOTOGRAPHS) as tar:

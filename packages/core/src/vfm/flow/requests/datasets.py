@@ -25,6 +25,8 @@ from vfm.storage import files
 TEST_SPLITS = ("test", "val", "validation", "valid")
 FOLDER_KINDS = {"multilabel": "data.tagged", "retrieval": "data.pairs"}  # by dataset type of clip_benchmark
 IMAGES = "data.images"
+WITH_IMAGES = ("data.pairs", "data.labeled")
+IMAGE_FIELDS = ("image_key", "image_root")
 CHOICES: Mapping[str, list[str]] = {"choices": []}
 
 
@@ -171,8 +173,8 @@ def fields_for(kind: str, path: str) -> Fields:
         fields = recognise(path)
         if fields["kind"] == kind:
             return fields
-        if kind == IMAGES and "image_key" in fields:  # a table, whose captions or labels are not needed
-            return {"kind": kind, "path": path, "image_key": fields["image_key"]}
+        if kind == IMAGES and fields["kind"] in WITH_IMAGES:  # its captions or labels are not needed
+            return {"kind": kind, "path": path, **{name: fields[name] for name in IMAGE_FIELDS if name in fields}}
     return {"kind": kind, "path": path}
 
 
