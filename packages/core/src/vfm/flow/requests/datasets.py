@@ -186,15 +186,14 @@ def _captions_of_splits(folder: str) -> list[str]:
 
 
 def _shards_of_splits(folder: str) -> list[str]:
-    """List a pattern for the Parquet files of each split in a folder of the Hugging Face hub, test before training."""
+    """List a pattern for the Parquet files of the test split in a folder of the Hugging Face hub, and of `train`."""
     splits = hub_splits(folder, files.names_in(folder))
-    patterns = []
-    for split in (*TEST_SPLITS, "train"):
-        if split in splits:
-            place = splits[split][0].rpartition("/")[0]
-            names = [path.rpartition("/")[2] for path in splits[split]]
-            joined = names[0] if len(names) == 1 else f"{{{','.join(names)}}}"
-            patterns.append(f"{place}/{joined}")
-    if len(patterns) > 1 and "/train-" in patterns[-1].replace("{", ""):
-        return [patterns[0], patterns[-1]]
-    return []
+    test = next((name for name in TEST_SPLITS if name in splits), None)
+    return [_pattern_of(splits[test]), _pattern_of(splits["train"])] if test and "train" in splits else []
+
+
+def _pattern_of(paths: list[str]) -> str:
+    """Build a pattern for files in the same folder."""
+    folder = paths[0].rpartition("/")[0]
+    names = [path.rpartition("/")[2] for path in paths]
+    return paths[0] if len(paths) == 1 else f"{folder}/{{{','.join(names)}}}"
