@@ -96,6 +96,15 @@ def test_a_file_of_a_folder_that_is_no_image_is_left_out_of_predictions(world: P
     assert (named.code, named.err) == (2, f"error: {tmp_path / 'cut.png'}: unreadable image\n")
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file that cannot be read, whatever the user")
+def test_a_file_of_a_folder_that_the_system_cannot_read_is_left_out_too(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "red.png").write_bytes(png("red"))
+    (tmp_path / "fault.png").symlink_to("/proc/self/mem")
+    done = run_here("predict", world / "classifier", tmp_path)
+    assert done.code == 0, done.err
+    assert f"skipped: 1 of 2 images; the first is {tmp_path / 'fault.png'}: Input/output error" in done.err
+
+
 def pictures_with_captions(folder: Path) -> None:
     """Write pictures in each format: one has a caption, one has none, and one has a caption that is not UTF-8."""
     captions = {"a": b"a red boat", "b": None, "c": b"gr\xf6\xdfer"}

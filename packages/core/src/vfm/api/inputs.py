@@ -170,7 +170,7 @@ def read_images(images: Sequence[AnyImage]) -> list[Image.Image]:
     """Load image files, and convert open images, to RGB images.
 
     Raises:
-        UserError: If a file does not exist, or is not an image.
+        UserError: If a file does not exist, cannot be read, or is not an image.
     """
     loaded = []
     for image in images:
@@ -188,6 +188,8 @@ def read_images(images: Sequence[AnyImage]) -> list[Image.Image]:
             loaded.append(decode_image(file.read_bytes(), str(file)))
         except BadSample as bad:
             raise UserError(f"{file}: {bad.reason.replace('_', ' ')}") from None
+        except OSError as error:
+            raise UserError(f"{file}: {error.strerror or error}") from None
     return loaded
 
 
