@@ -341,8 +341,8 @@ def test_names_that_are_no_paths_are_bad_samples(tmp_path, root):
     (folder / "t.jsonl").write_text("\n".join(lines))
     good, bad = outcome(tmp_path / "a", folder / "t.jsonl", **({"image_root": root} if root else {}))
     assert good == 1
-    expected = {"missing_image": 3, "unsafe_path": 1} if root else {"missing_image": 1, "unsafe_path": 3}
-    assert bad == {**expected, "wrong_encoding": 1}
+    expected = {"missing_image": 2, "unsafe_path": 1, "unreachable": 1}
+    assert bad == {**(expected if root else {"missing_image": 1, "unsafe_path": 3}), "wrong_encoding": 1}
 
 
 def test_a_name_that_is_no_utf_8_in_a_table_is_one_bad_sample(tmp_path):
