@@ -58,7 +58,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def target_plugin(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The example of a target, imported as its entry point would be. Later tests do not have its type."""
+    """Import the example of a target as its entry point does, and remove its type after the test."""
     monkeypatch.syspath_prepend(ROOT / "examples/target_plugin")
     monkeypatch.setattr(Target, "choices", dict(Target.choices))
     monkeypatch.delitem(sys.modules, "vfm_permuted", raising=False)  # importing adds the type

@@ -1,4 +1,4 @@
-"""A plugin's target, installed beside vfm-eva, is predicted like the targets of vfm-eva itself."""
+"""Test the example of a plugin's target: its values, its errors, and a run with the plugin installed."""
 
 from __future__ import annotations
 

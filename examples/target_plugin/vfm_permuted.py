@@ -1,4 +1,4 @@
-"""A target of your own for `eva.pretrain`. Defining its configuration adds it to the choices; no torch is imported."""
+"""Add a target to `eva.pretrain`. Defining the configuration is enough, and this module does not import torch."""
 
 from typing import ClassVar, Literal
 
@@ -8,7 +8,7 @@ from vfm_eva import Target
 
 
 class Permuted(Target):
-    """A teacher's features of another image, as a control: their distribution stays, and they do not fit the image."""
+    """Predict a teacher's features of another image: a control with the same distribution but unrelated targets."""
 
     type: Literal["permuted"] = "permuted"
     work: ClassVar[str] = "vfm_permuted_target:PermutedTarget"

@@ -1,6 +1,7 @@
-"""The target itself: the teacher's features of the next image of the micro-batch, and of the first for the last one.
+"""Compute the teacher's features of the next image in the micro-batch as the target of each image.
 
-Batches are shuffled, so the next image is a random one, and no image gets its own features.
+The last image gets the features of the first. Batches are shuffled, so the next image is a random one, and no image
+gets its own features.
 """
 
 from torch import Tensor, nn

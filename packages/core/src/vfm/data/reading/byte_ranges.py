@@ -106,7 +106,7 @@ def merged(spans: Iterable[Span], max_gap: int = MAX_GAP) -> list[Span]:
 
 
 class RangeFile(io.RawIOBase):
-    """A seekable stream over a remote file of known size, which reads only the requested bytes.
+    """Read a remote file of known size as a seekable stream, requesting only the bytes that are read.
 
     Args:
         path: Address of the file.
@@ -169,7 +169,7 @@ class RangeFile(io.RawIOBase):
 
 
 class RangeStream(RangeFile):
-    """A seekable stream over a remote file of known size, for reading headers.
+    """Read the headers in a remote file of known size through a seekable stream.
 
     Bytes that are not needed are skipped. A read far behind the last one requests a small range. While reads follow
     each other closely, ranges grow up to 4 MiB, because skipping a small image would take longer than reading it.

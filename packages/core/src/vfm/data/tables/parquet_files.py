@@ -20,7 +20,7 @@ DAMAGE = (OSError, pa.ArrowException)  # raised by a row group that is damaged
 
 
 class _RemoteTable(RangeFile):
-    """A remote file that raises `UserError` if its bytes cannot be read.
+    """Read a remote file, and raise `UserError` if its bytes cannot be read.
 
     A `RemoteError` is an `OSError`, which readers of row groups would count as damage of the file (`DAMAGE`).
     """
