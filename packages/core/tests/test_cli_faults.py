@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -103,14 +102,14 @@ def test_three_runs_at_once_make_everything_once_and_all_end_well(site):
 
 
 def test_fresh_run_beside_another_one_waits_for_it(site):
-    first = start(site, "--set", "sum.pause=1")
+    gate = ("--set", f"sum.gate={site / 'gate'}")  # until then the first run holds the lock, however slow it is
+    first = start(site, *gate)
     for line in first.stdout or ():
         if line.startswith("  sum 1/6"):
             break
-    first.send_signal(signal.SIGSTOP)  # however slow the machine is, it holds the lock when the second comes
-    second = start(site, "--set", "sum.pause=1", "--fresh")
+    second = start(site, *gate, "--fresh")
     waited = any("waiting for toy.add" in line for line in second.stdout or ())
-    first.send_signal(signal.SIGCONT)
+    (site / "gate").touch()
     _, err = second.communicate(timeout=1800)
     first.communicate(timeout=1800)
     assert (waited, first.returncode, second.returncode) == (True, 0, 0), err

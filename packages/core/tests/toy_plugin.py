@@ -49,12 +49,13 @@ class Draw(vfm.Stage):
 
 
 class Add(vfm.Stage):
-    """Adds the numbers of its inputs, slowly and with checkpoints."""
+    """Adds the numbers of its inputs, slowly and with checkpoints, and waits for the file `gate` after each."""
 
     kind: Literal["toy.add"] = "toy.add"
     inputs: list[vfm.Ref[Numbers]] = Field(min_length=1)
     part: Part = Part()
     pause: float = 0.0
+    gate: str = ""
 
     def run(self, ctx: vfm.Context) -> Numbers:
         values = [value for ref in self.inputs for value in ctx.load(ref).values]
@@ -67,6 +68,8 @@ class Add(vfm.Stage):
             temporary.rename(saved)
             time.sleep(self.pause)
             ctx.progress(index + 1, len(values), "numbers", total=total)
+            while self.gate and not Path(self.gate).exists():
+                time.sleep(0.02)
         ctx.emit("metrics", step=len(values), samples=len(values), values={"train/total": total})
         return Numbers.create(ctx.directory, values=[total])
 
