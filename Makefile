@@ -108,7 +108,8 @@ test-newest: build/newest ## the same with the newest; but for torch and NumPy, 
 	cd $< && uv run --isolated --package vfm-$(PACKAGE) pytest -m "" $(TESTS)
 
 test-torch-latest: ## the kernels' tests on the newest torch and Triton, in an environment of their own (some GB)
-	uv run --isolated --no-project --no-config --with torch --with triton --with pytest --with pytest-xdist --with hypothesis \
+	uv run --isolated --no-project --no-config --with torch --with triton --with pytest --with pytest-timeout \
+		--with pytest-xdist --with hypothesis \
 		--with-editable "packages/core[torch,report]" --with-editable packages/kernels \
 		--with-editable packages/eva --with-editable packages/clip \
 		pytest -m "" -n 2 -rx packages/kernels --ignore packages/kernels/tests/test_xformers.py packages/core/tests/test_train_kernels.py \

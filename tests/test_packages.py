@@ -38,6 +38,7 @@ def uv(*arguments: str, package: str, box: Path) -> subprocess.CompletedProcess[
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
+@pytest.mark.timeout(4500)  # longer than one of its tests, so that that one is named
 @pytest.mark.parametrize("speed", ["quick", pytest.param("slow", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("package", PACKAGES)
 def test_package_passes_its_tests_alone(
