@@ -9,18 +9,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache, partial
+from concurrent.futures import Future
+from functools import partial
 from typing import Any, Literal, TypeVar, cast
 from urllib.parse import urlsplit
 
-import fsspec
 from fsspec.asyn import get_loop, sync
 
 from vfm.base import UserError, redacted
 from vfm.storage.credentials import with_credentials
 from vfm.storage.http_range import read_range
 from vfm.storage.remote_spans import MARKS, IsExpected, RemoteError, RemoteFacts, Span, any_version
+from vfm.storage.remote_stores import store_of, threads
 
 T = TypeVar("T")
 
@@ -51,18 +51,12 @@ def filesystem(path: str) -> tuple[Any, str]:
     """
     complete = with_credentials(path)
     try:
-        store = _store(urlsplit(complete)[:2])
+        store = store_of(*urlsplit(complete)[:2])
     except ImportError as error:
         raise UserError(f"{redacted(path)}: {error}") from None
     except ValueError as error:
         raise UserError(f"{redacted(path)}: not a valid fsspec address: {error}") from None
     return store, cast("str", store._strip_protocol(complete))
-
-
-@lru_cache
-def _store(host: tuple[str, str]) -> Any:
-    """Open the file system of a protocol and a host. All threads share it, and so its connections."""
-    return fsspec.core.url_to_fs("://".join(host) + "/")[0]
 
 
 def read_spans(spans: Sequence[Span]) -> list[bytes | RemoteError]:
@@ -259,11 +253,6 @@ def _named(path: str, error: Exception) -> RemoteError:
     return RemoteError(path, f"no connection ({type(error).__name__})")
 
 
-@lru_cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(32, thread_name_prefix="remote")
-
-
 async def _in_thread(function: Callable[..., T], *args: Any, **named: Any) -> T:
     """Call a blocking file system function in a thread."""
-    return await asyncio.get_running_loop().run_in_executor(_threads(), partial(function, *args, **named))
+    return await asyncio.get_running_loop().run_in_executor(threads(), partial(function, *args, **named))

@@ -130,7 +130,7 @@ class ShardCache:
             return
         self._asked[copy.name] = now
         self._queue.put((path, size, copy))
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():  # a forked process has no thread of its parent
             self._thread = threading.Thread(target=self._work, name="shard-cache", daemon=True)
             self._thread.start()
 
