@@ -211,6 +211,7 @@ def test_every_reference_in_the_schema_leads_somewhere():
         ("sum.prat.weight=3", "set sum.prat.weight=3: sum.prat: unknown key; did you mean 'part'?"),
         ("sum.part={weight: -1}", "set sum.part={weight: -1}: sum.part.weight: must be at least 0, got -1"),
         ("b.count=-1", "set b.count=-1: b.count: must be at least 1, got -1"),
+        ("sum.part.weight=inf", "set sum.part.weight=inf: sum.part.weight: expected a finite number, got 'inf'"),
     ],
 )
 def test_mistake_of_an_override_is_reported_there_and_not_at_a_line_of_the_file(override, said):

@@ -1,5 +1,6 @@
 """The data stages are light, and their errors explain how to give a path."""
 
+import math
 import subprocess
 import sys
 from typing import Annotated as Typed
@@ -60,6 +61,7 @@ class _Sizes(Config):
     ("given", "said"),
     [
         (-1, [(("t",), "must be greater than 0, got -1")]),
+        (math.inf, [(("t",), "expected a finite number, got inf")]),
         ("x", [(("t",), "expected a dictionary, got 'x'")]),
         ({"en": -1}, [(("t", "en"), "must be greater than 0, got -1")]),
     ],

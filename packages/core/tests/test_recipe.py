@@ -67,6 +67,8 @@ def test_valid_recipe_is_parsed_with_nested_parts_and_yaml_floats():
         ),
         ("weight: 1e-1", "wieght: 1", "r.yaml:7: sum.part.wieght: unknown key; did you mean 'weight'?"),
         ("weight: 1e-1", "weight: -1", "r.yaml:7: sum.part.weight: must be at least 0, got -1"),
+        ("weight: 1e-1", "weight: .inf", "r.yaml:7: sum.part.weight: expected a finite number, got inf"),
+        ("weight: 1e-1", "weight: .nan", "r.yaml:7: sum.part.weight: expected a finite number, got nan"),
         ("{weight: 1e-1, extra: a}", "small", "r.yaml:7: sum.part: expected a mapping of keys to values, got 'small'"),
         ("name: b", "name: a", "r.yaml:3: a.name: another stage has this name"),
         ("    inputs: [a, b]\n", "", "r.yaml:4: sum.inputs: is required"),

@@ -33,6 +33,11 @@ def accuracies(directory: Path, **values: float) -> Report:
     return Report.create(directory, task="zeroshot_classification", dataset="val", metrics=metrics)
 
 
+def test_a_measured_value_may_be_nan(tmp_path: Path) -> None:
+    accuracies(tmp_path, clip=math.nan)
+    assert math.isnan(Report.load(tmp_path).metrics[0].value)
+
+
 def test_words_of_the_data_never_become_markup(run: RunSummary, tmp_path: Path) -> None:
     text = written(run, tmp_path / "report.html")
     page = Elements(text)

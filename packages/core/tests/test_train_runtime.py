@@ -31,6 +31,8 @@ class Shardable(Plan):
         ({"runtime": {"parallel": "fsdp"}, "precision": "amp_fp16"}, "amp_fp16 needs runtime.parallel: ddp"),
         ({"runtime": {"profile": [5, 3]}}, "expected the first step before the last one"),
         ({"optimizer": {"type": "timm", "algorithm": "muonn"}}, "optimizer"),
+        ({"lr": float("nan")}, r"lr\n.*finite number"),
+        ({"optimizer": {"type": "adamw", "weight_decay": float("inf")}}, r"weight_decay\n.*finite number"),
         ({"loading": {"cache_gb": float("inf")}}, r"cache_gb\n.*finite number"),
     ],
 )

@@ -26,7 +26,7 @@ from vfm.plugin import (
 )
 from vfm_clip.loss_parts import ClipLoss, InfoNce
 
-LanguageWeights = Annotated[dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]], Field(min_length=1)]
+LanguageWeights = Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
 
 
 class Tower(Config):

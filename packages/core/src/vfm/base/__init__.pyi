@@ -1,5 +1,6 @@
 from .config import (
     Config as Config,
+    Record as Record,
     UserError as UserError,
     error_lines as error_lines,
     error_text as error_text,

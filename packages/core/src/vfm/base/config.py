@@ -21,7 +21,9 @@ class UserError(ValueError):
 
 
 class Config(BaseModel):
-    """A frozen record that rejects unknown keys, as the base of stages, parts, groups of settings and artifact records.
+    """A frozen record that rejects unknown keys and numbers that are not finite.
+
+    It is the base of stages, parts and groups of settings. Measured values, which may be NaN, are in a `Record`.
 
     If the default of a field is a group or a part, a mapping given for this field updates the default: with
     `optimizer: Optimizer = AdamW(weight_decay=0.2)`, the mapping `{betas: [0.9, 0.95]}` keeps the weight decay.
@@ -32,6 +34,7 @@ class Config(BaseModel):
         extra="forbid",
         validate_default=True,
         arbitrary_types_allowed=False,
+        allow_inf_nan=False,
         defer_build=True,  # a recipe uses a few of the classes
     )
 
@@ -63,6 +66,12 @@ class Config(BaseModel):
             if isinstance(field.default, BaseModel) and isinstance(data.get(name), Mapping):
                 merged[name] = _merged(field.default, data[name])
         return {**data, **merged} if merged else data
+
+
+class Record(Config):
+    """The base of artifacts, and of records of measured values in them. Their numbers may be NaN or infinite."""
+
+    model_config = ConfigDict(allow_inf_nan=True)
 
 
 def _merged(default: BaseModel, given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -101,10 +110,10 @@ KEY_ERRORS = {"extra_forbidden", "missing", SENTENCE}  # errors whose location e
 def error_lines(error: ValidationError, model: type[BaseModel]) -> list[tuple[tuple[str | int, ...], str]]:
     """List pydantic's errors as (location, line), without the noise of unions.
 
-    A union reports one error per branch. If the value has the type of a branch and is only out of bounds, or refused by
-    its validator, the error of this branch is used. Otherwise it is the error of the last branch other than `None`, the
-    most likely intention. If there is an error within the value, the value was meant as a part, so the errors of the
-    branches are dropped.
+    A union reports one error per branch. If the value has the type of a branch and is only out of bounds, not finite,
+    or refused by its validator, the error of this branch is used. Otherwise it is the error of the last branch other
+    than `None`, the most likely intention. If there is an error within the value, the value was meant as a part, so the
+    errors of the branches are dropped.
     """
     lines: dict[tuple[str | int, ...], str] = {}
     of_right_type: set[tuple[str | int, ...]] = set()
@@ -113,7 +122,7 @@ def error_lines(error: ValidationError, model: type[BaseModel]) -> list[tuple[tu
         num_keys = 1 if details["type"] in KEY_ERRORS else 0
         above, last = whole[: len(whole) - num_keys], whole[len(whole) - num_keys :]
         location = (*(part for part in above if not _is_branch(part)), *last)
-        if details["type"] in BOUNDS or details["type"] == "value_error":
+        if details["type"] in BOUNDS or details["type"] in ("value_error", "finite_number"):
             of_right_type.add(location)
         elif location in of_right_type:
             continue

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import PrivateAttr, ValidationError
 
-from vfm.base import Config, UserError, error_lines, load_function
+from vfm.base import Record, UserError, error_lines, load_function
 from vfm.storage.folder_checks import check_folder
 from vfm.storage.store_files import read_json
 
@@ -18,7 +18,7 @@ FACTS_FILE = "artifact.json"
 MANIFEST_FILE = "manifest.json"  # how a published artifact was made, with sizes and hashes of its files
 
 
-class Artifact(Config):
+class Artifact(Record):
     """A typed folder.
 
     The fields are its facts, and `path` is the folder.

@@ -47,7 +47,6 @@ class Loading(Config):
     cache_gb: Annotated[float, INCIDENTAL] = Field(
         0.0,
         ge=0,
-        allow_inf_nan=False,
         description="size of local copies of remote tars in GB, shared by all processes of a machine; 0: none",
     )
     cache_folder: Annotated[str, INCIDENTAL] = Field(

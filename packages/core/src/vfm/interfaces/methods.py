@@ -47,9 +47,7 @@ class Portion(Config):
     """One of the datasets that a training stage mixes."""
 
     data: Ref[PairDataset] = Field(description="training pairs")
-    weight: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="fraction of the samples, relative to the other weights"
-    )
+    weight: float = Field(1.0, gt=0, description="fraction of the samples, relative to the other weights")
 
 
 class ClipTraining(Training):

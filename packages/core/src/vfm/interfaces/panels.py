@@ -9,10 +9,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
-from vfm.base import Config, UserError, error_lines, redacted
+from vfm.base import Record, UserError, error_lines, redacted
 
 
-class _Titled(Config):
+class _Titled(Record):
     title: str
     note: str = Field("", description="one or two sentences under the title that explain the panel")
     order: int = Field(50, description="order among the panels of a stage, smallest first")
@@ -65,7 +65,7 @@ class TablePanel(_Titled):
         return self
 
 
-class Series(Config):
+class Series(Record):
     """One line of a chart, with a band if `low` and `high` are given.
 
     None is a gap. Files store it for NaN.
@@ -121,7 +121,7 @@ class BarsPanel(_Titled):
         return self
 
 
-class PanelImage(Config):
+class PanelImage(Record):
     """An image file in the artifact's folder, and its caption."""
 
     file: str = Field(description="path of a PNG or JPEG, relative to the artifact's folder")

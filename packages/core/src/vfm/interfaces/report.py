@@ -2,11 +2,11 @@
 
 from pydantic import Field
 
-from vfm.base import Config
+from vfm.base import Record
 from vfm.interfaces.artifact import Artifact
 
 
-class Metric(Config):
+class Metric(Record):
     """One measured value with its uncertainty."""
 
     name: str = Field(description="name of the metric, such as acc1")
@@ -19,7 +19,7 @@ class Metric(Config):
     chance: float | None = Field(default=None, description="expected value of a random guess")
 
 
-class Comparison(Config):
+class Comparison(Record):
     """Difference between a model and the first one, on the same items or over the same seeds."""
 
     metric: str = Field(description="name of the compared metric")

@@ -118,7 +118,6 @@ class Training(Stage):
     epochs: Annotated[float | None, Incidental(unless="epochs")] = Field(
         None,
         gt=0,
-        allow_inf_nan=False,
         description="passes over the data, in place of steps: as many samples as the data have, for each",
     )
     global_batch_size: int = Field(128, ge=1, description="samples per optimizer step, over all processes")

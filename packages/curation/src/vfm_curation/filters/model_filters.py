@@ -22,8 +22,8 @@ MAX_CLUSTERS = 4096  # k-means holds a sample of each in memory
 class ScoreFilter(Filter):
     """Filter by one number for each unit, with exactly one rule for the cut. Scores equal to the cut pass."""
 
-    min_score: float | None = Field(None, allow_inf_nan=False, description="smallest score that passes")
-    max_score: float | None = Field(None, allow_inf_nan=False, description="largest score that passes")
+    min_score: float | None = Field(None, description="smallest score that passes")
+    max_score: float | None = Field(None, description="largest score that passes")
     top_fraction: Fraction | None = Field(None, description="fraction of the remaining units to keep, highest scores")
     bottom_fraction: Fraction | None = Field(None, description="fraction of the remaining units to keep, lowest scores")
 

@@ -68,7 +68,7 @@ class EvaTeacher(Config):
         None, description="features stored by eva.targets; with several, all of the same crops"
     )
     target: Target = Field(Features(), description="prediction target; default: the teacher's features")
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False, description="weight of this teacher's loss")
+    weight: float = Field(1.0, gt=0, description="weight of this teacher's loss")
     loss: Literal["cosine", "phi_s", "variance"] = Field(
         "cosine",
         description="cosine: EVA's loss; variance: squared error of features that are centred and divided by one"
@@ -80,7 +80,6 @@ class EvaTeacher(Config):
     class_weight: float = Field(
         0.0,
         ge=0,
-        allow_inf_nan=False,
         description="weight of a loss that teaches the class token the teacher's feature of the whole image, relative"
         " to the masked patches; 0: the class token is not taught",
     )
@@ -88,7 +87,6 @@ class EvaTeacher(Config):
     gram_weight: float = Field(
         0.0,
         ge=0,
-        allow_inf_nan=False,
         description="weight of a Gram anchor (DINOv3), relative to the patches: the cosines of an image's patches with"
         " one another become the teacher's; 0: none",
     )
