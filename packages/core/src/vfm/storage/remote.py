@@ -157,7 +157,8 @@ def ask(path: str, question: Literal["isdir", "glob", "find"]) -> Any:
     try:
         return getattr(store, question)(inside)
     except Exception as error:  # file systems raise errors of many types
-        raise UserError(str(_named(path, error))) from None
+        failure = _named(path, error)
+        raise UserError(str(failure)) from failure
 
 
 async def _info(store: Any, inside: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import IO, Any, Protocol, cast
 
 import av
@@ -17,8 +18,9 @@ from PIL import Image
 
 from vfm.data.samples.images import decode_image
 from vfm.data.samples.sample import BadSample
-from vfm.data.videos.media import Media, VideoFacts, read_frame
+from vfm.data.videos.media import Media, RemoteVideo, VideoFacts, read_frame, reason_of
 from vfm.data.videos.views import ClipView
+from vfm.storage.remote_spans import RemoteError
 
 # Playlists and scripts can make FFmpeg read other files and addresses, so only these formats are opened.
 FORMATS = "mov,mp4,m4a,3gp,matroska,webm,avi,mpeg,mpegvideo,mpegts,flv,asf,ogg"
@@ -45,7 +47,8 @@ def read_clips(media: Media, facts: VideoFacts, views: Sequence[ClipView]) -> li
         A clip for each view, (T, H, W, 3).
 
     Raises:
-        BadSample: If the video cannot be decoded (`unreadable_video`), or lacks a frame (`truncated_video`).
+        BadSample: If the video cannot be decoded (`unreadable_video`), lacks a frame (`truncated_video`), or a server
+            does not give it (`unreachable`).
     """
     clips = [np.empty((len(view.frames), *view.shape, 3), dtype=np.uint8) for view in views]
     uses: dict[int, list[tuple[int, int]]] = {}  # frame -> (clip, index in the clip)
@@ -80,16 +83,33 @@ def read_frames(media: Media, facts: VideoFacts, numbers: Sequence[int]) -> Iter
         for number in numbers:
             yield number, _ImageFrame(paths[number])
         return
+    with opened(media) as container:
+        yield from _decoded(container, facts, numbers, media.path)
+
+
+@contextmanager
+def opened(media: Media) -> Iterator[Any]:
+    """Open a file in a supported format.
+
+    Raises:
+        BadSample: If it cannot be opened, or decoded in the `with` block (`unreadable_video`), or a server does not
+            give its bytes (`unreachable`).
+    """
+    stream: IO[bytes] | None = None
+    failure: Exception | None = None
     try:
-        with media.open() as stream, open_container(stream) as container:
-            yield from _decoded(container, facts, numbers, media.path)
-    except (FFmpegError, OSError, ValueError):
+        with media.open() as stream, av.open(stream, container_options={"format_whitelist": FORMATS}) as container:
+            yield container
+    except (BadSample, FFmpegError, OSError, ValueError) as error:
+        failure = error
+    lost = stream.failure if isinstance(stream, RemoteVideo) else None
+    lost = lost or failure  # bytes that did not come may also look like the end of the video
+    if isinstance(lost, RemoteError):
+        raise BadSample(reason_of(lost, "unreadable_video"), media.path) from lost
+    if isinstance(failure, BadSample):
+        raise failure
+    if failure:
         raise BadSample("unreadable_video", media.path) from None
-
-
-def open_container(stream: IO[bytes]) -> Any:
-    """Open a file in a supported format."""
-    return av.open(stream, container_options={"format_whitelist": FORMATS})
 
 
 def video_stream(container: Any, where: str) -> Any:

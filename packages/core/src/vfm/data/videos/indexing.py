@@ -10,9 +10,9 @@ from multiprocessing import get_context
 from typing import Any
 
 from vfm.base import UserError
-from vfm.data.indexing.indexing import check_bad
+from vfm.data.indexing.indexing import check_bad, warn_of_unreachable
 from vfm.data.ledger.ledger import LEDGER_FILE, LedgerWriter
-from vfm.data.samples.sample import BadSample
+from vfm.data.samples.sample import UNREACHABLE, BadSample
 from vfm.data.videos.formats import list_videos
 from vfm.data.videos.listing import ListedVideo, Listing
 from vfm.data.videos.media import VideoFacts
@@ -75,6 +75,7 @@ def write_dataset(
     bad: Counter[str] = Counter()
     unusual: Counter[str] = Counter()
     problems: dict[int, str] = {}
+    unreachable: list[BadSample] = []
     rows, first = [], ""
     results = zip(videos, labels, _all_probed(videos, workers), strict=True)
     for number, (video, label, result) in enumerate(results, 1):
@@ -82,7 +83,8 @@ def write_dataset(
             bad[result.reason] += 1
             problems[number - 1] = result.reason
             first = first or f"; the first is {result.where} ({result.reason})"
-            ctx.skip(result.reason, result.where)
+            ctx.skip(result.reason, result.where, lacks_data=result.reason == UNREACHABLE)
+            unreachable += [result] if result.reason == UNREACHABLE else []
         else:
             unusual["variable_rate"] += result.variable_rate
             unusual["rotated"] += bool(result.rotation)
@@ -91,6 +93,7 @@ def write_dataset(
     check_bad(ctx.stage, bad, len(listing.videos), max_bad_fraction, first)
     if not rows:
         raise UserError(f"{ctx.stage}: no videos found{first}")
+    warn_of_unreachable(ctx, unreachable, len(listing.videos))
     write_videos(ctx.directory, rows)
     with LedgerWriter(ctx.directory / LEDGER_FILE) as ledger:
         for account in listing.accounts:

@@ -5,11 +5,37 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import dataclass
-from typing import IO
+from typing import IO, cast
 
+from vfm.base import UserError
+from vfm.data.reading.byte_ranges import RangeStream
 from vfm.data.samples.images import IMAGE_EXTENSIONS
-from vfm.data.samples.sample import BadSample, Sample
-from vfm.storage import files
+from vfm.data.samples.sample import UNREACHABLE, BadSample, Reason, Sample
+from vfm.storage import files, remote
+from vfm.storage.remote_spans import RemoteError
+
+
+class RemoteVideo(RangeStream):
+    """A remote video file. It keeps the error of a failed read, which FFmpeg may take for the end of the file."""
+
+    failure: RemoteError | None = None
+
+    def read(self, size: int = -1) -> bytes:
+        """Read the next bytes.
+
+        Raises:
+            RemoteError: If the bytes cannot be read.
+        """
+        try:
+            return super().read(size)
+        except RemoteError as error:
+            self.failure = error
+            raise
+
+
+def reason_of(error: RemoteError, otherwise: Reason) -> Reason:
+    """Choose the reason of a sample whose bytes did not come: `unreachable` if they may come another time."""
+    return otherwise if error.final or error.reason == remote.NOT_FOUND else UNREACHABLE
 
 
 @dataclass(frozen=True)
@@ -32,15 +58,30 @@ class Media:
         return self.start == -2
 
     def open(self) -> IO[bytes]:
-        """Open the file, or read its part of a tar, with a single request for a remote tar."""
+        """Open the file, or read its part of a tar, with a single request for a remote tar.
+
+        Raises:
+            OSError: If it cannot be read.
+        """
         if self.start >= 0:
             return io.BytesIO(files.read_bytes(self.path, self.start, self.start + self.size))
-        return files.open_binary(self.path)
+        if not files.is_remote(self.path):
+            return files.open_binary(self.path)
+        return cast("IO[bytes]", RemoteVideo(self.path, remote.facts(self.path).size))
 
     def frame_paths(self) -> list[str]:
-        """List the paths of the frames in a folder, in the order of the numbers in their names."""
+        """List the paths of the frames in a folder, in the order of the numbers in their names.
+
+        Raises:
+            BadSample: If a server does not list the folder.
+        """
         root = self.path.rstrip("/")
-        names = [name for name in files.names_in(root) if name.lower().endswith(IMAGE_EXTENSIONS)]
+        try:
+            names = [name for name in files.names_in(root) if name.lower().endswith(IMAGE_EXTENSIONS)]
+        except UserError as error:
+            if not isinstance(error.__cause__, RemoteError):
+                raise
+            raise BadSample(reason_of(error.__cause__, "missing_video"), root) from error.__cause__
         return [f"{root}/{name}" for name in sorted(names, key=_by_number)]
 
 
@@ -54,10 +95,12 @@ def read_frame(path: str) -> bytes:
     """Read the bytes of an image in a folder of frames.
 
     Raises:
-        BadSample: If the file is missing.
+        BadSample: If the file is missing (`missing_video`), or a server does not give it (`unreachable`).
     """
     try:
         return files.read_bytes(path)
+    except RemoteError as error:
+        raise BadSample(reason_of(error, "missing_video"), path) from error
     except OSError:
         raise BadSample("missing_video", path) from None
 

@@ -13,12 +13,11 @@ from typing import Any
 
 import av
 import numpy as np
-from av.error import FFmpegError
 
 from vfm.base import positions
 from vfm.data.samples.images import open_image
 from vfm.data.samples.sample import BadSample
-from vfm.data.videos.decoding import open_container, video_stream
+from vfm.data.videos.decoding import opened, video_stream
 from vfm.data.videos.media import Media, VideoFacts, read_frame
 
 LOST_SHARE = 0.1  # a file whose streams end earlier than its declared end by this share is truncated
@@ -32,21 +31,19 @@ def probe(media: Media) -> VideoFacts:
 
     Raises:
         BadSample: If the video cannot be opened or decoded (`unreadable_video`), has no video stream
-            (`no_video_stream`) or no frames (`no_frames`), or ends early (`truncated_video`).
+            (`no_video_stream`) or no frames (`no_frames`), or ends early (`truncated_video`), or a server does not
+            give it (`unreachable`).
     """
     if media.is_folder:
         return _probe_folder(media)
-    try:
-        with media.open() as stream, open_container(stream) as container:
-            packets = _read_packets(container, media.path)
-        # Opened again, because reading the packets has reached the end of the file.
-        with media.open() as stream, open_container(stream) as container:
-            timed = container.format.name.split(",")[0] in TIMED
-            frames = container.decode(video_stream(container, media.path))
-            frame = next(frames, None)
-            num_frames = len(packets.times) if timed else 1 + sum(1 for _ in frames)
-    except (FFmpegError, OSError, ValueError):
-        raise BadSample("unreadable_video", media.path) from None
+    with opened(media) as container:
+        packets = _read_packets(container, media.path)
+    # Opened again, because reading the packets has reached the end of the file.
+    with opened(media) as container:
+        timed = container.format.name.split(",")[0] in TIMED
+        frames = container.decode(video_stream(container, media.path))
+        frame = next(frames, None)
+        num_frames = len(packets.times) if timed else 1 + sum(1 for _ in frames)
     if frame is None:
         raise BadSample("no_frames", media.path)
     rotation = round(frame.rotation / SIDEWAYS) * SIDEWAYS % 360
