@@ -85,8 +85,12 @@ def reporting(
         listener: Listener of the caller.
         track: Names of trackers.
     """
+
+    def on_wait(message: str) -> None:  # only to the user, since the events file is what this run waits for
+        listener.vfm_event(Event("warning", None, {"message": message}))
+
     with ExitStack() as opened:
-        listeners = [listener, JsonLinesListener(directory / EVENTS_FILE)]
+        listeners = [listener, JsonLinesListener(directory / EVENTS_FILE, on_wait)]
         for opened_listener in listeners:
             opened.callback(opened_listener.close)
         send = sender(manager, listeners)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import socket
 import stat
@@ -17,6 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vfm.base import UserError
+
+PATIENCE = 5.0  # seconds that `exclusive` waits before it names the holder
+SHORTEST_PAUSE, PAUSE = 0.001, 0.2  # seconds between two tries
 
 
 @contextmanager
@@ -76,10 +80,26 @@ def open_lock(file: Path) -> int:
 
 
 @contextmanager
-def exclusive(descriptor: int) -> Iterator[None]:
-    """Hold the lock of an open file alone, after waiting for any other holder: for work of milliseconds."""
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+def exclusive(descriptor: int, name: str, on_wait: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of an open file alone, after waiting for any other holder: for work of milliseconds.
+
+    Args:
+        descriptor: The file, from `open_lock`.
+        name: What is locked, for messages.
+        on_wait: Called with a message that names the other holder, if it holds the lock for `PATIENCE` seconds, as a
+            suspended process does.
+    """
+    begun, pause = time.monotonic(), SHORTEST_PAUSE
+    while not _try_lock(descriptor):
+        time.sleep(pause)
+        pause = min(PAUSE, 2 * pause)
+        if time.monotonic() - begun > PATIENCE:
+            holder, _, _ = os.pread(descriptor, 400, 0).decode(errors="replace").partition("\n")
+            on_wait(f"waiting for {name}: {holder or 'held by another process'}")
+            begun = math.inf
     try:
+        if _is_writable(descriptor):  # by one call, since this is done for each event
+            os.pwrite(descriptor, f"held by process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
     finally:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
@@ -124,7 +144,7 @@ def _acquire(file: Path, name: str, on_wait: Callable[[str], None]) -> int:
         if holder != reported:
             on_wait(f"waiting for {name}: {holder}")
             reported = holder
-        time.sleep(0.2)
+        time.sleep(PAUSE)
 
 
 def _open(file: Path, flags: int) -> int:
@@ -163,8 +183,12 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
+def _is_writable(descriptor: int) -> bool:
+    return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+
+
 def _write(descriptor: int, text: str) -> None:
-    if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
+    if _is_writable(descriptor):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)
 

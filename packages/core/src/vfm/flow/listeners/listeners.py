@@ -148,7 +148,15 @@ class ConsoleListener:
 class JsonLinesListener:
     """Appends every event to a file, one JSON object per line, each in a chain with all earlier lines."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, on_wait: Callable[[str], None] = lambda message: None) -> None:
+        """Open the file, and create it if it is missing.
+
+        Args:
+            path: The file.
+            on_wait: Called with a message that names another process, if it does not finish its line, since it is
+                suspended for example. No line is written until it does.
+        """
+        self.path, self.on_wait = path, on_wait
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink() or (path.exists() and not path.is_file()):  # opening a FIFO would wait for its reader
             raise UserError(f"{path}: expected a regular file for the events, got a link or something else; remove it")
@@ -162,7 +170,8 @@ class JsonLinesListener:
     @hookimpl
     def vfm_event(self, event: Event) -> None:
         """Write the event as a line."""
-        with exclusive(self.turns):  # several runs may append, and each line continues the chain
+        name = f"the events file {self.path}"
+        with exclusive(self.turns, name, self.on_wait):  # several runs may append, and each line continues the chain
             if os.fstat(self.stream.fileno()).st_size != self.size:
                 self._catch_up()
             line, end = chained(event.to_json().encode(errors="backslashreplace"), self.end)
