@@ -4,14 +4,12 @@ import json
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from data_samples import context, encoded
 from vfm.base import UserError
 from vfm.data import BadSample, open_dataset
 from vfm.data.labeled.stages import Labeled
-from vfm.data.layouts.layout import find_layout
 from vfm.data.pairs.stages import Pairs
 from vfm.flow.requests.datasets import import_fields
 
@@ -103,54 +101,6 @@ def test_pictures_by_path_several_captions_and_bad_rows(tmp_path):
         reasons.append(caught.value.reason)
     # Parquet and Arrow files say how many rows they have, so bad ones are met when they are read.
     assert reasons == ["missing_image", "unsafe_path", "missing_image", "missing_caption"]
-
-
-@pytest.mark.parametrize("place", ["", "/data"])
-def test_parquet_of_the_hub_is_read_by_split(tmp_path, place):
-    folder = tmp_path / f"repository{place}"
-    folder.mkdir(parents=True)
-    (tmp_path / "repository/README.md").write_text("a data card")
-    pq.write_table(pictures(0, 1), folder / "train-00000-of-00002.parquet")
-    pq.write_table(pictures(2), folder / "train-00001-of-00002.parquet")
-    for path in (tmp_path / "repository", folder):
-        pool, _ = run(Pairs(name="pool", path=str(path)), tmp_path)
-        assert len(open_dataset(pool)) == 3
-    pq.write_table(pictures(3, 4), folder / "test-00000-of-00001.parquet")
-    for path in (tmp_path / "repository", folder):
-        with pytest.raises(UserError, match=r"of 2 splits; give .*/test-\*.parquet' or '.*/train-\*.parquet'$"):
-            Pairs(name="pool", path=str(path)).preflight(None)
-        val, train = import_fields(str(path))
-        assert val["path"] == f"{folder}/test-00000-of-00001.parquet"
-        pool, _ = run(Pairs(name="pool", path=train["path"]), tmp_path)
-        assert len(open_dataset(pool)) == 3
-        made, _ = run(Pairs(name="pool", path=f"{folder}/test-*.parquet"), tmp_path)
-        assert len(open_dataset(made)) == 2
-        # The default of `split` is test.
-        labeled, _ = run(Labeled(name="data", path=str(path), class_names=["cat", "dog"]), tmp_path)
-        assert labeled.num_samples == 2
-
-
-def test_other_parquet_of_the_hub_is_not_taken_for_a_split(tmp_path):
-    for number, name in enumerate(("en", "de")):
-        pq.write_table(pictures(number), tmp_path / f"{name}-00000-of-00001.parquet")
-    assert len(find_layout(str(tmp_path), "auto", None, "train").paths) == 2
-    pq.write_table(pictures(2), tmp_path / "train-00000-of-00001.parquet")
-    with pytest.raises(UserError, match=r"of 3 splits; give .*/de-\*.parquet' or .*/en-\*.parquet' or .*/train-\*"):
-        find_layout(str(tmp_path), "auto", None)
-
-
-def test_the_only_split_of_parquet_is_not_used_for_another(tmp_path):
-    pq.write_table(pictures(0, 1), tmp_path / "test-00000-of-00001.parquet")
-    stage = Labeled(name="data", path=str(tmp_path), class_names=["cat", "dog"], split="train")
-    with pytest.raises(UserError, match=r"Parquet without a split 'train'; give .*/test-\*\.parquet'$"):
-        run(stage, tmp_path)
-
-
-def test_images_beside_a_folder_data_with_parquet_are_read(tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "0.png").write_bytes(encoded(0))
-    pq.write_table(pictures(1), tmp_path / "data/features.parquet")
-    assert find_layout(str(tmp_path), "auto", None).kind == "folder"
 
 
 def test_splits_are_not_mixed_up_and_a_choice_of_rows_is_not_lost(tmp_path):

@@ -11,6 +11,7 @@ from vfm.base import UserError
 from vfm.data.indexing.stages import ImageFiles
 from vfm.data.prompts.clip_benchmark import CLASS_NAMES_FILE, TEMPLATES_FILE, file_beside, list_files
 from vfm.data.prompts.templates import check_templates
+from vfm.data.tables.hub_files import DEFAULT
 from vfm.interfaces import Artifact, LabeledDataset, PairDataset, Ref, Stage, TaggedImages
 from vfm.storage.files import read_text
 
@@ -34,7 +35,9 @@ ClassNames = Annotated[list[str], BeforeValidator(_read_names, json_schema_input
 class NamedImages(ImageFiles):
     """Base of the stages with class names and prompt templates."""
 
-    split: str = Field("test", description="split of a CLIP_benchmark folder, or of the torchvision dataset")
+    split: str = Field(
+        DEFAULT, description="split of a CLIP_benchmark folder, a folder of Parquet files, or the torchvision dataset"
+    )
     class_names: ClassNames = Field(
         default=[],
         description="class names in the order of the labels, or a file with one per line (default: from the folders,"

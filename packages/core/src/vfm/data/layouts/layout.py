@@ -22,7 +22,7 @@ from vfm.data.samples.shards import Found, ShardReader, UnreadShard, format_of_f
 from vfm.data.samples.spec import DatasetSpec
 from vfm.data.tables.arrow_files import saved_dataset
 from vfm.data.tables.fiftyone_labels import LABELS_FILE, is_fiftyone_labels
-from vfm.data.tables.hub_files import hub_files
+from vfm.data.tables.hub_files import DEFAULT, are_about_folders, tables_in, tables_of_split
 from vfm.data.tables.image_columns import IMAGE_COLUMNS, is_bytes
 from vfm.data.tables.image_list import ImageEntry, write_image_lists
 from vfm.data.tables.parquet_files import open_parquet, schema_names
@@ -220,7 +220,7 @@ def _inside(folder: str, kind: Kind | Literal["auto"], split: str | None) -> lis
     root = folder.rstrip("/")
     inside: list[str] | None = None
     if kind in ("auto", "webdataset"):
-        inside = benchmark_shards(root, split or "test")
+        inside = benchmark_shards(root, split or DEFAULT)
         if inside:
             return inside
     names = files.names_in(folder)
@@ -234,9 +234,9 @@ def _inside(folder: str, kind: Kind | Literal["auto"], split: str | None) -> lis
     if not inside and kind in ("auto", "parquet"):
         inside = saved_dataset(folder, names, split)
     if not inside and kind in ("auto", "parquet"):
-        inside = hub_files(folder, names, split)
-        if kind == "auto" and all(files.is_directory(file.removesuffix(".parquet")) for file in inside):
-            inside = []  # img2dataset's tables about the folders of images next to them
+        tables = tables_in(folder, names)
+        if kind == "parquet" or not are_about_folders(tables):
+            inside = tables_of_split(folder, tables, split)
     if not inside and kind == "auto":
         inside = [f"{root}/{name}" for name in names if format_of_file(name)]
     return inside or [folder]

@@ -1,7 +1,8 @@
-"""Find the Parquet files of each split in a folder of the Hugging Face hub."""
+"""Find the Parquet files of each split in a folder, as the Hugging Face hub names them, or as `train.parquet`."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,56 +11,23 @@ from vfm.base import UserError
 from vfm.storage import files
 
 EXTENSION = ".parquet"
-USUAL = ("train", "test", "val", "validation", "valid")
-FILE = re.compile(rf"/(?:({'|'.join(USUAL)})-|([\w.]+)-\d{{5}}-of-\d{{5}})[^/]*$")
+TRAIN = "train"
+DEFAULT = "test"  # split of labelled images if none is set
+TEST_SPLITS = (DEFAULT, "val", "validation", "valid")
+# A usual name as a word: in `train.parquet`, `train_0.parquet` and `train-0.parquet`, not in `trainer.parquet`.
+WORD = re.compile(rf"(?:{'|'.join((TRAIN, *TEST_SPLITS))})(?![^\W\d_])", re.IGNORECASE)
+FILE = re.compile(rf"/(?:([\w.]+)-\d{{5}}-of-\d{{5}}|({WORD.pattern}))[^/]*$", re.IGNORECASE)
 SUBFOLDER = "data"  # of the files, in a downloaded repository
-DEFAULT = "test"  # split of a stage for labelled images whose user chose none
 
 
-def hub_files(folder: str, names: Sequence[str], split: str | None = None) -> list[str]:
-    """List the Parquet files in a folder, or in its subfolder `data`, of one split.
+def tables_in(folder: str, names: Sequence[str]) -> list[str]:
+    """List the Parquet files in a folder, or else the files of splits in its subfolder `data`.
+
+    A subfolder with other Parquet files may be a part of a folder of images.
 
     Args:
         folder: Folder of the files, or of a downloaded repository.
         names: Names of its files.
-        split: Split to use if there are several. Default: the only split.
-
-    Returns:
-        The files. The list is empty if there are none.
-
-    Raises:
-        UserError: If the files are of several splits, and none of them was chosen, or of another split only.
-    """
-    tables = _tables(folder, names)
-    splits = _by_split(tables)
-    if len(splits) < 2 and (not splits or split in (None, DEFAULT, *splits)):
-        return tables
-    if split in splits:
-        return splits[split]
-    problem = f"of {len(splits)} splits" if split in (None, DEFAULT) else f"without a split {split!r}"
-    patterns = [f"'{paths[0].rpartition('/')[0]}/{name}-*.parquet'" for name, paths in splits.items()]
-    raise UserError(f"{folder}: Parquet {problem}; give the files of one, {' or '.join(patterns)}")
-
-
-def hub_splits(folder: str, names: Sequence[str]) -> dict[str, list[str]]:
-    """Map each split to its Parquet files in a folder, or else in its subfolder `data`."""
-    return _by_split(_tables(folder, names))
-
-
-def _by_split(tables: Sequence[str]) -> dict[str, list[str]]:
-    """Map each split to its files. Unusual names, such as `part`, count as splits only if there is a usual one."""
-    splits: defaultdict[str, list[str]] = defaultdict(list)
-    for path in tables:
-        found = FILE.search(path)
-        if found:
-            splits[found[1] or found[2]].append(path)
-    return {} if splits.keys().isdisjoint(USUAL) else dict(splits)
-
-
-def _tables(folder: str, names: Sequence[str]) -> list[str]:
-    """List the Parquet files in a folder, or else the files of splits in its subfolder `data`.
-
-    A subfolder with other Parquet files may be a part of a folder of images.
     """
     root = folder.rstrip("/")
     tables = [f"{root}/{name}" for name in sorted(names) if name.endswith(EXTENSION)]
@@ -67,4 +35,62 @@ def _tables(folder: str, names: Sequence[str]) -> list[str]:
         return tables
     root = f"{root}/{SUBFOLDER}"
     tables = [f"{root}/{name}" for name in sorted(files.names_in(root)) if name.endswith(EXTENSION)]
-    return tables if all(map(FILE.search, tables)) else []
+    return tables if all(map(_has_hub_name, tables)) else []
+
+
+def are_about_folders(tables: Sequence[str]) -> bool:
+    """Check whether each file has a folder of its name next to it, as img2dataset writes them for folders of images."""
+    return all(files.is_directory(path.removesuffix(EXTENSION)) for path in tables)
+
+
+def by_split(tables: Sequence[str]) -> dict[str, list[str]]:
+    """Map each split to its files. The result is empty if the names of the files have no splits.
+
+    Unusual names such as `part-00000-of-00001` count as splits only next to a usual one, and those such as
+    `train_en-00000-of-00001` also next to one that begins with another usual name.
+    """
+    splits: defaultdict[str, list[str]] = defaultdict(list)
+    for path in tables:
+        found = FILE.search(path)
+        if found:
+            splits[found[1] or found[2].lower()].append(path)
+    words = {found[0] for found in map(WORD.match, splits) if found}
+    return dict(splits) if len(words) > 1 or not words.isdisjoint(splits) else {}
+
+
+def tables_of_split(folder: str, tables: Sequence[str], split: str | None = None) -> list[str]:
+    """Select the files of one split.
+
+    All are selected if there are no splits.
+
+    Args:
+        folder: The folder, for the error.
+        tables: Its files.
+        split: Split to use. Default: the only split.
+
+    Raises:
+        UserError: If the files are of several splits, and none of them was chosen, or of another split only.
+    """
+    splits = by_split(tables)
+    if len(splits) > 1 and split in splits:
+        return splits[split]
+    if not splits or (len(splits) == 1 and split in (None, DEFAULT, *splits)):
+        return list(tables)
+    if split is None:
+        patterns = " or ".join(f"'{_pattern(paths)}'" for paths in splits.values())
+        raise UserError(f"{folder}: Parquet of {len(splits)} splits; give the files of one, {patterns}")
+    raise UserError(f"{folder}: Parquet without a split {split!r}; set split: {' or '.join(splits)}")
+
+
+def _has_hub_name(path: str) -> bool:
+    """Check for a name such as `train-0.parquet`, with a hyphen after the split."""
+    found = FILE.search(path)
+    return found is not None and path[found.end(1 if found[1] else 2)] == "-"
+
+
+def _pattern(paths: Sequence[str]) -> str:
+    """Build a short pattern for the files of a split."""
+    if len(paths) == 1:
+        return paths[0]
+    start = os.path.commonprefix(paths)  # noqa: RUF071 (of characters, not of folders)
+    return start.rstrip("0123456789") + f"*{EXTENSION}"

@@ -13,7 +13,7 @@ from vfm.data.choices.choices import load_choices
 from vfm.data.layouts.coco_captions import caption_files
 from vfm.data.layouts.layout import find_layout
 from vfm.data.prompts.clip_benchmark import benchmark_shards, splits_of, type_beside
-from vfm.data.tables.hub_files import hub_splits
+from vfm.data.tables.hub_files import DEFAULT, TEST_SPLITS, TRAIN, by_split, tables_in
 from vfm.flow.recognition.annotations import annotated_fields, validation_fields
 from vfm.flow.recognition.formats import recognise
 from vfm.flow.requests.data_options import with_data_options
@@ -22,10 +22,10 @@ from vfm.flow.requests.other_captions import other_captions
 from vfm.interfaces import ChoiceDataset, Stage
 from vfm.storage import files
 
-TEST_SPLITS = ("test", "val", "validation", "valid")
 FOLDER_KINDS = {"multilabel": "data.tagged", "retrieval": "data.pairs"}  # by dataset type of clip_benchmark
 IMAGES = "data.images"
-WITH_IMAGES = ("data.pairs", "data.labeled")
+LABELED = "data.labeled"
+WITH_IMAGES = ("data.pairs", LABELED)
 IMAGE_FIELDS = ("image_key", "image_root")
 CHOICES: Mapping[str, list[str]] = {"choices": []}
 
@@ -137,18 +137,18 @@ def import_fields(path: str) -> tuple[Fields, Fields | None]:
     root = path.rstrip("/")
     if files.is_directory(root):
         splits = splits_of(root)
-        fallback = splits[0] if splits else "test"
+        fallback = splits[0] if splits else DEFAULT
         split = next((name for name in TEST_SPLITS if name in splits), fallback)
         shards = benchmark_shards(root, split)
         if shards:
-            fields: Fields = {"kind": FOLDER_KINDS.get(type_beside(shards[0]), "data.labeled"), "path": path}
+            fields: Fields = {"kind": FOLDER_KINDS.get(type_beside(shards[0]), LABELED), "path": path}
             if fields["kind"] == "data.pairs":
                 return {**fields, "path": f"{root}/{split}" if splits else path}, None
-            if "train" in splits and split != "train":
-                train = {**fields, "split": "train"}
+            if TRAIN in splits and split != TRAIN:
+                train = {**fields, "split": TRAIN}
             else:
                 train = None
-            return fields if split == "test" else {**fields, "split": split}, train
+            return fields if split == DEFAULT else {**fields, "split": split}, train
         if _is_mmvp(root):
             return {"kind": "data.choices", "path": path}, None
     annotated = annotated_fields(path)
@@ -157,11 +157,11 @@ def import_fields(path: str) -> tuple[Fields, Fields | None]:
         val = validation_fields(train)
         return (val, train) if val else (train, None)
     if files.is_directory(root):
-        folders = [name for name in (*TEST_SPLITS, "train") if files.is_directory(f"{root}/{name}")]
-        shards = _shards_of_splits(root) or _captions_of_splits(root)
+        folders = [name for name in (*TEST_SPLITS, TRAIN) if files.is_directory(f"{root}/{name}")]
         if folders:
-            train = recognise(f"{root}/train") if "train" in folders[1:] else None
+            train = recognise(f"{root}/{TRAIN}") if TRAIN in folders[1:] else None
             return recognise(f"{root}/{folders[0]}"), train
+        shards = _shards_of_splits(root) or _captions_of_splits(root)
         if len(shards) > 1:
             return recognise(shards[0]), recognise(shards[1])
     return recognise(path), None
@@ -186,10 +186,12 @@ def _captions_of_splits(folder: str) -> list[str]:
 
 
 def _shards_of_splits(folder: str) -> list[str]:
-    """List a pattern for the Parquet files of the test split in a folder of the Hugging Face hub, and of `train`."""
-    splits = hub_splits(folder, files.names_in(folder))
+    """List a pattern for the Parquet files of the test split in a folder, and of `train`, if they are its data."""
+    splits = by_split(tables_in(folder, files.names_in(folder)))
     test = next((name for name in TEST_SPLITS if name in splits), None)
-    return [_pattern_of(splits[test]), _pattern_of(splits["train"])] if test and "train" in splits else []
+    if not test or TRAIN not in splits or find_layout(folder, "auto", None, test).paths != splits[test]:
+        return []
+    return [_pattern_of(splits[test]), _pattern_of(splits[TRAIN])]
 
 
 def _pattern_of(paths: list[str]) -> str:
