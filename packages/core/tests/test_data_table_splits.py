@@ -13,7 +13,8 @@ from vfm.data.labeled.stages import Labeled
 from vfm.data.layouts.layout import find_layout
 from vfm.data.pairs.stages import Pairs
 from vfm.data.tar.writer import write_tar
-from vfm.flow.requests.datasets import import_fields
+from vfm.flow.requests.data_options import with_data_options
+from vfm.flow.requests.datasets import fields_for, import_fields
 
 
 def tables(folder, *names):
@@ -144,6 +145,30 @@ def test_tables_about_folders_of_images_and_tables_beside_images_are_no_splits(t
     folder = tables(tmp_path / "images", "data/train.parquet", "data/test.parquet")
     (tmp_path / "images/0.png").write_bytes(encoded(0))
     assert find_layout(folder, "auto", None).kind == "folder"
+
+
+@pytest.mark.parametrize("name", ["train-00000-of-00001.parquet", "train.parquet", "val.parquet"])
+def test_labelled_images_of_another_split_are_read_only_if_it_is_set(tmp_path, name):
+    folder = tables(tmp_path, name)
+    split = name[: name.index("-" if "-" in name else ".")]
+    stage = Labeled(name="data", path=folder, class_names=["cat", "dog"])
+    with pytest.raises(UserError, match=rf"Parquet without a split 'test'; set split: {split}$"):
+        stage.preflight(None)
+    made, _ = run(stage.model_copy(update={"split": split}), tmp_path)
+    assert made.num_samples == 2
+    # Commands write the split into their recipe.
+    fields = {"kind": "data.labeled", "path": folder, "split": split}
+    assert import_fields(folder) == (fields, None)
+    assert fields_for("data.labeled", folder) == fields
+    assert fields_for("data.images", folder) == {"kind": "data.images", "path": folder}
+
+
+def test_an_option_that_makes_captions_labels_also_sets_the_split(tmp_path):
+    pq.write_table(pictures(0, 1), tmp_path / "train.parquet")
+    fields, _ = import_fields(str(tmp_path))
+    assert fields == {"kind": "data.pairs", "path": str(tmp_path)}
+    labeled = with_data_options(fields, {"label_key": "label"}, {"data.labeled": Labeled})
+    assert labeled == {"kind": "data.labeled", "path": str(tmp_path), "split": "train", "label_key": "label"}
 
 
 def test_tables_about_tars_are_not_taken_for_the_data(tmp_path):

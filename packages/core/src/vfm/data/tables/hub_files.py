@@ -58,10 +58,16 @@ def by_split(tables: Sequence[str]) -> dict[str, list[str]]:
     return dict(splits) if len(words) > 1 or not words.isdisjoint(splits) else {}
 
 
+def only_split(tables: Sequence[str]) -> str | None:
+    """Find the split of files that are all of the same one."""
+    splits = by_split(tables)
+    return next((name for name, paths in splits.items() if len(paths) == len(tables)), None)
+
+
 def tables_of_split(folder: str, tables: Sequence[str], split: str | None = None) -> list[str]:
     """Select the files of one split.
 
-    All are selected if there are no splits.
+    All are selected if there are no splits. Next to other names, a single usual one is no split by default.
 
     Args:
         folder: The folder, for the error.
@@ -74,7 +80,8 @@ def tables_of_split(folder: str, tables: Sequence[str], split: str | None = None
     splits = by_split(tables)
     if len(splits) > 1 and split in splits:
         return splits[split]
-    if not splits or (len(splits) == 1 and split in (None, DEFAULT, *splits)):
+    by_default = split == DEFAULT and not only_split(tables)
+    if not splits or (len(splits) == 1 and (split is None or split in splits or by_default)):
         return list(tables)
     if split is None:
         patterns = " or ".join(f"'{_pattern(paths)}'" for paths in splits.values())

@@ -11,11 +11,12 @@ from vfm.base import UserError
 from vfm.data.choices.pair_benchmarks import PAIR_COLUMNS
 from vfm.data.layouts.coco_captions import is_coco_captions
 from vfm.data.layouts.folder import image_names
-from vfm.data.layouts.layout import find_layout
+from vfm.data.layouts.layout import Layout, find_layout
 from vfm.data.samples.captions import clean_captions, decode_json
 from vfm.data.samples.images import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from vfm.data.samples.sample import BadSample
 from vfm.data.tables.fiftyone_labels import is_fiftyone_labels
+from vfm.data.tables.hub_files import DEFAULT, only_split
 from vfm.data.tables.table import CAPTION_COLUMNS, table_columns
 from vfm.data.tar.scan import scan_tar
 from vfm.flow.recognition.annotations import annotated_fields, holds_conversations
@@ -49,7 +50,21 @@ def recognise(path: str) -> Fields:
     if layout.kind == "coco":
         return {"kind": "data.pairs", "path": path}
     fields = tar_fields(first) if layout.kind == "webdataset" else table_fields(layout)
+    if fields["kind"] == "data.labeled":
+        fields |= _split_in(layout)
     return {"kind": fields["kind"], "path": path, **fields}
+
+
+def split_at(path: str) -> Fields:
+    """Choose the split of `data.labeled` for a path, if it is a folder with another split than the default only."""
+    with suppress(UserError):  # reported when the recipe is checked
+        return _split_in(find_layout(path, "auto", None))
+    return {}
+
+
+def _split_in(layout: Layout) -> Fields:
+    split = only_split(layout.paths) if layout.folder and layout.kind in ("table", "parquet") else None
+    return {} if split in (None, DEFAULT) else {"split": split}
 
 
 def _holds_videos(path: str) -> bool:

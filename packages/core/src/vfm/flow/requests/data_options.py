@@ -59,6 +59,9 @@ def with_data_options(fields: Fields, options: Mapping[str, Any], known: Mapping
     kind = next(kinds, fields["kind"])
     allowed = known[kind].model_fields
     _check_names(options, [name for name in allowed if name not in _SET_OTHERWISE], kind)
+    if kind != fields["kind"] and "split" in allowed:
+        split_at = load_function("vfm.flow.recognition.formats:split_at")  # imports pyarrow
+        fields = {**fields, **split_at(fields["path"])}
     return {**keep_keys(fields, allowed), "kind": kind, **options}
 
 

@@ -15,7 +15,7 @@ from vfm.data.layouts.layout import find_layout
 from vfm.data.prompts.clip_benchmark import benchmark_shards, splits_of, type_beside
 from vfm.data.tables.hub_files import DEFAULT, TEST_SPLITS, TRAIN, by_split, tables_in
 from vfm.flow.recognition.annotations import annotated_fields, validation_fields
-from vfm.flow.recognition.formats import recognise
+from vfm.flow.recognition.formats import recognise, split_at
 from vfm.flow.requests.data_options import with_data_options
 from vfm.flow.requests.inputs import Fields, Input, dataset_input, saved_artifact, split_name, stage_name
 from vfm.flow.requests.other_captions import other_captions
@@ -175,7 +175,7 @@ def fields_for(kind: str, path: str) -> Fields:
             return fields
         if kind == IMAGES and fields["kind"] in WITH_IMAGES:  # its captions or labels are not needed
             return {"kind": kind, "path": path, **{name: fields[name] for name in IMAGE_FIELDS if name in fields}}
-    return {"kind": kind, "path": path}
+    return {"kind": kind, "path": path, **(split_at(path) if kind == LABELED else {})}
 
 
 def _captions_of_splits(folder: str) -> list[str]:
