@@ -178,7 +178,8 @@ def read_images(images: Sequence[AnyImage]) -> list[Image.Image]:
             loaded.append(to_rgb(image))
             continue
         if not isinstance(image, PATHS):
-            raise UserError(f"expected an image or the path of one, got a {type(image).__name__}")
+            hint = "; make images of arrays with PIL.Image.fromarray" if hasattr(image, "__array__") else ""
+            raise UserError(f"expected an image or the path of one, got a {type(image).__name__}{hint}")
         file = local_file(image)
         if file.is_dir():
             raise UserError(f"{file}: expected an image, got a folder; give the files in it")

@@ -69,6 +69,8 @@ def list_models(name: str | None = None, *, store: AnyPath = "store") -> Listing
         UserError: If no model has the name.
     """
     if name is not None:
+        if not isinstance(name, str):
+            raise UserError(f"name: expected a text, got {name!r:.60}")
         rows: list[tuple[str, str, str]] = load_function("vfm.models.catalogue:named_models")(name)  # imports timm
         if not rows:
             raise UserError(f"no model of open_clip or timm has {name!r} in its name")

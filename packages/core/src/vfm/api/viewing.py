@@ -76,8 +76,8 @@ def view(
     """
     listed = [images] if isinstance(images, (*PATHS, Image.Image)) else list(images)
     listed = with_folders(listed)
-    names = image_names(listed)
     opened = read_images(listed)
+    names = image_names(listed)
     encoder = open_encoder(model, pretrained, open_device(device))
     if isinstance(model, PooledVision):
         name = type(model.module).__name__
