@@ -178,8 +178,7 @@ def read_images(images: Sequence[AnyImage]) -> list[Image.Image]:
             loaded.append(to_rgb(image))
             continue
         if not isinstance(image, PATHS):
-            hint = "; make images of arrays with PIL.Image.fromarray" if hasattr(image, "__array__") else ""
-            raise UserError(f"expected an image or the path of one, got a {type(image).__name__}{hint}")
+            raise UserError(f"expected an image or the path of one, got a {type(image).__name__}{_array_hint(image)}")
         file = local_file(image)
         if file.is_dir():
             raise UserError(f"{file}: expected an image, got a folder; give the files in it")
@@ -192,6 +191,10 @@ def read_images(images: Sequence[AnyImage]) -> list[Image.Image]:
         except OSError as error:
             raise UserError(f"{file}: {error.strerror or error}") from None
     return loaded
+
+
+def _array_hint(value: object) -> str:
+    return "; make images of arrays with PIL.Image.fromarray" if hasattr(value, "__array__") else ""
 
 
 def readable_images(
