@@ -9,6 +9,9 @@ import os
 import random
 import signal
 import socket
+import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -36,6 +39,33 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def forked(work: Callable[[], bool]) -> int:
+    """Start `work` in a copy of this process, which ends with it. Its exit code is 0 if the result is true."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        code = int(not work())
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)  # otherwise an error would continue the tests in the copy
+
+
+def ended(child: int) -> int:
+    """Wait for a child, for two minutes at most, and return its status. A child that takes longer is killed."""
+    limit = time.monotonic() + 120
+    while time.monotonic() < limit:
+        finished, status = os.waitpid(child, os.WNOHANG)
+        if finished:
+            return status
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    raise TimeoutError(f"process {child} did not end within two minutes")
 
 
 def same(first: nn.Module, second: nn.Module) -> bool:
@@ -122,10 +152,8 @@ def test_a_weight_must_be_a_positive_sum(tmp_path: Path) -> None:
 def test_killed_trainings_end_as_an_uninterrupted_one(tmp_path: Path) -> None:
     whole = fitted(Labelled(), tmp_path / "whole")
     for _ in range(2):  # each takes 11 steps, so that the checkpoint before the last one is on the disk
-        if not (child := os.fork()):
-            fitted(Labelled(kill_at=90), tmp_path / "killed")
-            os._exit(1)
-        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        child = forked(lambda: fitted(Labelled(kill_at=90), tmp_path / "killed").model.training)
+        assert ended(child) == signal.SIGKILL
     data = Labelled()
     resumed = fitted(data, tmp_path / "killed")
     assert data.reads <= 1 + 8 * 12
@@ -158,15 +186,15 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     plain = nn.Sequential(nn.Flatten(), nn.Linear(48, 3))
-    children = []
-    for rank in ("0", "1"):
-        if not (child := os.fork()):
-            os.environ |= {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-            check_wrappers()
-            done = vfm.fit(plain, Labelled(), loss=loss, steps=4, global_batch_size=8, folder=tmp_path, **QUIET)
-            os._exit(math.isnan(done.loss) != (rank == "1"))  # the first process has the metrics
-        children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0]
+
+    def train(rank: str) -> bool:
+        os.environ |= {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        check_wrappers()
+        done = vfm.fit(plain, Labelled(), loss=loss, steps=4, global_batch_size=8, folder=tmp_path, **QUIET)
+        return math.isnan(done.loss) == (rank == "1")  # the first process has the metrics
+
+    children = [forked(lambda: train("0")), forked(lambda: train("1"))]
+    assert [ended(child) for child in children] == [0, 0]
     vfm.fit(plain, Labelled(), loss=loss, steps=4, global_batch_size=8, **QUIET)
     found = load_file(tmp_path / "model.safetensors")
     torch.testing.assert_close(found, dict(plain.state_dict()))
