@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_samples import context, encoded
@@ -85,6 +87,22 @@ def test_samples_of_a_tar_that_do_not_come_are_left_out_with_a_warning_and_tried
     ctx, events = listening(tmp_path / "again")
     assert strict.run(ctx).num_samples == 2 * PER_FILE
     assert bad_and_warnings(events) == ([], [])
+
+
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+def test_a_shard_that_cannot_be_opened_is_an_error_with_what_to_do(
+    tmp_path: Path, server: RangeServer, form: str
+) -> None:
+    for file in range(2):
+        columns = {"image": [encoded(n) for n in range(2)], "caption": ["a dog"] * 2}
+        pq.write_table(pa.table(columns), tmp_path / f"t/{file}.parquet")
+    stage = Pairs(name="pool", path=f"{server.url}/{{0..1}}.{form}", max_bad_fraction=1)
+    for last in (2, 3):  # before, the server only says that the shard exists
+        server.asked.clear()
+        server.fault = lambda path, count, last=last: "status 500" if path == f"1.{form}" and count > last else None
+        line = rf"/1\.{form}: status 500; without the shard, .* run again when the server gives the shard, or leave it"
+        with pytest.raises(UserError, match=line):
+            stage.run(context(tmp_path / f"lacking{last}"))
 
 
 def test_a_listed_image_is_missing_if_the_server_has_none_and_unreachable_if_it_does_not_answer(

@@ -89,7 +89,7 @@ def size_and_time(path: str) -> tuple[int, int]:
         facts = remote.facts(path)
         return facts.size, facts.version
     except RemoteError as error:
-        raise UserError("no such file".join(str(error).rsplit(remote.NOT_FOUND, 1))) from None
+        raise UserError("no such file".join(str(error).rsplit(remote.NOT_FOUND, 1))) from error
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such file") from None
     except PermissionError:

@@ -33,6 +33,10 @@ T = TypeVar("T")
 Problem = tuple[int, str, str]
 """Row (-1 for a sample that is not a row), reason and address of a bad sample."""
 
+UNCOUNTED = (
+    "without the shard, the number of bad samples is unknown, so max_bad_fraction does not apply: run again when the"
+    " server gives the shard, or leave it out of `path`"
+)
 READ_TOGETHER = 256  # samples of a remote shard that are requested together
 MAX_FILES = 1 << 20  # image files that are remembered, so that many rows may name one of them: about 100 MB
 THREADS = 48  # remote shards that a process reads at a time
@@ -80,8 +84,10 @@ class Examination:
             if counted and self.verify not in ("all", "decode"):
                 return self._counted(shard)
             return self._read(shard)
-        except RemoteError as error:
-            raise UserError(str(error)) from None
+        except (RemoteError, UserError) as error:
+            if isinstance(error, RemoteError) or isinstance(error.__cause__, RemoteError):
+                raise UserError(f"{error}; {UNCOUNTED}") from None
+            raise
 
     def _counted(self, shard: Shard) -> Examined:
         keys = KeySample.of(first_keys(shard, self.spec), all_known=False)

@@ -34,7 +34,7 @@ class _RemoteTable(RangeFile):
         try:
             return super().read(size)
         except RemoteError as error:
-            raise UserError(str(error)) from None
+            raise UserError(str(error)) from error
 
 
 def open_parquet(path: str) -> Any:
