@@ -1,4 +1,4 @@
-"""Runs of the same folder, of which one is suspended while it writes an event: the other says whom it waits for."""
+"""Several writers of the events of one folder: each line continues the chain, and a run says that it waits."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from vfm.api.recipe_run import reporting
+from vfm.flow.listeners.listeners import JsonLinesListener
 from vfm.flow.plan.store import Store
 from vfm.flow.recipe.recipe import Recipe
 from vfm.flow.records.runs import EVENTS_FILE
@@ -49,10 +50,10 @@ class Messages:
         """Close nothing."""
 
 
-def test_a_run_says_which_suspended_process_it_waits_for_and_loses_no_line(
+def test_a_run_says_that_it_waits_for_a_suspended_run_and_loses_no_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(locks, "PATIENCE", 0.2, raising=False)
+    monkeypatch.setattr(locks, "PATIENCE", 0.2)
     directory, shown = tmp_path / "runs/r@1", Messages()
     file = directory / EVENTS_FILE
 
@@ -72,7 +73,26 @@ def test_a_run_says_which_suspended_process_it_waits_for_and_loses_no_line(
             other.send_signal(signal.SIGCONT)
         appended.result(timeout=60)
     (warning,) = (event.data["message"] for event in shown.seen if event.type == "warning")
-    assert warning.startswith(f"waiting for the events file {file}: held by process {other.pid} on ")
+    lock = directory / f".{EVENTS_FILE}.lock"
+    assert warning.startswith(f"waiting for another run, which writes to {file}: if it is suspended, ")
+    assert f"`fuser -v {lock}`" in warning
+    assert lock.stat().st_size == 0  # written on each event, it would fail first on a full disk
     lines = file.read_bytes().splitlines(keepends=True)
     assert [Event.from_json(line.decode()).data["message"] for line in lines] == ["one", "two"]
+    assert broken_lines(lines, end_of_chain(file)) == ([], True)
+
+
+def test_threads_that_send_to_the_same_listener_continue_one_chain(tmp_path: Path) -> None:
+    file = tmp_path / EVENTS_FILE
+    listener = JsonLinesListener(file)
+
+    def append(message: str) -> None:
+        for _ in range(500):
+            listener.vfm_event(Event("log", None, {"message": message}))
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(append, "abcd"))
+    listener.close()
+    lines = file.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 2000
     assert broken_lines(lines, end_of_chain(file)) == ([], True)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import math
 import os
 import socket
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,8 +19,7 @@ from pathlib import Path
 
 from vfm.base import UserError
 
-PATIENCE = 5.0  # seconds that `exclusive` waits before it names the holder
-SHORTEST_PAUSE, PAUSE = 0.001, 0.2  # seconds between two tries
+PATIENCE = 5.0  # seconds that `exclusive` waits before it calls `on_wait`
 
 
 @contextmanager
@@ -80,26 +79,24 @@ def open_lock(file: Path) -> int:
 
 
 @contextmanager
-def exclusive(descriptor: int, name: str, on_wait: Callable[[str], None]) -> Iterator[None]:
+def exclusive(descriptor: int, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Hold the lock of an open file alone, after waiting for any other holder: for work of milliseconds.
+
+    Nothing is written into the file, since this is done for each event, also on a full disk.
 
     Args:
         descriptor: The file, from `open_lock`.
-        name: What is locked, for messages.
-        on_wait: Called with a message that names the other holder, if it holds the lock for `PATIENCE` seconds, as a
-            suspended process does.
+        on_wait: Called once in another thread after `PATIENCE` seconds of waiting, for a suspended process for example.
     """
-    begun, pause = time.monotonic(), SHORTEST_PAUSE
-    while not _try_lock(descriptor):
-        time.sleep(pause)
-        pause = min(PAUSE, 2 * pause)
-        if time.monotonic() - begun > PATIENCE:
-            holder, _, _ = os.pread(descriptor, 400, 0).decode(errors="replace").partition("\n")
-            on_wait(f"waiting for {name}: {holder or 'held by another process'}")
-            begun = math.inf
+    if not _try_lock(descriptor):
+        timer = threading.Timer(PATIENCE, on_wait)
+        timer.daemon = True
+        timer.start()
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        finally:
+            timer.cancel()
     try:
-        if _is_writable(descriptor):  # by one call, since this is done for each event
-            os.pwrite(descriptor, f"held by process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
     finally:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
@@ -144,7 +141,7 @@ def _acquire(file: Path, name: str, on_wait: Callable[[str], None]) -> int:
         if holder != reported:
             on_wait(f"waiting for {name}: {holder}")
             reported = holder
-        time.sleep(PAUSE)
+        time.sleep(0.2)
 
 
 def _open(file: Path, flags: int) -> int:
@@ -183,12 +180,8 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _is_writable(descriptor: int) -> bool:
-    return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
-
-
 def _write(descriptor: int, text: str) -> None:
-    if _is_writable(descriptor):
+    if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, text.encode(), 0)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -153,25 +155,28 @@ class JsonLinesListener:
 
         Args:
             path: The file.
-            on_wait: Called with a message that names another process, if it does not finish its line, since it is
-                suspended for example. No line is written until it does.
+            on_wait: Called with a message, in another thread, if another process does not finish its line, since it
+                is suspended for example. No line is written until it does.
         """
-        self.path, self.on_wait = path, on_wait
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink() or (path.exists() and not path.is_file()):  # opening a FIFO would wait for its reader
             raise UserError(f"{path}: expected a regular file for the events, got a link or something else; remove it")
         # Unbuffered: each line is one write, so that several runs can append, and no line is lost on a full disk.
         self.stream = path.open("ab+", buffering=0)
         share_lock(self.stream.fileno())  # others check this lock to see that the run has not ended
-        self.turns = open_lock(path.with_name(f".{path.name}.lock"))
+        lock = path.with_name(f".{path.name}.lock")
+        self.turns = open_lock(lock)
+        advice = f"if it is suspended, resume or end it (`fuser -v {lock}` lists the processes)"
+        self.on_wait = partial(on_wait, f"waiting for another run, which writes to {path}: {advice}")
+        self.threads = threading.RLock()  # the lock of an open file does not exclude other threads
         self.size = -1
         self.end = START
 
     @hookimpl
     def vfm_event(self, event: Event) -> None:
         """Write the event as a line."""
-        name = f"the events file {self.path}"
-        with exclusive(self.turns, name, self.on_wait):  # several runs may append, and each line continues the chain
+        # Several threads and runs may append, and each line continues the chain.
+        with self.threads, exclusive(self.turns, self.on_wait):
             if os.fstat(self.stream.fileno()).st_size != self.size:
                 self._catch_up()
             line, end = chained(event.to_json().encode(errors="backslashreplace"), self.end)
