@@ -84,13 +84,17 @@ def test_images_beside_a_folder_data_with_parquet_are_read(tmp_path):
         (["train2017.parquet"], ["val2017.parquet"]),
         (["Train.parquet"], ["Test.parquet"]),
         (["train-0.parquet"], ["val-0.parquet"]),
+        (["Train-00000-of-00002.parquet", "Train-00001-of-00002.parquet"], ["Test-00000-of-00001.parquet"]),
+        (["mnist_train_0.parquet", "mnist_train_1.parquet"], ["mnist_test.parquet"]),
+        (["mnist-train-00000-of-00001.parquet"], ["mnist-test-00000-of-00001.parquet"]),
+        (["en.train.parquet", "fr.train.parquet"], ["en.val.parquet"]),
     ],
 )
 def test_usual_names_without_a_hyphen_are_splits_too(tmp_path, train, test):
     folder = tables(tmp_path, *train, *test)
     with pytest.raises(UserError, match="Parquet of 2 splits; give the files of one, '"):
         Pairs(name="pool", path=folder).preflight(None)
-    chosen = test[0].lower().removesuffix(".parquet").rstrip("-._0123456789")
+    chosen = next(name for name in ("test", "validation", "val") if name in test[0].lower())
     assert find_layout(folder, "auto", None, chosen).paths == [f"{folder}/{name}" for name in test]
     of_test, of_train = import_fields(folder)
     assert find_layout(of_test["path"], "auto", None).paths == [f"{folder}/{name}" for name in test]
@@ -102,6 +106,7 @@ def test_usual_names_without_a_hyphen_are_splits_too(tmp_path, train, test):
     [
         (["train_0.parquet", "train_1.parquet", "val.parquet"], ["train_*.parquet", "val.parquet"]),
         (["test.9.parquet", "test.10.parquet", "train.parquet"], ["test.*.parquet", "train.parquet"]),
+        (["a_val.parquet", "b_val.parquet", "c_train.parquet"], ["{a_val.parquet,b_val.parquet}", "c_train.parquet"]),
     ],
 )
 def test_the_error_gives_patterns_of_the_files_of_each_split(tmp_path, names, patterns):
@@ -121,12 +126,25 @@ def test_the_error_gives_patterns_of_the_files_of_each_split(tmp_path, names, pa
         ["invalid.parquet", "valid.parquet"],
         ["00000.parquet", "00001.parquet"],
         ["train_de-00000-of-00001.parquet", "train_en-00000-of-00001.parquet"],
+        ["bullet_train.parquet", "steam_train.parquet", "strain.parquet"],
+        ["contest.parquet", "mnist_train.parquet"],
     ],
 )
 @pytest.mark.parametrize("split", [None, "test"])
 def test_other_names_are_no_splits(tmp_path, names, split):
     folder = tables(tmp_path, *names)
     assert find_layout(folder, "auto", None, split).paths == sorted(f"{folder}/{name}" for name in names)
+
+
+def test_a_split_that_is_set_is_read_alone(tmp_path):
+    folder = tables(tmp_path, "extra.parquet", "train.parquet")
+    assert find_layout(folder, "auto", None, "train").paths == [f"{folder}/train.parquet"]
+
+
+def test_a_pattern_in_the_error_leaves_other_files_out(tmp_path):
+    folder = tables(tmp_path, "test.parquet", "train.parquet", "train_1.parquet", "trainer.parquet")
+    with pytest.raises(UserError, match=r" or '.*/\{train.parquet,train_1.parquet\}'$"):
+        find_layout(folder, "auto", None)
 
 
 def test_names_of_the_hub_that_begin_with_different_splits_are_not_mixed(tmp_path):

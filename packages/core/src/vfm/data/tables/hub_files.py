@@ -17,6 +17,8 @@ TEST_SPLITS = (DEFAULT, "val", "validation", "valid")
 # A usual name as a word: in `train.parquet`, `train_0.parquet` and `train-0.parquet`, not in `trainer.parquet`.
 WORD = re.compile(rf"(?:{'|'.join((TRAIN, *TEST_SPLITS))})(?![^\W\d_])", re.IGNORECASE)
 FILE = re.compile(rf"/(?:([\w.]+)-\d{{5}}-of-\d{{5}}|({WORD.pattern}))[^/]*$", re.IGNORECASE)
+# A usual name anywhere in a name, as a word: `mnist_train.parquet`.
+WITHIN = re.compile(rf"/[^/]*?(?<![^\W\d_])({WORD.pattern})[^/]*$", re.IGNORECASE)
 SUBFOLDER = "data"  # of the files, in a downloaded repository
 
 
@@ -47,15 +49,26 @@ def by_split(tables: Sequence[str]) -> dict[str, list[str]]:
     """Map each split to its files. The result is empty if the names of the files have no splits.
 
     Unusual names such as `part-00000-of-00001` count as splits only next to a usual one, and those such as
-    `train_en-00000-of-00001` also next to one that begins with another usual name.
+    `train_en-00000-of-00001` also next to one that begins with another usual name. A usual name within a name, as in
+    `mnist_train.parquet`, counts only if other files have another one there.
     """
-    splits: defaultdict[str, list[str]] = defaultdict(list)
+    splits = _grouped(tables, FILE)
+    words = {found[0].lower() for found in map(WORD.match, splits) if found}
+    if len(words) > 1 or not words.isdisjoint(splits):
+        return splits
+    within = _grouped(tables, WITHIN)
+    return within if len(within) > 1 else {}
+
+
+def _grouped(tables: Sequence[str], name: re.Pattern[str]) -> dict[str, list[str]]:
+    """Group files by the part of their names that the pattern captures. Usual names are in lower case."""
+    groups: defaultdict[str, list[str]] = defaultdict(list)
     for path in tables:
-        found = FILE.search(path)
+        found = name.search(path)
         if found:
-            splits[found[1] or found[2].lower()].append(path)
-    words = {found[0] for found in map(WORD.match, splits) if found}
-    return dict(splits) if len(words) > 1 or not words.isdisjoint(splits) else {}
+            split = found[found.lastindex or 0]
+            groups[split.lower() if WORD.fullmatch(split) else split].append(path)
+    return dict(groups)
 
 
 def only_split(tables: Sequence[str]) -> str | None:
@@ -78,13 +91,13 @@ def tables_of_split(folder: str, tables: Sequence[str], split: str | None = None
         UserError: If the files are of several splits, and none of them was chosen, or of another split only.
     """
     splits = by_split(tables)
-    if len(splits) > 1 and split in splits:
-        return splits[split]
-    by_default = split == DEFAULT and not only_split(tables)
-    if not splits or (len(splits) == 1 and (split is None or split in splits or by_default)):
+    by_default = split is None or (split == DEFAULT and not only_split(tables))
+    if not splits or (len(splits) == 1 and by_default):
         return list(tables)
+    if split in splits:
+        return splits[split]
     if split is None:
-        patterns = " or ".join(f"'{_pattern(paths)}'" for paths in splits.values())
+        patterns = " or ".join(f"'{_pattern(paths, tables)}'" for paths in splits.values())
         raise UserError(f"{folder}: Parquet of {len(splits)} splits; give the files of one, {patterns}")
     raise UserError(f"{folder}: Parquet without a split {split!r}; set split: {' or '.join(splits)}")
 
@@ -95,9 +108,15 @@ def _has_hub_name(path: str) -> bool:
     return found is not None and path[found.end(1 if found[1] else 2)] == "-"
 
 
-def _pattern(paths: Sequence[str]) -> str:
-    """Build a short pattern for the files of a split."""
-    if len(paths) == 1:
-        return paths[0]
-    start = os.path.commonprefix(paths)  # noqa: RUF071 (of characters, not of folders)
-    return start.rstrip("0123456789") + f"*{EXTENSION}"
+def exact_pattern(paths: Sequence[str]) -> str:
+    """Build a pattern for these files of a folder, and no others."""
+    folder = paths[0].rpartition("/")[0]
+    names = [path.rpartition("/")[2] for path in paths]
+    return paths[0] if len(paths) == 1 else f"{folder}/{{{','.join(names)}}}"
+
+
+def _pattern(paths: Sequence[str], tables: Sequence[str]) -> str:
+    """Build a pattern for the files of a split, short if no other of the tables fits."""
+    start = os.path.commonprefix(paths).rstrip("0123456789")  # noqa: RUF071 (of characters, not of folders)
+    fitting = [path for path in tables if path.startswith(start)]
+    return f"{start}*{EXTENSION}" if len(paths) > 1 and len(fitting) == len(paths) else exact_pattern(paths)

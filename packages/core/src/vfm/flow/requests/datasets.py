@@ -13,7 +13,7 @@ from vfm.data.choices.choices import load_choices
 from vfm.data.layouts.coco_captions import caption_files
 from vfm.data.layouts.layout import find_layout
 from vfm.data.prompts.clip_benchmark import benchmark_shards, splits_of, type_beside
-from vfm.data.tables.hub_files import DEFAULT, TEST_SPLITS, TRAIN, by_split, tables_in
+from vfm.data.tables.hub_files import DEFAULT, TEST_SPLITS, TRAIN, by_split, exact_pattern, tables_in
 from vfm.flow.recognition.annotations import annotated_fields, validation_fields
 from vfm.flow.recognition.formats import recognise, split_at
 from vfm.flow.requests.data_options import with_data_options
@@ -191,11 +191,4 @@ def _shards_of_splits(folder: str) -> list[str]:
     test = next((name for name in TEST_SPLITS if name in splits), None)
     if not test or TRAIN not in splits or find_layout(folder, "auto", None, test).paths != splits[test]:
         return []
-    return [_pattern_of(splits[test]), _pattern_of(splits[TRAIN])]
-
-
-def _pattern_of(paths: list[str]) -> str:
-    """Build a pattern for files in the same folder."""
-    folder = paths[0].rpartition("/")[0]
-    names = [path.rpartition("/")[2] for path in paths]
-    return paths[0] if len(paths) == 1 else f"{folder}/{{{','.join(names)}}}"
+    return [exact_pattern(splits[test]), exact_pattern(splits[TRAIN])]
