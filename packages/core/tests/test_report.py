@@ -18,10 +18,21 @@ import pytest
 from report_world import ODD, Elements, photo, run, written
 from vfm.base import UserError, visible
 from vfm.interfaces import BarsPanel, ImagesPanel, LinesPanel, Metric, PanelImage, Report, Series
+from vfm.plugin import Artifact, Record
 from vfm.report import RunSummary, write_report
 from vfm.report.results import over_seeds
 
 __all__ = ["run"]
+
+
+class Fold(Record):
+    """Measured values within an artifact of a plugin."""
+
+    loss: float
+
+
+class Folds(Artifact):
+    folds: list[Fold]
 
 
 def accuracies(directory: Path, **values: float) -> Report:
@@ -36,6 +47,11 @@ def accuracies(directory: Path, **values: float) -> Report:
 def test_a_measured_value_may_be_nan(tmp_path: Path) -> None:
     accuracies(tmp_path, clip=math.nan)
     assert math.isnan(Report.load(tmp_path).metrics[0].value)
+
+
+def test_records_in_artifacts_of_plugins_may_have_nan(tmp_path: Path) -> None:
+    Folds.create(tmp_path, folds=[Fold(loss=math.nan)])
+    assert math.isnan(Folds.load(tmp_path).folds[0].loss)
 
 
 def test_words_of_the_data_never_become_markup(run: RunSummary, tmp_path: Path) -> None:
