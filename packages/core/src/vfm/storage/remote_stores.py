@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import selectors
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -17,6 +18,7 @@ import fsspec.asyn
 THREADS = 32
 
 _inherited: list[Any] = []  # kept, since fsspec closes the connections of a file system that is dropped
+_loop: asyncio.AbstractEventLoop | None = None  # fsspec's, at the last fork
 
 
 def _open(host: tuple[str, str]) -> Any:
@@ -37,33 +39,34 @@ def threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(THREADS, thread_name_prefix="remote")
 
 
-def _keep_loop() -> None:
-    """Keep the event loop before a fork, since fsspec forgets it in the forked process first."""
-    _inherited[:1] = [fsspec.asyn.loop[0]]
+def _before_fork() -> None:
+    """Keep the event loop, since fsspec forgets it in the forked process first."""
+    global _loop
+    _loop = fsspec.asyn.loop[0]
 
 
-def _start_anew() -> None:
-    """Forget the file systems and the threads of the parent in a forked process."""
+def _in_forked_process() -> None:
+    """Forget the file systems and the threads of the parent, and detach its event loop."""
     global _opened
     _inherited.append(_opened)
     _opened = lru_cache(_open)
     threads.cache_clear()
     fsspec.asyn.reset_lock()  # another thread may have held it
-    _leave_selector(_inherited[0])
+    if isinstance(_loop, asyncio.SelectorEventLoop):
+        _detach(_loop)
 
 
-def _leave_selector(loop: asyncio.AbstractEventLoop | None) -> None:
-    """Replace the selector of the parent's event loop by an empty file in this process.
+def _detach(loop: Any) -> None:
+    """Let fsspec close the parent's connections when this process ends, at once and without harm to the parent.
 
-    Linux keeps one set of watched connections (epoll) for both processes. A forked process that closes the parent's
-    connections, as fsspec does when Python ends, would remove them from it, and the parent would wait in vain.
+    asyncio has no public way to do this.
     """
-    selector = getattr(loop, "_selector", None)
-    if selector is not None and hasattr(selector, "fileno"):  # kqueue and epoll have one
-        empty = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        os.dup2(empty, selector.fileno(), inheritable=False)
-        os.close(empty)
+    # fsspec waits for a loop that seems to run, but its thread exists in the parent only.
+    loop._thread_id = None
+    # Linux keeps one set of watched connections (epoll) for both processes. Closed ones would be removed from it, and
+    # the parent would wait in vain.
+    loop._selector = selectors.DefaultSelector()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_keep_loop, after_in_child=_start_anew)
+    os.register_at_fork(before=_before_fork, after_in_child=_in_forked_process)
