@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from range_server import RangeServer, serving
 from vfm.base import UserError
 from vfm.data import BadSample, write_tar
 from vfm.data.videos import ClipView, Media, read_clips
+from vfm.data.videos.formats import list_videos
+from vfm.data.videos.indexing import write_dataset
 from vfm.data.videos.media import read_frame
 from vfm.data.videos.probing import probe
 from vfm.data.videos.stages import Videos
@@ -111,3 +114,17 @@ def test_videos_of_a_tar_that_do_not_come_are_left_out_with_a_warning_and_tried_
     bad, events = indexed("again")
     assert bad == {}
     assert not [event for event in events if event.type in ("warning", "bad_sample")]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_unreachable_videos_end_the_stage_before_the_rest_is_tried(
+    tmp_path: Path, server: RangeServer, workers: int
+) -> None:
+    listing = list_videos(Videos(name="seen", path=f"{server.url}/0.tar"))
+    lost = [replace(video, problem=BadSample("unreachable", video.key)) for video in listing.videos]
+    ctx: Context = context(tmp_path / "stage")
+    events: list[Event] = []
+    ctx.send = events.append
+    with pytest.raises(UserError, match=r"2 of 3 samples are bad: unreachable \(2\)"):
+        write_dataset(ctx, replace(listing, videos=lost), (), [0, 0, 0], max_bad_fraction=0.4, workers=workers)
+    assert sum(event.type == "bad_sample" for event in events) == 2

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from multiprocessing import get_context
 from typing import Any
@@ -77,20 +78,22 @@ def write_dataset(
     problems: dict[int, str] = {}
     unreachable: list[BadSample] = []
     rows, first = [], ""
-    results = zip(videos, labels, _all_probed(videos, workers), strict=True)
-    for number, (video, label, result) in enumerate(results, 1):
-        if isinstance(result, BadSample):
-            bad[result.reason] += 1
-            problems[number - 1] = result.reason
-            first = first or f"; the first is {result.where} ({result.reason})"
-            ctx.skip(result.reason, result.where, lacks_data=result.reason == UNREACHABLE)
-            unreachable += [result] if result.reason == UNREACHABLE else []
-        else:
-            unusual["variable_rate"] += result.variable_rate
-            unusual["rotated"] += bool(result.rotation)
-            rows.append(video_row(video.key, video.video_id, label, video.media, result))
-        ctx.progress(number, len(videos), "videos")
-    check_bad(ctx.stage, bad, len(listing.videos), max_bad_fraction, first)
+    with closing(_all_probed(videos, workers)) as results:
+        for number, (video, label, result) in enumerate(zip(videos, labels, results, strict=True), 1):
+            if isinstance(result, BadSample):
+                bad[result.reason] += 1
+                problems[number - 1] = result.reason
+                first = first or f"; the first is {result.where} ({result.reason})"
+                ctx.skip(result.reason, result.where, lacks_data=result.reason == UNREACHABLE)
+                unreachable += [result] if result.reason == UNREACHABLE else []
+            else:
+                unusual["variable_rate"] += result.variable_rate
+                unusual["rotated"] += bool(result.rotation)
+                rows.append(video_row(video.key, video.video_id, label, video.media, result))
+            ctx.progress(number, len(videos), "videos")
+            if unreachable:  # end early, since each further video of the server may take minutes
+                check_bad(ctx.stage, bad, len(videos), max_bad_fraction, first)
+    check_bad(ctx.stage, bad, len(videos), max_bad_fraction, first)
     if not rows:
         raise UserError(f"{ctx.stage}: no videos found{first}")
     warn_of_unreachable(ctx, unreachable, len(listing.videos))
@@ -141,7 +144,7 @@ def _with_own_keys(videos: Sequence[ListedVideo], stage: str) -> list[ListedVide
     return distinct
 
 
-def _all_probed(videos: Sequence[ListedVideo], workers: int) -> Iterator[VideoFacts | BadSample]:
+def _all_probed(videos: Sequence[ListedVideo], workers: int) -> Generator[VideoFacts | BadSample, None, None]:
     if workers < 2:
         yield from map(_probed, videos)
         return
