@@ -297,12 +297,14 @@ def test_objects_and_regions_of_models_with_a_dense_head(world: Path) -> None:
         ),
         (
             lambda w: vfm.embed(w / "clip", torch.zeros(1, 3, 8, 8)),
-            "got a Tensor; make images of arrays with PIL.Image.fromarray",
+            "got a Tensor; make images of tensors with torchvision.transforms.functional.to_pil_image",
         ),
         (
             lambda w: vfm.view(w / "clip", [np.zeros((8, 8, 3), np.uint8)], w / "maps"),
             "got a ndarray; make images of arrays with PIL.Image.fromarray",
         ),
+        (lambda w: vfm.view(w / "clip", 5, w / "maps"), "expected an image or the path of one, got a int"),
+        (lambda w: vfm.view(w / "clip", [], w / "maps"), "images: expected at least one, got none"),
         (lambda w: vfm.list_models(3), "name: expected a text, got 3"),
         (
             lambda w: vfm.run({"stages": [{"kind": "data.digits", "name": "d"}]}, store=w / "none", track="wandbb"),

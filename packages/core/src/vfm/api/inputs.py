@@ -150,6 +150,19 @@ def local_file(path: AnyPath) -> Path:
     return Path(path)
 
 
+def image_list(images: AnyImage | Iterable[AnyImage]) -> list[AnyImage]:
+    """List one or several images. A value of another type is listed as it is, and refused when it is read.
+
+    Raises:
+        UserError: If there are none.
+    """
+    one = isinstance(images, (*PATHS, Image.Image)) or not isinstance(images, Iterable)
+    listed: list[AnyImage] = [images] if one else list(images)  # type: ignore[list-item, arg-type]
+    if not listed:
+        raise UserError("images: expected at least one, got none")
+    return listed
+
+
 def with_folders(images: Sequence[AnyImage]) -> list[AnyImage]:
     """Replace each folder by the images below it, sorted.
 
@@ -194,7 +207,10 @@ def read_images(images: Sequence[AnyImage]) -> list[Image.Image]:
 
 
 def _array_hint(value: object) -> str:
-    return "; make images of arrays with PIL.Image.fromarray" if hasattr(value, "__array__") else ""
+    """Name the function that converts an array or a tensor, which has another one, to an image."""
+    if isinstance(value, torch.Tensor):
+        return "; make images of tensors with torchvision.transforms.functional.to_pil_image"
+    return "; make images of arrays with PIL.Image.fromarray" if hasattr(value, "__array_interface__") else ""
 
 
 def readable_images(

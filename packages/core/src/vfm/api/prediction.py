@@ -8,7 +8,7 @@ Imports torch.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,14 @@ from vfm.api.inputs import (
     AnyModel,
     artifact_of,
     full_name,
+    image_list,
     image_names,
     open_device,
     open_encoder,
     read_classes,
     readable_images,
 )
-from vfm.api.paths import PATHS, AnyPath, as_place
+from vfm.api.paths import AnyPath, as_place
 from vfm.api.results import Results, as_table
 from vfm.base import UserError, load_function
 from vfm.data.prompts.templates import read_sentences, sentences_of
@@ -163,13 +164,7 @@ def predict(
     _check_choices(*choices)
     if top < 1:
         raise UserError(f"top: must be at least 1, got {top}")
-    # A single image or path is a list of one. An array is iterable, but it is one image.
-    if isinstance(images, (*PATHS, Image.Image)) or not isinstance(images, Iterable):
-        listed = [images]
-    else:
-        listed = list(images)
-    if not listed:
-        raise UserError("images: expected at least one, got none")
+    listed = image_list(images)
     # Models of videos and models with a dense head have their own classes.
     classifier = artifact_of(model, VideoClassifier)
     if classifier:

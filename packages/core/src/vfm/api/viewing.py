@@ -14,13 +14,14 @@ from vfm.api.inputs import (
     ENCODERS,
     AnyImage,
     AnyModel,
+    image_list,
     image_names,
     open_device,
     open_encoder,
     read_images,
     with_folders,
 )
-from vfm.api.paths import PATHS, AnyPath, as_place
+from vfm.api.paths import AnyPath, as_place
 from vfm.api.results import Results, as_table
 from vfm.base import repeated
 from vfm.eval import compute_patch_maps
@@ -74,8 +75,7 @@ def view(
     Raises:
         UserError: If the model or an image does not exist, or the model has no patch tokens.
     """
-    listed = [images] if isinstance(images, (*PATHS, Image.Image)) else list(images)
-    listed = with_folders(listed)
+    listed = with_folders(image_list(images))
     opened = read_images(listed)
     names = image_names(listed)
     encoder = open_encoder(model, pretrained, open_device(device))
