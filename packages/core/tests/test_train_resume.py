@@ -193,6 +193,8 @@ def test_full_disk_is_an_os_error_and_earlier_checkpoints_stay_intact(tmp_path, 
     class Filling(Samples):
         def batch(self, step, samples):
             if step == 11:
+                while not (tmp_path / "work/step-00000008").exists():  # a thread writes it meanwhile
+                    time.sleep(0.01)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))
             return super().batch(step, samples)
 
