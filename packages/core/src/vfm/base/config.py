@@ -21,7 +21,7 @@ class UserError(ValueError):
 
 
 class Config(BaseModel):
-    """A frozen record that rejects unknown keys and numbers that are not finite.
+    """Hold settings in a frozen object that rejects unknown keys and numbers that are not finite.
 
     It is the base of stages, parts and groups of settings. Measured values, which may be NaN, are in a `Record`.
 
@@ -69,7 +69,7 @@ class Config(BaseModel):
 
 
 class Record(Config):
-    """The base of artifacts, and of records of measured values in them. Their numbers may be NaN or infinite."""
+    """Hold measured values, which may be NaN or infinite. It is the base of artifacts and of the objects in them."""
 
     model_config = ConfigDict(allow_inf_nan=True)
 

@@ -16,7 +16,7 @@ from vfm.storage.remote_spans import RemoteError
 
 
 class RemoteVideo(RangeStream):
-    """A remote video file. It keeps the error of a failed read, which FFmpeg may take for the end of the file."""
+    """Read a remote video file, and keep the error of a failed read, which FFmpeg may take for the end of the file."""
 
     failure: RemoteError | None = None
 
