@@ -84,8 +84,10 @@ def write_dataset(
                 bad[result.reason] += 1
                 problems[number - 1] = result.reason
                 first = first or f"; the first is {result.where} ({result.reason})"
-                ctx.skip(result.reason, result.where, lacks_data=result.reason == UNREACHABLE)
-                unreachable += [result] if result.reason == UNREACHABLE else []
+                is_unreachable = result.reason == UNREACHABLE
+                ctx.skip(result.reason, result.where, lacks_data=is_unreachable)
+                if is_unreachable:
+                    unreachable.append(result)
             else:
                 unusual["variable_rate"] += result.variable_rate
                 unusual["rotated"] += bool(result.rotation)
