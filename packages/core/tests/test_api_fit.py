@@ -12,6 +12,7 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -193,7 +194,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         done = vfm.fit(plain, Labelled(), loss=loss, steps=4, global_batch_size=8, folder=tmp_path, **QUIET)
         return math.isnan(done.loss) == (rank == "1")  # the first process has the metrics
 
-    children = [forked(lambda: train("0")), forked(lambda: train("1"))]
+    children = [forked(partial(train, rank)) for rank in ("0", "1")]
     assert [ended(child) for child in children] == [0, 0]
     vfm.fit(plain, Labelled(), loss=loss, steps=4, global_batch_size=8, **QUIET)
     found = load_file(tmp_path / "model.safetensors")
